@@ -1,0 +1,1 @@
+"""The server: engine, operator, command line and the embedded cluster."""

@@ -1,0 +1,1 @@
+"""The operator: the only package that knows Kubernetes."""

@@ -1,0 +1,99 @@
+"""The newest object of each kind that the operator has seen, and the questions that reconcilers ask about them.
+
+Filled by event handlers, by the resync and by the answers to our own writes. It is a cache of what the API server
+holds: losing it costs a list, never a decision. Objects are kept without what nobody here reads (managed fields,
+kubectl's copy of the last applied configuration, the context of a Task that has been submitted).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tasker.controller.cluster import Manifest
+from tasker.controller.work_queue import ObjectKey
+
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+def key_of(manifest: Mapping[str, Any]) -> ObjectKey:
+    """The object's namespace and name."""
+    metadata = manifest["metadata"]
+    return ObjectKey(namespace=metadata.get("namespace") or metadata["name"], name=metadata["name"])
+
+
+def is_going(manifest: Mapping[str, Any]) -> bool:
+    """Whether the object has been deleted and only waits for finalizers."""
+    return bool(manifest["metadata"].get("deletionTimestamp"))
+
+
+def slim(manifest: Manifest) -> Manifest:
+    """The object without the parts of its metadata that cost memory and are never read."""
+    metadata = {key: value for key, value in manifest["metadata"].items() if key != "managedFields"}
+    annotations = metadata.get("annotations")
+    if annotations and _LAST_APPLIED in annotations:
+        metadata["annotations"] = {key: value for key, value in annotations.items() if key != _LAST_APPLIED}
+    return {**manifest, "metadata": metadata}
+
+
+class SeenObjects:
+    """Objects of one kind by namespace and name."""
+
+    def __init__(self) -> None:
+        self._objects: dict[ObjectKey, Manifest] = {}
+        self._by_namespace: defaultdict[str, set[ObjectKey]] = defaultdict(set)
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __contains__(self, key: ObjectKey) -> bool:
+        return key in self._objects
+
+    def get(self, key: ObjectKey) -> Manifest | None:
+        return self._objects.get(key)
+
+    def put(self, manifest: Manifest) -> bool:
+        """Keeps the object; False when a newer version of the same object is already here."""
+        key = key_of(manifest)
+        known = self._objects.get(key)
+        if known is not None and known["metadata"].get("uid") == manifest["metadata"].get("uid"):
+            if _version(known) > _version(manifest):
+                return False
+        self._objects[key] = slim(manifest)
+        self._by_namespace[key.namespace].add(key)
+        return True
+
+    def remove(self, key: ObjectKey, uid: str | None = None) -> Manifest | None:
+        """Forgets the object and returns it; None when it, or an object of that uid, is not here.
+
+        The uid keeps a late DELETED event of an object from removing its successor of the same name.
+        """
+        known = self._objects.get(key)
+        if known is None or (uid is not None and known["metadata"].get("uid") != uid):
+            return None
+        del self._objects[key]
+        self._by_namespace[key.namespace].discard(key)
+        if not self._by_namespace[key.namespace]:
+            del self._by_namespace[key.namespace]
+        return known
+
+    def keys(self) -> list[ObjectKey]:
+        return list(self._objects)
+
+    def in_namespace(self, namespace: str) -> Iterator[Manifest]:
+        """The objects of a namespace, in the order of their names."""
+        keys = sorted(self._by_namespace.get(namespace, ()), key=lambda key: key.name)
+        return (self._objects[key] for key in keys)
+
+    def namespaces(self) -> list[str]:
+        """The namespaces that hold any."""
+        return list(self._by_namespace)
+
+    def all(self) -> Iterator[Manifest]:
+        return iter(list(self._objects.values()))
+
+
+def _version(manifest: Mapping[str, Any]) -> int:
+    text = manifest["metadata"].get("resourceVersion") or "0"
+    return int(text) if text.isdecimal() else 0

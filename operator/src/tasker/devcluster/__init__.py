@@ -1,0 +1,1 @@
+"""The embedded one-machine cluster behind `tasker dev`: a development server, not Kubernetes."""

@@ -1,0 +1,81 @@
+"""The server's error tree. A class's docstring is its message when none is given.
+
+TaskerError
+├── ConfigurationError        a setting, file or environment variable is missing or wrong
+├── InvalidInput              what a person wrote cannot be accepted; `path` says where
+│   ├── InvalidTemplate
+│   └── InvalidTask
+├── NotFound
+│   ├── TemplateNotFound
+│   └── TaskNotFound
+├── IllegalTransition         the database refused a move that the state machine does not have
+├── StoreError                the database could not do what was asked
+│   ├── StoreUnavailable      it cannot be reached now; trying again may work
+│   └── SchemaMismatch        its schema is not one that this release understands
+└── EmbeddedError             the embedded cluster or its Postgres could not do what was asked
+"""
+
+from __future__ import annotations
+
+
+class TaskerError(Exception):
+    """Something went wrong in the server."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__)
+
+
+class ConfigurationError(TaskerError):
+    """A setting, file or environment variable is missing or wrong."""
+
+
+class InvalidInput(TaskerError):
+    """What was submitted cannot be accepted.
+
+    `path` is the place of the fault, like ``spec.steps[3].dependsOn[0]``; `reason` says what is wrong there.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+
+class InvalidTemplate(InvalidInput):
+    """A TaskTemplate cannot be accepted."""
+
+
+class InvalidTask(InvalidInput):
+    """A Task cannot be accepted."""
+
+
+class NotFound(TaskerError):
+    """What was asked for does not exist."""
+
+
+class TemplateNotFound(NotFound):
+    """No such template, or no such version of it, in this namespace."""
+
+
+class TaskNotFound(NotFound):
+    """No such task in this namespace."""
+
+
+class IllegalTransition(TaskerError):
+    """The database refused a move that the state machine does not have."""
+
+
+class StoreError(TaskerError):
+    """The database could not do what was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached now; trying again may work."""
+
+
+class SchemaMismatch(StoreError):
+    """The database schema is not one that this release understands."""
+
+
+class EmbeddedError(TaskerError):
+    """The embedded cluster could not do what was asked."""

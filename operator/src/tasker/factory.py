@@ -1,0 +1,28 @@
+"""The composition root: settings to store to engine. Nobody else builds them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tasker.engine import Engine
+from tasker.settings import DatabaseSettings
+from tasker.store.migrate import check_schema, migrate
+from tasker.store.pool import Database
+
+__all__ = ["migrate", "open_engine"]
+
+
+@asynccontextmanager
+async def open_engine(settings: DatabaseSettings) -> AsyncIterator[Engine]:
+    """An engine on a database whose schema this release understands.
+
+    Raises `StoreUnavailable` when it cannot be reached in time and `SchemaMismatch` when it is not migrated.
+    """
+    await check_schema(settings.url)
+    database = Database(settings)
+    await database.open()
+    try:
+        yield Engine(database)
+    finally:
+        await database.close()

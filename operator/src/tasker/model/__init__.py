@@ -1,0 +1,1 @@
+"""Pure values: templates, graphs, state machines, retry delays. No input or output."""

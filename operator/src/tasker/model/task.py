@@ -1,0 +1,158 @@
+"""Requests for runs, and what can be read of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from tasker.errors import InvalidTask
+from tasker.model import limits
+from tasker.model.transitions import FINAL_TASK_STATES, TaskState
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRequest:
+    """One run to create. `origin_uid` is the uid of the resource that asks; a uid gets at most one run."""
+
+    template_name: str
+    template_version: str | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = 0
+    correlation_id: str | None = None
+    parent_correlation_id: str | None = None
+    initiator: str | None = None
+    source_system: str | None = None
+    reason: str | None = None
+    tags: tuple[str, ...] = ()
+    suspended: bool = False
+    deadline_seconds: float | None = None
+    origin_uid: str | None = None
+    origin_name: str | None = None
+
+    def check(self) -> None:
+        """Raises `InvalidTask` with path and reason when the request cannot be accepted."""
+        if not isinstance(self.context, dict):
+            raise InvalidTask("spec.context", f"must be an object, not {_json_type(self.context)}")
+        if limits.json_depth_exceeds(self.context):
+            raise InvalidTask("spec.context", f"is nested deeper than {limits.JSON_DEPTH} levels")
+        size = limits.json_size(self.context)
+        if size > limits.CONTEXT_BYTES:
+            raise InvalidTask("spec.context", f"is {size} bytes; at most {limits.CONTEXT_BYTES} are allowed")
+        if not -100 <= self.priority <= 100:
+            raise InvalidTask("spec.priority", f"{self.priority} is not between -100 and 100")
+        if self.deadline_seconds is not None and self.deadline_seconds <= 0:
+            raise InvalidTask("spec.deadlineSeconds", "must be more than 0")
+
+    def as_row(self) -> dict[str, Any]:
+        """The request as the database function takes it."""
+        return asdict(self)
+
+
+def _json_type(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, (list, tuple)) else type(value).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmittedTask:
+    """`created` is False when the request's origin had a run already; `task_uuid` is that run's then."""
+
+    task_uuid: UUID
+    created: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCounts:
+    """How many steps of a run are where. `ready` waits for a worker, `waiting` for a retry."""
+
+    total: int
+    pending: int
+    ready: int
+    running: int
+    waiting: int
+    complete: int
+    failed: int
+    cancelled: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFailure:
+    """One failed attempt. `message` is at most 1,024 characters; `final` when the step is not tried again."""
+
+    step: str
+    attempt: int
+    error_type: str
+    message: str
+    final: bool
+    at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSummary:
+    """A run in a bounded size, whatever its graph: what a resource's status or a list shows.
+
+    `failures` are the newest 20. `leaf_results` are the results of the steps nothing depends on, when the run is
+    complete and together they are small enough; else `leaf_results_truncated` is True.
+    """
+
+    namespace: str
+    task_uuid: UUID
+    origin_uid: str | None
+    origin_name: str | None
+    template_name: str
+    template_version: str
+    revision: str
+    state: TaskState
+    suspended: bool
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    counts: StepCounts
+    failures: tuple[StepFailure, ...]
+    leaf_results: dict[str, Any] | None
+    leaf_results_truncated: bool
+    error: dict[str, Any] | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended, one way or the other."""
+        return self.state in FINAL_TASK_STATES
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOrigin:
+    """A resource whose run has not ended."""
+
+    namespace: str
+    name: str
+    uid: str
+    task_uuid: UUID
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateCounts:
+    """Runs of a template by how they stand."""
+
+    running: int
+    waiting: int
+    complete: int
+    error: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredTemplate:
+    """A stored revision. `created` is False when the same revision was there already."""
+
+    template_id: int
+    revision: str
+    created: bool

@@ -1,0 +1,32 @@
+"""Workers and the demand for them, as read from the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolDemand:
+    """What waits for a pool and what it has in hand, in steps; `oldest_ready_seconds` is 0 when nothing waits."""
+
+    namespace: str
+    pool: str
+    queued: int
+    running: int
+    oldest_ready_seconds: float
+    live_workers: int
+    draining_workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerInfo:
+    """One registered worker process. `running` counts the steps it holds."""
+
+    name: str
+    pool: str
+    slots: int
+    version: str
+    running: int
+    draining: bool
+    lease_until: datetime

@@ -1,0 +1,1 @@
+"""Postgres: connections, the SQL, migrations. The only package that imports psycopg."""

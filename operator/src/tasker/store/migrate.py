@@ -1,0 +1,110 @@
+"""Brings a database to the schema of this release: numbered migrations once each, the functions whenever they changed.
+
+Runs under an advisory lock, so that any number of processes may try at once; each file is one transaction with a lock
+timeout, so that a busy table makes it give up and be tried again instead of stopping the world behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+from psycopg import AsyncConnection
+
+from tasker.errors import SchemaMismatch
+from tasker.store.pool import connect, retried, translated_errors
+from tasker.store.queries import load_queries
+
+FUNCTIONS = "functions"
+"""The name under which the bundle of all functions is noted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Migration:
+    """One file of SQL, with the checksum under which it is noted as applied."""
+
+    name: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def _read(folder: str) -> list[Migration]:
+    found = (files(__package__) / "sql" / folder).iterdir()
+    return [
+        Migration(name=file.name.removesuffix(".sql"), text=file.read_text(encoding="utf-8"))
+        for file in sorted(found, key=lambda file: file.name)
+        if file.name.endswith(".sql")
+    ]
+
+
+def migrations() -> list[Migration]:
+    """All numbered migrations, in order."""
+    return _read("migrations")
+
+
+def functions() -> Migration:
+    """All functions as one text."""
+    return Migration(name=FUNCTIONS, text="\n".join(part.text for part in _read("functions")))
+
+
+async def migrate(url: str) -> list[str]:
+    """Applies what is missing and returns the names. Raises `SchemaMismatch` when an applied file was changed since."""
+    queries = load_queries("migrations")
+    async with connect(url, "tasker-migrate") as connection:
+        with translated_errors():
+            await connection.execute(queries["lock_migrations"])
+            try:
+                return await _apply_missing(connection)
+            finally:
+                if not connection.broken:
+                    await connection.execute(queries["unlock_migrations"])
+
+
+async def _apply_missing(connection: AsyncConnection) -> list[str]:
+    queries = load_queries("migrations")
+    applied = await _applied(connection)
+    done: list[str] = []
+    for migration in [*migrations(), functions()]:
+        known = applied.get(migration.name)
+        if known == migration.checksum:
+            continue
+        if known is not None and migration.name != FUNCTIONS:
+            raise SchemaMismatch(f"migration {migration.name} was applied with another text; it must never change")
+
+        async def apply(migration: Migration = migration) -> None:
+            async with connection.transaction():
+                await connection.execute("set local lock_timeout = '5s'")
+                await connection.execute(migration.text.encode())
+                await connection.execute(
+                    queries["record_migration"], {"name": migration.name, "checksum": migration.checksum}
+                )
+
+        await retried(apply)
+        done.append(migration.name)
+    await connection.execute(queries["ensure_partitions"])
+    return done
+
+
+async def _applied(connection: AsyncConnection) -> dict[str, str]:
+    queries = load_queries("migrations")
+    present = await (await connection.execute(queries["has_migrations_table"])).fetchone()
+    if present is None or not present[0]:
+        return {}
+    rows = await (await connection.execute(queries["applied_migrations"])).fetchall()
+    return dict(rows)
+
+
+async def check_schema(url: str) -> None:
+    """Raises `SchemaMismatch` unless all migrations of this release are applied. A newer schema is fine: migrations are
+    written so that the release before still runs."""
+    async with connect(url, "tasker-check") as connection:
+        with translated_errors():
+            applied = await _applied(connection)
+    missing = [migration.name for migration in migrations() if migration.name not in applied]
+    if missing or FUNCTIONS not in applied:
+        raise SchemaMismatch(f"the database schema is behind: missing {', '.join(missing or [FUNCTIONS])}")

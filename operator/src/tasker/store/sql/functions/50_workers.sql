@@ -1,0 +1,146 @@
+-- Workers: one row each. All leases of a worker live by this row's lease_until, renewed every third of the lease time.
+
+create or replace function tasker.register_worker(
+    p_worker text, p_namespace text, p_pool text, p_slots integer, p_version text, p_callables text[],
+    p_lease_seconds double precision
+) returns void language plpgsql as $$
+declare
+    v_now timestamptz := tasker.now();
+begin
+    insert into tasker.workers (name, namespace, pool, slots, version, callables, lease_seconds, lease_until, registered_at)
+    values (p_worker, p_namespace, p_pool, p_slots, p_version, p_callables, p_lease_seconds,
+        v_now + p_lease_seconds * interval '1 second', v_now)
+    on conflict (name) do update set
+        namespace = excluded.namespace, pool = excluded.pool, slots = excluded.slots, version = excluded.version,
+        callables = excluded.callables, lease_seconds = excluded.lease_seconds, lease_until = excluded.lease_until;
+    insert into tasker.pool_callables (namespace, pool, callable)
+    select p_namespace, p_pool, callable from unnest(p_callables) as offered(callable)
+    on conflict do nothing;
+end $$;
+
+-- Renews without waiting for the disk, and tells which of the given claims are no longer the worker's. What the worker
+-- holds by the database's account and does not know of is expired once it is half a lease old: the answer to its claim
+-- was lost, or an earlier process of the same name died.
+create or replace function tasker.renew_worker(p_worker text, p_step_ids bigint[], p_fences bigint[])
+returns table (known boolean, draining boolean, lost_fences bigint[]) language plpgsql as $$
+declare
+    v_now timestamptz := tasker.now();
+    v_worker tasker.workers;
+    v_known boolean;
+    v_step_ids bigint[];
+    v_fences bigint[];
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    update tasker.workers w set lease_until = v_now + w.lease_seconds * interval '1 second'
+    where w.name = p_worker returning * into v_worker;
+    v_known := found;
+    if v_known then
+        select array_agg(l.step_id), array_agg(l.fence) into v_step_ids, v_fences
+        from tasker.leases l
+        where l.worker_id = v_worker.worker_id and l.fence <> all (p_fences)
+            and l.started_at < v_now - v_worker.lease_seconds / 2 * interval '1 second';
+        if v_step_ids is not null then
+            perform tasker.expire_leases(p_worker, v_step_ids, v_fences, 'the worker does not know of this claim');
+        end if;
+    end if;
+    return query
+    select v_known, coalesce(v_worker.draining, false), coalesce((
+        select array_agg(held.fence)
+        from unnest(p_step_ids, p_fences) as held(step_id, fence)
+        left join tasker.leases l on l.step_id = held.step_id and l.fence = held.fence
+        where l.step_id is null
+    ), '{}');
+end $$;
+
+-- Marks a worker as draining: it gets no new step. False when there is no such worker.
+create or replace function tasker.drain_worker(p_worker text) returns boolean language plpgsql as $$
+begin
+    update tasker.workers set draining = true where name = p_worker;
+    return found;
+end $$;
+
+-- Marks those of the given workers as draining that hold nothing, and returns their names. A claim holds the worker's
+-- row to its end, so one that is seen idle here stays idle.
+create or replace function tasker.drain_idle_workers(p_namespace text, p_names text[]) returns setof text language plpgsql as $$
+declare
+    v_ids bigint[];
+begin
+    select array_agg(worker_id) into v_ids from (
+        select worker_id from tasker.workers
+        where namespace = p_namespace and name = any (p_names) order by worker_id for no key update
+    ) as locked;
+    return query
+    update tasker.workers w set draining = true
+    where w.worker_id = any (v_ids) and not exists (select from tasker.leases l where l.worker_id = w.worker_id)
+    returning w.name;
+end $$;
+
+-- Takes the mark back, for workers that are wanted after all.
+create or replace function tasker.undrain_workers(p_namespace text, p_names text[]) returns setof text language sql as $$
+    update tasker.workers set draining = false
+    where namespace = p_namespace and name = any (p_names) and draining returning name
+$$;
+
+-- Ends a worker that leaves by itself: what it still holds is released unharmed. Returns how many steps that were.
+create or replace function tasker.deregister_worker(p_worker text) returns integer language plpgsql as $$
+declare
+    v_worker_id bigint;
+    v_step_ids bigint[];
+    v_fences bigint[];
+    v_released integer := 0;
+begin
+    select worker_id into v_worker_id from tasker.workers where name = p_worker for update;
+    if not found then
+        return 0;
+    end if;
+    select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
+    from tasker.leases where worker_id = v_worker_id;
+    if v_step_ids is not null then
+        select count(*) into v_released from tasker.apply_outcomes(p_worker, tasker.now(), v_step_ids, v_fences,
+            array_fill('release'::text, array[cardinality(v_step_ids)]),
+            array_fill(null::jsonb, array[cardinality(v_step_ids)]), null, 0)
+        where kind = 'settled';
+    end if;
+    delete from tasker.workers where worker_id = v_worker_id;
+    return v_released;
+end $$;
+
+-- Ends leases whose holder is not going to settle them. Returns how many were current.
+create or replace function tasker.expire_leases(p_actor text, p_step_ids bigint[], p_fences bigint[], p_reason text)
+returns integer language plpgsql as $$
+declare
+    v_payloads jsonb[];
+    v_expired integer;
+begin
+    select array_agg(jsonb_build_object('error_type', 'worker_crash_loop', 'message',
+            format('worker %s was lost during attempt %s: %s', coalesce(w.name, 'unknown'), l.attempt, p_reason))
+            order by given.place) into v_payloads
+    from unnest(p_step_ids) with ordinality as given(step_id, place)
+    left join tasker.leases l on l.step_id = given.step_id
+    left join tasker.workers w on w.worker_id = l.worker_id;
+    select count(*) into v_expired from tasker.apply_outcomes(p_actor, tasker.now(), p_step_ids, p_fences,
+        array_fill('expired'::text, array[cardinality(p_step_ids)]), v_payloads, null, 0)
+    where kind = 'settled';
+    return v_expired;
+end $$;
+
+-- Ends workers that are gone, with the reason: their leases expire at once. Returns how many steps they held.
+create or replace function tasker.expire_workers(p_actor text, p_worker_ids bigint[], p_reason text)
+returns integer language plpgsql as $$
+declare
+    v_gone bigint[];
+    v_step_ids bigint[];
+    v_fences bigint[];
+    v_expired integer := 0;
+begin
+    select array_agg(worker_id) into v_gone from (
+        select worker_id from tasker.workers where worker_id = any (p_worker_ids) order by worker_id for update
+    ) as locked;
+    select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
+    from tasker.leases where worker_id = any (v_gone);
+    if v_step_ids is not null then
+        v_expired := tasker.expire_leases(p_actor, v_step_ids, v_fences, p_reason);
+    end if;
+    delete from tasker.workers where worker_id = any (v_gone);
+    return v_expired;
+end $$;

@@ -1,0 +1,148 @@
+-- Submitting: templates become rows once, runs become rows in one call however many there are.
+
+-- Stores a template revision and makes it the one that new tasks get. The same revision again only activates it.
+-- p_steps is an array of the nodes in order of position; p_edges one of [from, to] pairs of positions.
+create or replace function tasker.register_template(
+    p_namespace text, p_name text, p_version text, p_revision text, p_spec jsonb, p_steps jsonb, p_edges jsonb
+) returns table (template_id bigint, created boolean) language plpgsql as $$
+#variable_conflict use_column
+declare
+    v_template_id bigint;
+    v_newest bigint;
+    v_created boolean := false;
+begin
+    -- One registration of a name at a time, so that two operators cannot both insert its parts.
+    perform pg_advisory_xact_lock(hashtextextended('tasker.template/' || p_namespace || '/' || p_name, 0));
+    select t.template_id into v_template_id from tasker.templates t
+    where t.namespace = p_namespace and t.name = p_name and t.revision = p_revision;
+    if not found then
+        insert into tasker.templates (namespace, name, version, revision, spec, step_count)
+        values (p_namespace, p_name, p_version, p_revision, p_spec, jsonb_array_length(p_steps))
+        returning templates.template_id into v_template_id;
+        insert into tasker.template_steps (template_id, position, name, callable, method, resolver, configuration,
+            dependency_count, is_leaf, result_positions, max_attempts, backoff, base_ms, max_ms, jitter, timeout_ms,
+            schedule_timeout_ms)
+        select v_template_id, step.place - 1, s.name, s.callable, s.method, s.resolver, s.configuration,
+            s.dependency_count, s.is_leaf, s.result_positions, s.max_attempts, s.backoff, s.base_ms, s.max_ms, s.jitter,
+            s.timeout_ms, s.schedule_timeout_ms
+        from jsonb_array_elements(p_steps) with ordinality as step(value, place)
+        cross join lateral jsonb_to_record(step.value) as s(
+            name text, callable text, method text, resolver text, configuration jsonb, dependency_count integer,
+            is_leaf boolean, result_positions integer[], max_attempts integer, backoff tasker.backoff, base_ms integer,
+            max_ms integer, jitter double precision, timeout_ms integer, schedule_timeout_ms integer);
+        insert into tasker.template_edges (template_id, from_position, to_position)
+        select v_template_id, (edge ->> 0)::integer, (edge ->> 1)::integer from jsonb_array_elements(p_edges) as edge;
+        v_created := true;
+    else
+        select t.template_id into v_newest from tasker.templates t
+        where t.namespace = p_namespace and t.name = p_name order by t.activated_at desc limit 1;
+        if v_newest <> v_template_id then
+            update tasker.templates t set activated_at = clock_timestamp() where t.template_id = v_template_id;
+        end if;
+    end if;
+    return query select v_template_id, v_created;
+end $$;
+
+-- The newest activated revision of a template, or of one version of it; null when there is none.
+create or replace function tasker.current_template(p_namespace text, p_name text, p_version text)
+returns bigint language sql stable as $$
+    select template_id from tasker.templates
+    where namespace = p_namespace and name = p_name and (p_version is null or version = p_version)
+    order by activated_at desc, template_id desc limit 1
+$$;
+
+-- Creates a run for each request (a JSON array of objects), all or none. A request whose origin_uid has a run already
+-- gets that one back with created = false, so submitting again is harmless. place counts the requests from 1.
+create or replace function tasker.submit_tasks(p_namespace text, p_requests jsonb)
+returns table (place integer, task_uuid uuid, created boolean) language plpgsql
+set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz := tasker.now();
+    v_missing record;
+    v_places integer[];
+    v_task_ids bigint[];
+begin
+    select request ->> 'template_name' as name, request ->> 'template_version' as version into v_missing
+    from jsonb_array_elements(p_requests) as request
+    where tasker.current_template(p_namespace, request ->> 'template_name', request ->> 'template_version') is null
+    limit 1;
+    if found then
+        raise exception 'no template % in namespace %',
+            v_missing.name || coalesce(' version ' || v_missing.version, ''), p_namespace using errcode = 'TK001';
+    end if;
+
+    with request as materialized (
+        select given.place::integer as place, nextval('tasker.task_ids') as task_id, r.*,
+            tasker.current_template(p_namespace, r.template_name, r.template_version) as template_id
+        from jsonb_array_elements(p_requests) with ordinality as given(value, place)
+        cross join lateral jsonb_to_record(given.value) as r(
+            template_name text, template_version text, context jsonb, priority smallint, correlation_id text,
+            parent_correlation_id text, initiator text, source_system text, reason text, tags text[],
+            suspended boolean, deadline_seconds double precision, origin_uid text, origin_name text)
+    ), fresh as (
+        insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, suspended, priority, total_steps,
+            remaining_steps, active_steps, context, correlation_id, parent_correlation_id, initiator, source_system,
+            reason, tags, origin_uid, origin_name, deadline, created_at, started_at)
+        select r.task_id, gen_random_uuid(), p_namespace, r.template_id, 'steps_in_process',
+            coalesce(r.suspended, false), coalesce(r.priority, 0), template.step_count, template.step_count,
+            (select count(*) from tasker.template_steps d
+                where d.template_id = r.template_id and d.dependency_count = 0),
+            coalesce(r.context, '{}'), coalesce(r.correlation_id, gen_random_uuid()::text), r.parent_correlation_id,
+            r.initiator, r.source_system, r.reason, coalesce(r.tags, '{}'), r.origin_uid, r.origin_name,
+            v_now + r.deadline_seconds * interval '1 second', v_now, v_now
+        from request r join tasker.templates template on template.template_id = r.template_id
+        order by r.place
+        on conflict (origin_uid) do nothing
+        returning task_id
+    )
+    select array_agg(r.place), array_agg(r.task_id) into v_places, v_task_ids
+    from request r join fresh on fresh.task_id = r.task_id;
+
+    if v_task_ids is not null then
+        insert into tasker.steps (step_id, template_id, template_position, state, unmet_dependencies, enqueued_at)
+        select tasker.first_step_id(t.task_id) + d.position, d.template_id, d.position,
+            case when d.dependency_count = 0 then 'enqueued' else 'pending' end::tasker.step_state,
+            d.dependency_count, case when d.dependency_count = 0 then v_now end
+        from unnest(v_task_ids) as fresh(task_id)
+        join tasker.tasks t on t.task_id = fresh.task_id
+        join tasker.template_steps d on d.template_id = t.template_id
+        order by t.task_id, d.position;
+
+        insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
+        select tasker.first_step_id(t.task_id) + d.position, 'pending', 'enqueue', 'enqueued', 'submit', v_now
+        from unnest(v_task_ids) as fresh(task_id)
+        join tasker.tasks t on t.task_id = fresh.task_id
+        join tasker.template_steps d on d.template_id = t.template_id and d.dependency_count = 0;
+
+        insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at)
+        select fresh.task_id, hop.source, hop.event, hop.target, 'submit', v_now
+        from unnest(v_task_ids) as fresh(task_id)
+        cross join (values
+            (1, 'pending'::tasker.task_state, 'start'::tasker.task_event, 'initializing'::tasker.task_state),
+            (2, 'initializing', 'ready_steps_found', 'enqueuing_steps'),
+            (3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process')
+        ) as hop(place, source, event, target)
+        order by fresh.task_id, hop.place;
+
+        insert into tasker.timers (due_at, kind, task_id)
+        select t.deadline, 'deadline', t.task_id
+        from unnest(v_task_ids) as fresh(task_id)
+        join tasker.tasks t on t.task_id = fresh.task_id
+        where t.deadline is not null;
+
+        perform tasker.queue_steps(array_agg(tasker.first_step_id(t.task_id) + d.position), v_now)
+        from unnest(v_task_ids) as fresh(task_id)
+        join tasker.tasks t on t.task_id = fresh.task_id
+        join tasker.template_steps d on d.template_id = t.template_id and d.dependency_count = 0;
+    end if;
+
+    return query
+    select fresh.place, t.task_uuid, true
+    from unnest(v_places, v_task_ids) as fresh(place, task_id) join tasker.tasks t on t.task_id = fresh.task_id
+    union all
+    select given.place::integer, t.task_uuid, false
+    from jsonb_array_elements(p_requests) with ordinality as given(value, place)
+    join tasker.tasks t on t.origin_uid = given.value ->> 'origin_uid'
+    where given.place <> all (coalesce(v_places, '{}'));
+end $$;

@@ -1,0 +1,86 @@
+-- name: submit_tasks
+-- Creates runs, all or none.
+select place, task_uuid, created from tasker.submit_tasks(%(namespace)s, %(requests)s) order by place;
+
+-- name: task_ids_by_uuid
+-- The internal id of a run.
+select task_id from tasker.tasks where task_uuid = %(task_uuid)s;
+
+-- name: task_id_by_origin
+-- The internal id of the run that a resource asked for.
+select task_id from tasker.tasks where origin_uid = %(origin_uid)s;
+
+-- name: cancel_task
+-- Cancels a run for good.
+select tasker.cancel_task(%(task_id)s, %(actor)s, %(reason)s);
+
+-- name: suspend_task
+-- Nothing new of a run starts.
+select tasker.suspend_task(%(task_id)s);
+
+-- name: resume_task
+-- A suspended run goes on.
+select tasker.resume_task(%(task_id)s);
+
+-- name: open_task_ids_of_namespace
+-- All runs of a namespace that have not ended.
+select task_id from tasker.tasks where namespace = %(namespace)s and completed_at is null order by task_id;
+
+-- name: open_origins
+-- The resources whose runs have not ended.
+select namespace, origin_name, origin_uid, task_uuid
+from tasker.tasks
+where completed_at is null and origin_uid is not null and (%(namespace)s::text is null or namespace = %(namespace)s)
+order by task_id;
+
+-- name: summaries
+-- All that a resource's status shows, for runs given by the uid of their resource or by their own.
+select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as template_name,
+    template.version as template_version, template.revision, t.state::text as state, t.suspended, t.created_at,
+    t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
+    t.cancelled_steps, t.error,
+    (select count(*) from tasker.leases l
+        where l.step_id >= tasker.first_step_id(t.task_id) and l.step_id < tasker.first_step_id(t.task_id + 1)) as running_steps,
+    coalesce((
+        select jsonb_agg(jsonb_build_object('step', recent.name, 'attempt', recent.attempt, 'error_type',
+            recent.error_type, 'message', recent.message, 'final', recent.final, 'at', recent.at)
+            order by recent.failure_id desc)
+        from (
+            select f.failure_id, d.name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
+            from tasker.step_failures f
+            join tasker.template_steps d on d.template_id = t.template_id
+                and d.position = f.step_id - tasker.first_step_id(t.task_id)
+            where f.task_id = t.task_id
+            order by f.failure_id desc limit 20
+        ) as recent
+    ), '[]') as failures,
+    case when t.state = 'complete' then (
+        select case when sum(octet_length(leaf.result::text)) <= %(leaf_results_limit)s
+            then jsonb_object_agg(leaf.name, leaf.result) end
+        from (
+            select d.name, s.result
+            from tasker.template_steps d
+            join tasker.steps s on s.step_id = tasker.first_step_id(t.task_id) + d.position
+            where d.template_id = t.template_id and d.is_leaf
+        ) as leaf
+    ) end as leaf_results
+from tasker.tasks t
+join tasker.templates template on template.template_id = t.template_id
+where t.origin_uid = any (%(origin_uids)s) or t.task_uuid = any (%(task_uuids)s);
+
+-- name: changes_horizon
+-- The transaction before which nothing can change any more: where a new reader of the log begins.
+select pg_snapshot_xmin(pg_current_snapshot())::text as horizon;
+
+-- name: changes
+-- Resources whose runs moved in transactions from the cursor up to the horizon. A transaction still open is left for
+-- the next time, so that a row committed late is never passed over.
+select distinct t.origin_uid
+from tasker.task_transitions x
+join tasker.tasks t on t.task_id = x.task_id
+where x.transaction_id >= %(cursor)s::text::xid8 and x.transaction_id < %(horizon)s::text::xid8
+    and t.origin_uid is not null;
+
+-- name: finished_count
+-- How many of the given runs have ended.
+select count(*) as finished from tasker.tasks where task_uuid = any (%(task_uuids)s) and completed_at is not null;

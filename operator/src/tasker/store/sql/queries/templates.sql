@@ -1,0 +1,16 @@
+-- name: register_template
+-- Stores a template revision, or activates it again.
+select template_id, created
+from tasker.register_template(%(namespace)s, %(name)s, %(version)s, %(revision)s, %(spec)s, %(steps)s, %(edges)s);
+
+-- name: template_counts
+-- How many runs of a template are in which kind of state.
+select
+    count(*) filter (where state in ('pending', 'initializing', 'enqueuing_steps', 'steps_in_process', 'evaluating_results')
+        and not suspended) as running,
+    count(*) filter (where state in ('waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures')
+        or suspended and completed_at is null) as waiting,
+    count(*) filter (where state in ('complete', 'resolved_manually')) as complete,
+    count(*) filter (where state in ('error', 'cancelled')) as error
+from tasker.tasks
+where template_id in (select template_id from tasker.templates where namespace = %(namespace)s and name = %(name)s);

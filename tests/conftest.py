@@ -1,0 +1,5 @@
+"""What every test can use: see tests/support."""
+
+from __future__ import annotations
+
+pytest_plugins = ["support.postgres"]

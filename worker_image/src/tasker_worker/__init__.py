@@ -1,0 +1,1 @@
+"""The SDK: write step handlers and run them in a worker."""

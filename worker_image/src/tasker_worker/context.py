@@ -1,0 +1,199 @@
+"""What a handler is told about its step. Made by the executor for each attempt, and by `tasker_worker.testing`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, overload
+
+from pydantic import TypeAdapter
+
+from .claims import Claim
+
+Model = TypeVar("Model")
+
+
+class StepContext:
+    """One attempt at one step: who it is, what it was given, and whether it should stop.
+
+    Reading is cheap and parsed once; treat what it returns as read-only. It may be used from any thread.
+    """
+
+    __slots__ = (
+        "_claim",
+        "_configuration",
+        "_context",
+        "_dependency_results",
+        "_inputs",
+        "_on_heartbeat",
+        "_started_at",
+        "cancelled",
+    )
+
+    def __init__(
+        self,
+        claim: Claim,
+        *,
+        started_at: datetime | None = None,
+        on_heartbeat: Callable[[object], None] | None = None,
+    ) -> None:
+        self._claim = claim
+        self._configuration = claim.configuration
+        self._inputs = claim.inputs
+        self._context = claim.context
+        self._dependency_results = claim.dependency_results
+        self._started_at = started_at
+        self._on_heartbeat = on_heartbeat
+        #: True once the attempt has lost its right to settle (task cancelled, lease lost, timed out, worker leaving).
+        #: What the handler returns from then on is not recorded; it should stop as soon as it can.
+        self.cancelled = False
+
+    def __repr__(self) -> str:
+        return f"<StepContext of step {self.step_name!r}, task {self.task_uuid}, attempt {self.attempt}>"
+
+    @property
+    def task_uuid(self) -> str:
+        return self._claim.task_uuid
+
+    @property
+    def step_uuid(self) -> str:
+        return self._claim.step_uuid
+
+    @property
+    def step_name(self) -> str:
+        return self._claim.step_name
+
+    @property
+    def namespace(self) -> str:
+        return self._claim.namespace
+
+    @property
+    def template_name(self) -> str:
+        return self._claim.template_name
+
+    @property
+    def template_version(self) -> str:
+        return self._claim.template_version
+
+    @property
+    def correlation_id(self) -> str:
+        return self._claim.correlation_id
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first try."""
+        return self._claim.attempt
+
+    @property
+    def retry_count(self) -> int:
+        """How many tries came before this one; 0 for the first."""
+        return self._claim.attempt - 1
+
+    @property
+    def max_retries(self) -> int:
+        """How many tries may follow the first."""
+        return self._claim.max_attempts - 1
+
+    @property
+    def is_retry(self) -> bool:
+        return self._claim.attempt > 1
+
+    @property
+    def is_last_retry(self) -> bool:
+        """No further try follows when this one fails."""
+        return self._claim.attempt >= self._claim.max_attempts
+
+    @property
+    def task_context(self) -> dict[str, Any]:
+        """The task's input, whole."""
+        if type(self._context) is str:
+            self._context = json.loads(self._context)
+        return self._context  # type: ignore[return-value]  # parsed just above
+
+    @property
+    def step_inputs(self) -> dict[str, Any]:
+        """What was laid down for this one step when it was created; empty for standard steps."""
+        if type(self._inputs) is str:
+            self._inputs = json.loads(self._inputs)
+        return self._inputs  # type: ignore[return-value]
+
+    @property
+    def step_config(self) -> dict[str, Any]:
+        """`handler.initialization` of the template."""
+        if type(self._configuration) is str:
+            self._configuration = json.loads(self._configuration)
+        return self._configuration  # type: ignore[return-value]
+
+    @property
+    def dependency_results(self) -> dict[str, Any]:
+        """Results by step name: of all steps before this one when they are at most 100, else of its direct parents."""
+        if type(self._dependency_results) is str:
+            self._dependency_results = json.loads(self._dependency_results)
+        return self._dependency_results  # type: ignore[return-value]
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When this attempt must be over: its timeout or the task's deadline, whichever comes first.
+
+        None only outside of a worker, where nothing measures the attempt.
+        """
+        if self._started_at is None:
+            return self._claim.deadline
+        timeout = self._started_at + timedelta(milliseconds=self._claim.timeout_ms)
+        return timeout if self._claim.deadline is None else min(timeout, self._claim.deadline)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds to the deadline, never below 0; infinite when there is none."""
+        deadline = self.deadline
+        return float("inf") if deadline is None else max(0.0, (deadline - datetime.now(UTC)).total_seconds())
+
+    def get_input(self, key: str, default: Any = None) -> Any:
+        """An input by name: the step's own when it has it, else the task's."""
+        if key in self.step_inputs:
+            return self.step_inputs[key]
+        return self.task_context.get(key, default)
+
+    @overload
+    def get_dependency_result(self, step: str) -> Any: ...
+    @overload
+    def get_dependency_result(self, step: str, model: type[Model]) -> Model | None: ...
+    def get_dependency_result(self, step: str, model: type[Model] | None = None) -> Any:
+        """The result of a step before this one, as `model` when one is given; None when there is none.
+
+        Raises pydantic.ValidationError when the result does not fit the model.
+        """
+        result = self.dependency_results.get(step)
+        return result if model is None or result is None else TypeAdapter(model).validate_python(result)
+
+    def get_dependency_field(self, step: str, *path: str | int) -> Any:
+        """A value inside a dependency's result, by keys and indexes; None where the path leads nowhere."""
+        value = self.dependency_results.get(step)
+        for key in path:
+            if isinstance(value, dict):
+                value = value.get(key)
+            elif isinstance(value, list) and isinstance(key, int) and -len(value) <= key < len(value):
+                value = value[key]
+            else:
+                return None
+        return value
+
+    def get_all_dependency_results(self, prefix: str) -> list[Any]:
+        """Results of all steps whose name starts with `prefix`, in the order of their names."""
+        results = self.dependency_results
+        return [results[name] for name in sorted(results) if name.startswith(prefix)]
+
+    def get_config(self, key: str, default: Any = None) -> Any:
+        """A value of the step's configuration."""
+        return self.step_config.get(key, default)
+
+    def heartbeat(self, detail: object = None) -> bool:
+        """Tell how far the work is; `detail` is shown beside the step in `/health/detailed`.
+
+        Returns False when the handler should stop (see `cancelled`), so that a loop may read
+        ``while context.heartbeat(done): …``. The lease needs no heartbeat: the worker renews it by itself.
+        """
+        if self._on_heartbeat is not None:
+            self._on_heartbeat(detail)
+        return not self.cancelled

@@ -1,0 +1,236 @@
+"""The worker's side of the database: one class a connection, each call one of the engine's functions.
+
+The exchange uses `Gateway` from the event loop, the lease keeper `SyncGateway` from its thread. Foreign errors are
+translated here: `Unavailable` when repeating the call may help (with whether it may have taken effect), `Refused` when
+the database has understood and says no.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import conninfo
+from psycopg.rows import tuple_row
+from psycopg.types.string import TextLoader
+
+from .claims import Answer, Claim, Settlement
+from .errors import ConfigurationError, DatabaseError
+from .queries import QUERIES
+
+logger = logging.getLogger("tasker_worker.database")
+
+_CONNECT_SECONDS = 5
+
+
+class Unavailable(DatabaseError):
+    """The database cannot be asked now; asking again may work."""
+
+
+class Refused(DatabaseError):
+    """The database refuses the call as it is."""
+
+
+class SchemaMissing(Unavailable):
+    """The database has no engine schema that this worker understands; it comes with the server's migration."""
+
+
+class Offer(NamedTuple):
+    """What a worker tells the database about itself."""
+
+    worker: str
+    namespace: str
+    pool: str
+    slots: int
+    version: str
+    callables: Sequence[str]
+    lease_seconds: float
+
+
+class Renewal(NamedTuple):
+    known: bool
+    draining: bool
+    lost_fences: list[int]
+
+
+def connection_settings(url: str, role: str, lease_seconds: float) -> dict[str, Any]:
+    """libpq settings for a connection: what the URL says, and bounds on how long a dead network goes unnoticed."""
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except psycopg.Error as error:
+        raise ConfigurationError(f"DATABASE_URL is not a Postgres connection URL: {error}") from error
+    bounded: dict[str, Any] = {
+        "application_name": f"tasker-worker {role}",
+        "connect_timeout": _CONNECT_SECONDS,
+        "keepalives_idle": max(1, int(lease_seconds / 3)),
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": int(lease_seconds * 1000 / 2),
+    }
+    return bounded | {key: value for key, value in given.items() if value is not None}
+
+
+def _prepare(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
+    # JSON stays text until a handler reads it, identifiers are text to everybody.
+    connection.adapters.register_loader("jsonb", TextLoader)
+    connection.adapters.register_loader("uuid", TextLoader)
+    connection.prepare_threshold = None  # statements say themselves whether they are prepared
+
+
+def _array(numbers: Sequence[int]) -> str:
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def _translated(error: psycopg.Error) -> DatabaseError:
+    text = str(error).strip() or type(error).__name__
+    match error:
+        case psycopg.errors.UndefinedFunction() | psycopg.errors.InvalidSchemaName() | psycopg.errors.UndefinedTable():
+            return SchemaMissing(f"{SchemaMissing.__doc__} ({text})")
+        case psycopg.OperationalError() | psycopg.InterfaceError():
+            # Connection trouble, shutdown, deadlock, serialization, too many connections, read-only standby.
+            return Unavailable(text)
+        case psycopg.errors.ReadOnlySqlTransaction() | psycopg.errors.FeatureNotSupported():
+            # A failover's standby; a plan made before a migration.
+            return Unavailable(text)
+        case _:
+            return Refused(text)
+
+
+_PREPARED_ELSEWHERE = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
+
+
+class Gateway:
+    """The engine's functions over one connection of the event loop, which is opened again when it broke.
+
+    One call at a time; the caller sees to that.
+    """
+
+    def __init__(self, url: str, *, lease_seconds: float) -> None:
+        self._settings = connection_settings(url, "exchange", lease_seconds)
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._prepare = True
+
+    async def connect(self) -> None:
+        if self._connection is None:
+            try:
+                self._connection = await psycopg.AsyncConnection.connect(
+                    **self._settings, autocommit=True, row_factory=tuple_row
+                )
+            except psycopg.Error as error:
+                raise _translated(error) from error
+            _prepare(self._connection)
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def register(self, offer: Offer) -> None:
+        await self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
+
+    async def deregister(self, worker: str) -> int:
+        """Number of steps that were given back."""
+        rows = await self._rows("deregister_worker", (worker,))
+        return int(rows[0][0])
+
+    async def claim(self, worker: str, limit: int) -> list[Claim]:
+        return [Claim._make(row) for row in await self._rows("claim_steps", (worker, limit))]
+
+    async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer:
+        """Record outcomes, and claim up to `claim_limit` steps in the same transaction. Repeating it is harmless."""
+        rows = await self._rows(
+            "settle_steps",
+            (
+                worker,
+                _array([each.step_id for each in settlements]),
+                _array([each.fence for each in settlements]),
+                "{" + ",".join([each.outcome.kind for each in settlements]) + "}",
+                [each.outcome.payload for each in settlements],
+                claim_limit,
+            ),
+        )
+        settled = set()
+        claims = []
+        ready_left = tasks_finished = 0
+        for row in rows:
+            match row[0]:
+                case "settled":
+                    settled.add(row[2])
+                case "claim":
+                    claims.append(Claim._make(row))
+                case "summary":
+                    ready_left, tasks_finished = row[-2], row[-1]
+        return Answer(frozenset(settled), claims, ready_left, tasks_finished)
+
+    async def notify(self, channel: str) -> None:
+        await self._rows("notify", (channel,))
+
+    async def _rows(self, name: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        await self.connect()
+        assert self._connection is not None
+        try:
+            cursor = await self._connection.execute(QUERIES[name], parameters, prepare=self._prepare)
+            return await cursor.fetchall()
+        except psycopg.Error as error:
+            if isinstance(error, _PREPARED_ELSEWHERE):
+                self._prepare = False
+                logger.warning("a pooler between worker and database loses prepared statements; going on without them")
+                await self.close()
+                raise Unavailable(str(error)) from error
+            translated = _translated(error)
+            if self._connection.closed or isinstance(translated, Unavailable):
+                await self.close()
+            raise translated from error
+
+
+class SyncGateway:
+    """Renewing and sweeping over a connection of a thread's own."""
+
+    def __init__(self, url: str, *, lease_seconds: float) -> None:
+        self._settings = connection_settings(url, "leases", lease_seconds)
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def register(self, offer: Offer) -> None:
+        self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
+
+    def renew(self, worker: str, held: Sequence[tuple[int, int]]) -> Renewal:
+        """Keep the leases alive; `held` is the (step id, fence) of each."""
+        parameters = (worker, _array([step for step, _ in held]), _array([fence for _, fence in held]))
+        return Renewal._make(self._rows("renew_worker", parameters)[0])
+
+    def settle(self, worker: str, settlement: Settlement) -> None:
+        outcome = settlement.outcome
+        self._rows(
+            "settle_steps",
+            (
+                worker,
+                _array([settlement.step_id]),
+                _array([settlement.fence]),
+                f"{{{outcome.kind}}}",
+                [outcome.payload],
+                0,
+            ),
+        )
+
+    def sweep(self, limit: int) -> dict[str, int]:
+        """Repairs made, by kind."""
+        return dict(self._rows("sweep", (limit,)))
+
+    def _rows(self, name: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        try:
+            if self._connection is None:
+                self._connection = psycopg.Connection.connect(**self._settings, autocommit=True, row_factory=tuple_row)
+                _prepare(self._connection)
+            return self._connection.execute(QUERIES[name], parameters).fetchall()
+        except psycopg.Error as error:
+            translated = _translated(error)
+            if isinstance(translated, Unavailable):
+                self.close()
+            raise translated from error

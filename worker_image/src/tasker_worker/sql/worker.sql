@@ -1,0 +1,39 @@
+-- The engine's functions as a worker calls them. Each statement is a transaction of its own.
+
+-- name: register_worker
+-- Makes the worker known with what it offers; repeated when that changes or when the database has forgotten it.
+select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double precision)
+
+-- name: claim_steps
+-- Takes ready steps when nothing is there to settle.
+select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, callable,
+    method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration, inputs,
+    context, dependency_results, ready_left, tasks_finished
+from tasker.claim_steps(%s, %s::int)
+
+-- name: settle_steps
+-- Records outcomes and takes new steps. The arrays of numbers and outcomes come as array literals, the payloads as text.
+select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, callable,
+    method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration, inputs,
+    context, dependency_results, ready_left, tasks_finished
+from tasker.settle_steps(%s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::jsonb[], %s::int)
+
+-- name: deregister_worker
+-- Releases what the worker still holds and forgets it.
+select tasker.deregister_worker(%s)
+
+-- name: renew_worker
+-- Keeps the worker's leases alive and tells which of the given ones are gone.
+select known, draining, lost_fences from tasker.renew_worker(%s, %s::bigint[], %s::bigint[])
+
+-- name: sweep
+-- One pass of repairs; no rows when another worker is at it.
+select repair, repaired from tasker.sweep(%s::int)
+
+-- name: listen_ready
+-- Hints that steps became ready arrive on this session from now on.
+listen tasker_ready
+
+-- name: notify
+-- Tells other sessions on a channel that there is something to look at. A hint need not wait for the disk.
+select set_config('synchronous_commit', 'off', true), pg_notify(%s, '')
