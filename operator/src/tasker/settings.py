@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,3 +39,120 @@ class DatabaseSettings:
         if not url:
             raise ConfigurationError("DATABASE_URL is not set: give the connection string of the Postgres database")
         return cls(url=url, listen_url=environment.get("TASKER_LISTEN_DATABASE_URL") or None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorSettings:
+    """How the operator runs; every field has an environment variable, named in `from_environment`."""
+
+    worker_image: str
+    """The image of pools that name none. No default but the release's own: an unknown image must not run by accident."""
+
+    worker_database_url: str = field(repr=False)
+    """The connection string that goes into the workers' Secret; the operator's own unless workers need another way."""
+
+    watch_namespaces: tuple[str, ...] = ()
+    """The namespaces that are served; none means all of them, which is what one operator a cluster wants."""
+
+    health_port: int = 8080
+    """Port of /healthz, /readyz and /metrics; 0 takes a free one."""
+
+    health_host: str = "0.0.0.0"  # noqa: S104 - probes come from the node, so a pod has to listen on its address
+    """Address that port is bound to."""
+
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    log_format: str = "json"
+    """json for machines (the default in a cluster) or text for people."""
+
+    resync_seconds: float = 300.0
+    """How often everything is listed and reconciled again: what a missed event can cost at most, in seconds."""
+
+    change_seconds: float = 0.5
+    """How often changed rows are read when no notification comes, in seconds: the delay of a status at its worst."""
+
+    scale_seconds: float = 1.0
+    """How often pools are looked at, in seconds: half of the two seconds within which a first worker is wanted."""
+
+    sweep_seconds: float = 1.0
+    """How often the operator sweeps, in seconds. With no worker left nobody else would wake a due retry."""
+
+    progress_writes_per_second: float = 100.0
+    """Status writes of running Tasks over all of them; ends are written at once. Protects the API server."""
+
+    managed_pool_grace_seconds: float = 5.0
+    """How long a namespace may hold templates and no pool before it gets one: files are applied one after the other."""
+
+    managed_pool_spec: Mapping[str, object] = field(
+        default_factory=lambda: {"handlersFrom": {"configMapRef": {"name": "tasker-handlers"}}}
+    )
+    """The spec of such a pool. By default it mounts the handlers that a ConfigMap of this name brings."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, *, version: str) -> OperatorSettings:
+        """Raises `ConfigurationError` naming the variable when one cannot be used."""
+        return cls(
+            worker_image=environment.get("TASKER_WORKER_IMAGE") or f"tasker-worker:{version}",
+            worker_database_url=environment.get("TASKER_WORKER_DATABASE_URL") or environment.get("DATABASE_URL", ""),
+            watch_namespaces=tuple(
+                name.strip() for name in environment.get("TASKER_WATCH_NAMESPACES", "").split(",") if name.strip()
+            ),
+            health_port=_integer(environment, "TASKER_HEALTH_PORT", cls.health_port, at_most=65535),
+            health_host=environment.get("TASKER_HEALTH_HOST") or cls.health_host,
+            log_level=_choice(environment, "TASKER_LOG", cls.log_level, ("debug", "info", "warning", "error")),
+            log_format=_choice(environment, "TASKER_LOG_FORMAT", cls.log_format, ("json", "text")),
+            resync_seconds=_seconds(environment, "TASKER_RESYNC_SECONDS", cls.resync_seconds),
+            change_seconds=_seconds(environment, "TASKER_CHANGE_SECONDS", cls.change_seconds),
+            scale_seconds=_seconds(environment, "TASKER_SCALE_SECONDS", cls.scale_seconds),
+            sweep_seconds=_seconds(environment, "TASKER_SWEEP_SECONDS", cls.sweep_seconds),
+            progress_writes_per_second=_seconds(
+                environment, "TASKER_PROGRESS_WRITES_PER_SECOND", cls.progress_writes_per_second
+            ),
+            managed_pool_grace_seconds=_seconds(
+                environment, "TASKER_MANAGED_POOL_GRACE_SECONDS", cls.managed_pool_grace_seconds
+            ),
+            **_managed_pool(environment),
+        )
+
+
+def _integer(environment: Mapping[str, str], name: str, default: int, *, at_most: int) -> int:
+    text = environment.get(name)
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) > at_most:
+        raise ConfigurationError(f"{name}={text!r} is not a whole number from 0 to {at_most}")
+    return int(text)
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigurationError(f"{name}={text!r} is not a number above 0")
+    return value
+
+
+def _choice(environment: Mapping[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:
+    text = (environment.get(name) or default).lower()
+    if text not in choices:
+        raise ConfigurationError(f"{name}={text!r} is none of {', '.join(choices)}")
+    return text
+
+
+def _managed_pool(environment: Mapping[str, str]) -> dict[str, Mapping[str, object]]:
+    text = environment.get("TASKER_MANAGED_POOL")
+    if not text:
+        return {}
+    try:
+        spec = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"TASKER_MANAGED_POOL is not JSON: {error}") from error
+    if not isinstance(spec, dict):
+        raise ConfigurationError("TASKER_MANAGED_POOL must be a JSON object: the spec of a WorkerPool")
+    return {"managed_pool_spec": spec}

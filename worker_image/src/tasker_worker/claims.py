@@ -51,6 +51,8 @@ class Outcome(NamedTuple):
 
     kind: OutcomeKind
     payload: str | None
+    error_type: str | None = None  # of an error, as is the next: what the payload says, for logs and metrics
+    message: str | None = None
 
 
 class Settlement(NamedTuple):

@@ -35,7 +35,6 @@ class StepContext:
         self,
         claim: Claim,
         *,
-        started_at: datetime | None = None,
         on_heartbeat: Callable[[object], None] | None = None,
     ) -> None:
         self._claim = claim
@@ -43,11 +42,15 @@ class StepContext:
         self._inputs = claim.inputs
         self._context = claim.context
         self._dependency_results = claim.dependency_results
-        self._started_at = started_at
+        self._started_at: datetime | None = None
         self._on_heartbeat = on_heartbeat
         #: True once the attempt has lost its right to settle (task cancelled, lease lost, timed out, worker leaving).
         #: What the handler returns from then on is not recorded; it should stop as soon as it can.
         self.cancelled = False
+
+    def begin(self) -> None:
+        """Called by whoever runs the handler, when it starts: the attempt's timeout counts from here."""
+        self._started_at = datetime.now(UTC)
 
     def __repr__(self) -> str:
         return f"<StepContext of step {self.step_name!r}, task {self.task_uuid}, attempt {self.attempt}>"

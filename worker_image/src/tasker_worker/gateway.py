@@ -23,6 +23,7 @@ from .queries import QUERIES
 logger = logging.getLogger("tasker_worker.database")
 
 _CONNECT_SECONDS = 5
+_ENGINE_ERRORS = "TK"  # SQLSTATEs that the engine's functions raise
 
 
 class Unavailable(DatabaseError):
@@ -59,8 +60,9 @@ def connection_settings(url: str, role: str, lease_seconds: float) -> dict[str, 
     """libpq settings for a connection: what the URL says, and bounds on how long a dead network goes unnoticed."""
     try:
         given = conninfo.conninfo_to_dict(url)
-    except psycopg.Error as error:
-        raise ConfigurationError(f"DATABASE_URL is not a Postgres connection URL: {error}") from error
+    except psycopg.Error:
+        # Without the driver's text: it repeats the URL, password and all.
+        raise ConfigurationError("DATABASE_URL is not a Postgres connection URL") from None
     bounded: dict[str, Any] = {
         "application_name": f"tasker-worker {role}",
         "connect_timeout": _CONNECT_SECONDS,
@@ -72,11 +74,10 @@ def connection_settings(url: str, role: str, lease_seconds: float) -> dict[str, 
     return bounded | {key: value for key, value in given.items() if value is not None}
 
 
-def _prepare(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
+def _use_text(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
     # JSON stays text until a handler reads it, identifiers are text to everybody.
     connection.adapters.register_loader("jsonb", TextLoader)
     connection.adapters.register_loader("uuid", TextLoader)
-    connection.prepare_threshold = None  # statements say themselves whether they are prepared
 
 
 def _array(numbers: Sequence[int]) -> str:
@@ -88,14 +89,18 @@ def _translated(error: psycopg.Error) -> DatabaseError:
     match error:
         case psycopg.errors.UndefinedFunction() | psycopg.errors.InvalidSchemaName() | psycopg.errors.UndefinedTable():
             return SchemaMissing(f"{SchemaMissing.__doc__} ({text})")
-        case psycopg.OperationalError() | psycopg.InterfaceError():
-            # Connection trouble, shutdown, deadlock, serialization, too many connections, read-only standby.
-            return Unavailable(text)
-        case psycopg.errors.ReadOnlySqlTransaction() | psycopg.errors.FeatureNotSupported():
-            # A failover's standby; a plan made before a migration.
-            return Unavailable(text)
-        case _:
+        case (
+            psycopg.errors.DataError()
+            | psycopg.errors.IntegrityError()
+            | psycopg.errors.ProgramLimitExceeded()
+            | psycopg.errors.RaiseException()
+        ):
             return Refused(text)
+        case _ if (error.sqlstate or "").startswith(_ENGINE_ERRORS):
+            return Refused(text)
+        case _:
+            # Trouble of the connection or the server, or a missing right: nothing that other arguments would mend.
+            return Unavailable(text)
 
 
 _PREPARED_ELSEWHERE = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
@@ -107,8 +112,8 @@ class Gateway:
     One call at a time; the caller sees to that.
     """
 
-    def __init__(self, url: str, *, lease_seconds: float) -> None:
-        self._settings = connection_settings(url, "exchange", lease_seconds)
+    def __init__(self, url: str, *, lease_seconds: float, role: str = "exchange") -> None:
+        self._settings = connection_settings(url, role, lease_seconds)
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._prepare = True
 
@@ -120,7 +125,7 @@ class Gateway:
                 )
             except psycopg.Error as error:
                 raise _translated(error) from error
-            _prepare(self._connection)
+            _use_text(self._connection)
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -226,8 +231,10 @@ class SyncGateway:
     def _rows(self, name: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
             if self._connection is None:
-                self._connection = psycopg.Connection.connect(**self._settings, autocommit=True, row_factory=tuple_row)
-                _prepare(self._connection)
+                self._connection = psycopg.Connection.connect(
+                    **self._settings, autocommit=True, row_factory=tuple_row, prepare_threshold=None
+                )
+                _use_text(self._connection)
             return self._connection.execute(QUERIES[name], parameters).fetchall()
         except psycopg.Error as error:
             translated = _translated(error)

@@ -68,7 +68,6 @@ POD = Resource(group="", version="v1", kind="Pod", plural="pods")
 DEPLOYMENT = Resource(group="apps", version="v1", kind="Deployment", plural="deployments")
 DISRUPTION_BUDGET = Resource(group="policy", version="v1", kind="PodDisruptionBudget", plural="poddisruptionbudgets")
 NETWORK_POLICY = Resource(group="networking.k8s.io", version="v1", kind="NetworkPolicy", plural="networkpolicies")
-EVENT = Resource(group="events.k8s.io", version="v1", kind="Event", plural="events")
 
 
 class ClusterError(TaskerError):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasker.controller.cluster import WORKER_POOL, Manifest
+from tasker.controller.cluster import FIELD_MANAGER, WORKER_POOL, Manifest
 
 NAME_LABEL = "app.kubernetes.io/name"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
@@ -166,6 +166,16 @@ def deployment(
     if replicas is not None:
         body["replicas"] = replicas
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": _metadata(pool), "spec": body}
+
+
+def others_own_replicas(deployment: Mapping[str, Any]) -> bool:
+    """Whether a manager other than us has set the number of replicas, going by the object's managed fields."""
+    for entry in deployment["metadata"].get("managedFields") or ():
+        if entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply":
+            continue
+        if "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {}):
+            return True
+    return False
 
 
 def _metadata(pool: PoolIdentity) -> dict[str, Any]:

@@ -14,7 +14,7 @@
 | tasker_operator_workers_expired_total | counter | | workers whose pods vanished |
 | tasker_operator_sweep_repairs_total | counter | repair | rows that the operator's sweep repaired |
 | tasker_operator_change_lag_seconds | gauge | | age of the last successful read of changed rows |
-| tasker_operator_kubernetes_events_total | counter | reason, outcome (posted, failed) | Kubernetes Events written |
+| tasker_operator_kubernetes_events_total | counter | reason, outcome (posted, known, failed, dropped) | Kubernetes Events |
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from tasker.controller.conditions import Condition, render, shorten, timestamp
-from tasker.engine import StepCounts, StepFailure, TaskSummary
+from tasker.controller.conditions import Condition, parse_timestamp, render, shorten, timestamp
+from tasker.model.task import StepCounts, StepFailure, TaskSummary
 
 STATUS_LIMIT_BYTES = 16 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024
@@ -57,7 +57,7 @@ def build_status(
     phase = PHASES[summary.state]
     status: dict[str, Any] = {
         "observedGeneration": generation,
-        "state": summary.state,
+        "state": str(summary.state),
         "phase": phase,
         "taskUuid": str(summary.task_uuid),
         "revision": summary.revision,
@@ -150,10 +150,10 @@ def _conditions(summary: TaskSummary, phase: str) -> list[Condition]:
             message = f"All {summary.counts.total} steps are done."
             return [accepted, *_settled(reason, message, stalled=False, succeeded=True)]
         case "Failed":
-            message = summary.error or _newest_failure(summary.failures) or "The run ended in error."
+            message = _error_message(summary) or _newest_failure(summary.failures) or "The run ended in error."
             return [accepted, *_settled("StepsFailed", message, stalled=True, succeeded=False)]
         case "Cancelled":
-            message = summary.error or "The run was cancelled."
+            message = _error_message(summary) or "The run was cancelled."
             return [accepted, *_settled("Cancelled", message, stalled=False, succeeded=False)]
         case _:
             reason = "Suspended" if summary.suspended else phase
@@ -172,6 +172,11 @@ def _settled(reason: str, message: str, *, stalled: bool, succeeded: bool) -> li
         Condition(type="Stalled", status="True" if stalled else "False", reason=reason, message=message),
         Condition(type="Succeeded", status="True" if succeeded else "False", reason=reason, message=message),
     ]
+
+
+def _error_message(summary: TaskSummary) -> str | None:
+    message = (summary.error or {}).get("message")
+    return str(message) if message else None
 
 
 def _newest_failure(failures: Sequence[StepFailure]) -> str | None:
@@ -209,6 +214,6 @@ def _failure(failure: StepFailure, message_limit: int) -> dict[str, Any]:
         "attempt": failure.attempt,
         "errorType": shorten(failure.error_type, 128),
         "message": shorten(failure.message, message_limit),
-        "time": timestamp(failure.at),
+        "time": timestamp(parse_timestamp(failure.at)),
         "final": failure.final,
     }

@@ -126,6 +126,10 @@ class Engine:
         """Marks those of `names` that hold nothing as draining, and returns them: they stay idle."""
         return await workers.drain_idle_workers(self._database, namespace, names)
 
+    async def drain_pool(self, namespace: str, pool: str) -> list[str]:
+        """Marks every worker of the pool as draining, busy ones too, and returns those newly marked: the pool ends."""
+        return await workers.drain_pool(self._database, namespace, pool)
+
     async def undrain_workers(self, namespace: str, names: Sequence[str]) -> list[str]:
         """Takes the mark back, and returns those that had it."""
         undrained = await workers.undrain_workers(self._database, namespace, names)

@@ -34,6 +34,12 @@ async def drain_idle_workers(database: Database, namespace: str, names: Sequence
     return [row["drain_idle_workers"] for row in rows]
 
 
+async def drain_pool(database: Database, namespace: str, pool: str) -> list[str]:
+    """Marks every worker of the pool, busy or not; they get nothing from then on. Returns those newly marked."""
+    rows = await database.fetch(load_queries("workers")["drain_pool"], {"namespace": namespace, "pool": pool})
+    return [row["name"] for row in rows]
+
+
 async def undrain_workers(database: Database, namespace: str, names: Sequence[str]) -> list[str]:
     """Takes the mark back. Returns those that had it."""
     rows = await database.fetch(

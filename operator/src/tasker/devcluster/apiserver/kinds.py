@@ -17,7 +17,7 @@ from tasker.devcluster.machinery.resources import InvalidDefinition, from_crd
 
 CRD_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 
-_KEEP_STATUS_ON_CREATE = frozenset({"nodes"})
+KEEPS_STATUS_ON_CREATE = frozenset({"nodes"})
 _COUNTS_GENERATIONS = frozenset(
     {
         PODS,
@@ -53,8 +53,6 @@ def generation_content(served: Served, obj: Mapping[str, Any]) -> Any:
 
 def prepare_create(served: Served, obj: dict[str, Any], *, registry: ResourceRegistry, now: datetime) -> None:
     """Fills in what the server sets on a new, defaulted object of this kind, in place."""
-    if "status" in served.info.subresources and served.storage not in _KEEP_STATUS_ON_CREATE:
-        obj.pop("status", None)
     match served.storage:
         case "namespaces":
             obj["spec"] = {"finalizers": ["kubernetes"]}

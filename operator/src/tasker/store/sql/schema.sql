@@ -46,12 +46,14 @@ create type tasker.step_event as enum (
 
 create type tasker.backoff as enum ('none', 'linear', 'exponential', 'fibonacci');
 
--- The moves that exist. `tasker.model.transitions` holds the same tables; a test compares them.
+-- The moves that exist. `tasker.model.transitions` holds the same tables; a test compares them. In PL/pgSQL, because an
+-- SQL function would be unfolded into every check, and be prepared anew in every statement.
 
 create function tasker.task_transition_is_legal(
     source tasker.task_state, event tasker.task_event, target tasker.task_state
-) returns boolean language sql immutable parallel safe as $$
-    select case event
+) returns boolean language plpgsql immutable parallel safe as $$
+begin
+    return case event
         when 'cancel' then target = 'cancelled' and source not in ('complete', 'error', 'cancelled', 'resolved_manually')
         when 'manual_resolution' then target = 'resolved_manually'
             and source not in ('complete', 'cancelled', 'resolved_manually')
@@ -76,13 +78,14 @@ create function tasker.task_transition_is_legal(
             ('error', 'rerun', 'evaluating_results'),
             ('error', 'step_resolved', 'evaluating_results')
         )
-    end
-$$;
+    end;
+end $$;
 
 create function tasker.step_transition_is_legal(
     source tasker.step_state, event tasker.step_event, target tasker.step_state
-) returns boolean language sql immutable parallel safe as $$
-    select case event
+) returns boolean language plpgsql immutable parallel safe as $$
+begin
+    return case event
         when 'cancel' then target = 'cancelled' and source not in ('complete', 'cancelled', 'resolved_manually')
         when 'resolve_manually' then target = 'resolved_manually'
             and source not in ('complete', 'cancelled', 'resolved_manually')
@@ -101,14 +104,15 @@ create function tasker.step_transition_is_legal(
             ('waiting_for_retry', 'retry', 'enqueued'),
             ('error', 'reset_for_retry', 'enqueued')
         )
-    end
-$$;
+    end;
+end $$;
 
 -- What one transaction may make of a row: one move, or several through states that are only passed (the log shows each).
 
 create function tasker.task_jump_is_legal(source tasker.task_state, target tasker.task_state)
-returns boolean language sql immutable parallel safe as $$
-    select case source
+returns boolean language plpgsql immutable parallel safe as $$
+begin
+    return case source
         when 'pending' then target in ('initializing', 'enqueuing_steps', 'steps_in_process', 'waiting_for_dependencies',
             'complete', 'error', 'cancelled', 'resolved_manually')
         when 'initializing' then target in ('enqueuing_steps', 'steps_in_process', 'waiting_for_dependencies',
@@ -128,12 +132,13 @@ returns boolean language sql immutable parallel safe as $$
             'waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures', 'complete', 'cancelled',
             'resolved_manually')
         else false
-    end
-$$;
+    end;
+end $$;
 
 create function tasker.step_jump_is_legal(source tasker.step_state, target tasker.step_state)
-returns boolean language sql immutable parallel safe as $$
-    select case source
+returns boolean language plpgsql immutable parallel safe as $$
+begin
+    return case source
         when 'pending' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually')
         when 'enqueued' then target in ('in_progress', 'complete', 'cancelled', 'resolved_manually')
         when 'in_progress' then target in ('enqueued', 'enqueued_for_orchestration',
@@ -145,8 +150,8 @@ returns boolean language sql immutable parallel safe as $$
         when 'waiting_for_retry' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually')
         when 'error' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually')
         else false
-    end
-$$;
+    end;
+end $$;
 
 create function tasker.refuse_move() returns trigger language plpgsql as $$
 begin

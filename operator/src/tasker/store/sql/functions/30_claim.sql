@@ -8,6 +8,7 @@
 -- sure that nobody else can take them: it deleted their rows of ready_steps, or made them ready in this transaction.
 create or replace function tasker.start_steps(p_worker tasker.workers, p_step_ids bigint[], p_now timestamptz)
 returns setof tasker.worker_row language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
@@ -50,7 +51,7 @@ end $$;
 -- Takes up to p_limit ready steps that this worker has handlers for, oldest first with priority counted as waiting.
 create or replace function tasker.take_ready_steps(p_worker tasker.workers, p_limit integer, p_now timestamptz)
 returns bigint[] language plpgsql
-set enable_seqscan = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
     v_step_ids bigint[];
 begin
@@ -71,7 +72,8 @@ end $$;
 
 -- Claims up to p_limit steps for a registered worker. A draining or unknown worker gets nothing.
 create or replace function tasker.claim_steps(p_worker text, p_limit integer)
-returns setof tasker.worker_row language plpgsql as $$
+returns setof tasker.worker_row language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
     v_now timestamptz := tasker.now();
     v_worker tasker.workers;

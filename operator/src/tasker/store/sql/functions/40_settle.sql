@@ -14,6 +14,7 @@ end $$;
 -- Makes steps ready: queue rows for those given (their state is enqueued already), unless their task is suspended,
 -- and a timer for those that may not wait for ever.
 create or replace function tasker.queue_steps(p_step_ids bigint[], p_now timestamptz) returns void language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     insert into tasker.ready_steps (step_id, namespace, callable, priority, ready_at, order_at)
@@ -39,6 +40,7 @@ create or replace function tasker.advance_tasks(
     p_actor text, p_now timestamptz, p_task_ids bigint[], p_completed integer[], p_failed integer[],
     p_retrying integer[], p_enqueued integer[]
 ) returns integer language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_finished integer;
@@ -112,6 +114,7 @@ create or replace function tasker.apply_outcomes(
     p_actor text, p_now timestamptz, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[],
     p_worker tasker.workers, p_claim_limit integer
 ) returns setof tasker.worker_row language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_settled tasker.settlement[];
@@ -289,7 +292,8 @@ end $$;
 -- same arguments changes nothing: all come back as stale.
 create or replace function tasker.settle_steps(
     p_worker text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[], p_claim_limit integer
-) returns setof tasker.worker_row language plpgsql as $$
+) returns setof tasker.worker_row language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
     v_worker tasker.workers;
     v_claim_limit integer := greatest(coalesce(p_claim_limit, 0), 0);

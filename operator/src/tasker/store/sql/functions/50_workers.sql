@@ -3,7 +3,8 @@
 create or replace function tasker.register_worker(
     p_worker text, p_namespace text, p_pool text, p_slots integer, p_version text, p_callables text[],
     p_lease_seconds double precision
-) returns void language plpgsql as $$
+) returns void language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
     v_now timestamptz := tasker.now();
 begin
@@ -22,7 +23,8 @@ end $$;
 -- holds by the database's account and does not know of is expired once it is half a lease old: the answer to its claim
 -- was lost, or an earlier process of the same name died.
 create or replace function tasker.renew_worker(p_worker text, p_step_ids bigint[], p_fences bigint[])
-returns table (known boolean, draining boolean, lost_fences bigint[]) language plpgsql as $$
+returns table (known boolean, draining boolean, lost_fences bigint[]) language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
     v_now timestamptz := tasker.now();
     v_worker tasker.workers;

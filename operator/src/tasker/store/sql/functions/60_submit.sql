@@ -55,7 +55,7 @@ $$;
 -- gets that one back with created = false, so submitting again is harmless. place counts the requests from 1.
 create or replace function tasker.submit_tasks(p_namespace text, p_requests jsonb)
 returns table (place integer, task_uuid uuid, created boolean) language plpgsql
-set enable_seqscan = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := tasker.now();

@@ -3,7 +3,7 @@
 -- Ends a run: what has not ended is cancelled, claims become void. The caller holds the task's row.
 create or replace function tasker.stop_steps(p_task_id bigint, p_actor text, p_now timestamptz, p_metadata jsonb)
 returns integer language plpgsql
-set enable_seqscan = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
     v_first bigint := tasker.first_step_id(p_task_id);
     v_next bigint := tasker.first_step_id(p_task_id + 1);

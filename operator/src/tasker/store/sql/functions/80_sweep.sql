@@ -4,7 +4,7 @@
 -- Puts steps whose retry is due back into the queue. Returns how many.
 create or replace function tasker.retry_steps(p_step_ids bigint[], p_actor text, p_now timestamptz)
 returns integer language plpgsql
-set enable_seqscan = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
     v_due bigint[];
 begin
@@ -53,7 +53,7 @@ end $$;
 -- attempt that was never given to a worker as started and failed in one moment.
 create or replace function tasker.expire_queued_steps(p_step_ids bigint[], p_actor text, p_now timestamptz)
 returns integer language plpgsql
-set enable_seqscan = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
     v_taken bigint[];
     v_fences bigint[];
@@ -106,6 +106,7 @@ end $$;
 -- A run's steps are read only when its count of active steps says that some are missing.
 create or replace function tasker.find_lost_steps(p_task_ids bigint[], p_now timestamptz)
 returns bigint[] language sql stable
+set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
     select array_agg(s.step_id)
     from unnest(p_task_ids) as looked_at(task_id)
@@ -126,6 +127,7 @@ $$;
 -- Queues those of the given steps that are still lost; the caller holds their tasks' rows.
 create or replace function tasker.requeue_lost_steps(p_step_ids bigint[], p_now timestamptz)
 returns integer language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_lost bigint[];
@@ -146,7 +148,7 @@ end $$;
 
 create or replace function tasker.sweep(p_limit integer default 500)
 returns table (repair text, repaired integer) language plpgsql
-set enable_seqscan = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := tasker.now();

@@ -38,6 +38,11 @@ group by w.worker_id order by w.name;
 -- Marks those of the given workers as draining that hold nothing.
 select * from tasker.drain_idle_workers(%(namespace)s, %(names)s);
 
+-- name: drain_pool
+-- Marks every worker of a pool as draining, busy ones too: they take nothing more and leave when their hands are empty.
+update tasker.workers set draining = true
+where namespace = %(namespace)s and pool = %(pool)s and not draining returning name;
+
 -- name: undrain_workers
 -- Takes the mark back.
 select * from tasker.undrain_workers(%(namespace)s, %(names)s);
