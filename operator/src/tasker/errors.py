@@ -12,6 +12,7 @@ TaskerError
 ├── StoreError                the database could not do what was asked
 │   ├── StoreUnavailable      it cannot be reached now; trying again may work
 │   └── SchemaMismatch        its schema is not one that this release understands
+├── KubectlFailed             kubectl could not do what was asked; the message is its own
 └── EmbeddedError             the embedded cluster or its Postgres could not do what was asked
 """
 
@@ -75,6 +76,10 @@ class StoreUnavailable(StoreError):
 
 class SchemaMismatch(StoreError):
     """The database schema is not one that this release understands."""
+
+
+class KubectlFailed(TaskerError):
+    """kubectl could not do what was asked."""
 
 
 class EmbeddedError(TaskerError):

@@ -46,7 +46,13 @@ class OperatorSettings:
     """How the operator runs; every field has an environment variable, named in `from_environment`."""
 
     worker_image: str
-    """The image of pools that name none. No default but the release's own: an unknown image must not run by accident."""
+    """The image of pools that name none: the release's own unless told, since worker and engine speak one contract."""
+
+    worker_image_pull_policy: str | None = None
+    """Always, IfNotPresent or Never for that image; Kubernetes' own rule unless told."""
+
+    worker_image_pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets, in the pools' namespaces, for pulling that image."""
 
     worker_database_url: str = field(repr=False)
     """The connection string that goes into the workers' Secret; the operator's own unless workers need another way."""
@@ -81,6 +87,9 @@ class OperatorSettings:
     progress_writes_per_second: float = 100.0
     """Status writes of running Tasks over all of them; ends are written at once. Protects the API server."""
 
+    watch_silence_seconds: float = 75.0
+    """A watch that brings nothing for so long, not even a bookmark (one a minute), is started again; in seconds."""
+
     managed_pool_grace_seconds: float = 5.0
     """How long a namespace may hold templates and no pool before it gets one: files are applied one after the other."""
 
@@ -95,9 +104,9 @@ class OperatorSettings:
         return cls(
             worker_image=environment.get("TASKER_WORKER_IMAGE") or f"tasker-worker:{version}",
             worker_database_url=environment.get("TASKER_WORKER_DATABASE_URL") or environment.get("DATABASE_URL", ""),
-            watch_namespaces=tuple(
-                name.strip() for name in environment.get("TASKER_WATCH_NAMESPACES", "").split(",") if name.strip()
-            ),
+            worker_image_pull_policy=_pull_policy(environment),
+            worker_image_pull_secrets=_names(environment, "TASKER_WORKER_IMAGE_PULL_SECRETS"),
+            watch_namespaces=_names(environment, "TASKER_WATCH_NAMESPACES"),
             health_port=_integer(environment, "TASKER_HEALTH_PORT", cls.health_port, at_most=65535),
             health_host=environment.get("TASKER_HEALTH_HOST") or cls.health_host,
             log_level=_choice(environment, "TASKER_LOG", cls.log_level, ("debug", "info", "warning", "error")),
@@ -109,11 +118,24 @@ class OperatorSettings:
             progress_writes_per_second=_seconds(
                 environment, "TASKER_PROGRESS_WRITES_PER_SECOND", cls.progress_writes_per_second
             ),
+            watch_silence_seconds=_seconds(environment, "TASKER_WATCH_SILENCE_SECONDS", cls.watch_silence_seconds),
             managed_pool_grace_seconds=_seconds(
                 environment, "TASKER_MANAGED_POOL_GRACE_SECONDS", cls.managed_pool_grace_seconds
             ),
             **_managed_pool(environment),
         )
+
+
+def _names(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in environment.get(name, "").split(",") if part.strip())
+
+
+def _pull_policy(environment: Mapping[str, str]) -> str | None:
+    name, policies = "TASKER_WORKER_IMAGE_PULL_POLICY", ("Always", "IfNotPresent", "Never")
+    policy = environment.get(name) or None
+    if policy is not None and policy not in policies:
+        raise ConfigurationError(f"{name}={policy!r} is none of {', '.join(policies)}")
+    return policy
 
 
 def _integer(environment: Mapping[str, str], name: str, default: int, *, at_most: int) -> int:

@@ -1,8 +1,8 @@
 """From a handler's signature to a call: which parameter gets the context, an input, or a dependency's result.
 
-`@inputs` and `@depends_on` note what they want on the function; `bind` reads that together with the signature once, when
-the handler is resolved, so that an attempt only looks values up. A parameter's annotation is its contract: the value is
-validated against it, and a misfit names the step, the parameter and the field.
+`@inputs` and `@depends_on` note what they want on the function; `bind` reads that together with the signature once,
+when the handler is resolved, so that an attempt only looks values up. A parameter's annotation is its contract: the
+value is validated against it, and a misfit names the step, the parameter and the field.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class _Argument:
             return self.adapter.validate_python(value)
         except pydantic.ValidationError as error:
             source = f"result of step {key!r}" if self.want.kind == "dependency" else f"input {key!r}"
-            raise ValidationError(f"step {context.step_name!r}: {source} does not fit: {_first_faults(error)}") from error
+            raise ValidationError(
+                f"step {context.step_name!r}: {source} does not fit: {_first_faults(error)}"
+            ) from error
 
 
 def _first_faults(error: pydantic.ValidationError, shown: int = 5) -> str:
@@ -106,7 +108,7 @@ class Binding:
 
 
 def bind(function: Callable[..., Any], name: str, *, skip_self: bool = False) -> Binding:
-    """Read what `function` asks for; `skip_self` for a method taken from its class. `name` is the handler's, for errors.
+    """Read what `function` asks for; `skip_self` for a method taken from its class, `name` for errors.
 
     A parameter that nothing is known of gets the context when it is the only such one; otherwise ConfigurationError
     names it.
@@ -149,8 +151,14 @@ def bind(function: Callable[..., Any], name: str, *, skip_self: bool = False) ->
             f"handler {name!r}: nothing says what its parameter {unknown[0]!r} is for;"
             " name it in @inputs or @depends_on, or give it a default"
         )
-    plain = not results and not arguments and contexts == [parameter.name for parameter in parameters[:1]]
-    plain = plain and parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY
+    first = parameters[0] if parameters else None
+    plain = (
+        first is not None
+        and first.kind is not inspect.Parameter.KEYWORD_ONLY
+        and contexts == [first.name]
+        and not results
+        and not arguments
+    )
     by_place_only = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
     if by_place_only and not plain:
         raise ConfigurationError(

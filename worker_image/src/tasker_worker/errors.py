@@ -59,7 +59,7 @@ class TaskerError(Exception):
 class RetryableError(TaskerError):
     """The attempt failed; another one may succeed."""
 
-    error_type = ErrorType.RETRYABLE_ERROR
+    error_type: ClassVar[str] = ErrorType.RETRYABLE_ERROR
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class ServiceUnavailableError(RetryableError):
 class PermanentError(TaskerError):
     """The step cannot succeed, however often it is tried."""
 
-    error_type = ErrorType.PERMANENT_ERROR
+    error_type: ClassVar[str] = ErrorType.PERMANENT_ERROR
     retryable = False
 
 
@@ -188,9 +188,7 @@ def classify(exception: BaseException) -> Classification:
     """
     match exception:
         case RetryableError():
-            return Classification(
-                error_type=exception.error_type, retryable=True, retry_after=exception.retry_after
-            )
+            return Classification(error_type=exception.error_type, retryable=True, retry_after=exception.retry_after)
         case TaskerError():
             return Classification(error_type=exception.error_type, retryable=exception.retryable)
         case pydantic.ValidationError():
@@ -201,6 +199,4 @@ def classify(exception: BaseException) -> Classification:
         case OSError():
             return Classification(error_type=ErrorType.HANDLER_ERROR, retryable=True)
         case _:
-            return Classification(
-                error_type=ErrorType.HANDLER_ERROR, retryable=not isinstance(exception, _PERMANENT)
-            )
+            return Classification(error_type=ErrorType.HANDLER_ERROR, retryable=not isinstance(exception, _PERMANENT))

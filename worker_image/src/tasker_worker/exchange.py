@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from . import outcomes
-from .claims import Answer, Claim, OutcomeKind, Settlement
+from .claims import RELEASE, Answer, Claim, OutcomeKind, Settlement
 from .errors import DatabaseError, ErrorType
 from .execution import Attempt, Executor
 from .gateway import Refused
@@ -158,6 +158,9 @@ class Exchange:
                 self._discard(attempt)
                 continue
             assert attempt.outcome is not None
+            if attempt.expired and attempt.outcome.kind is OutcomeKind.ERROR:
+                # It was told to stop, which is no failure of the step. If the lease is current after all, it goes back.
+                attempt.outcome = RELEASE
             characters += len(attempt.outcome.payload or "")
             batch.append(attempt)
         return batch
@@ -324,6 +327,9 @@ def _settlements(batch: list[Attempt]) -> list[Settlement]:
 def _ids(attempt: Attempt) -> dict[str, object]:
     claim = attempt.claim
     return with_fields(
-        task_uuid=claim.task_uuid, step=claim.step_name, attempt=claim.attempt, fence=claim.fence,
+        task_uuid=claim.task_uuid,
+        step=claim.step_name,
+        attempt=claim.attempt,
+        fence=claim.fence,
         correlation_id=claim.correlation_id,
     )

@@ -19,7 +19,6 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 from . import outcomes
@@ -44,6 +43,7 @@ class Attempt:
         "claim",
         "context",
         "detail",
+        "expired",
         "job",
         "lost",
         "outcome",
@@ -57,9 +57,10 @@ class Attempt:
     def __init__(self, claim: Claim, started: float) -> None:
         self.claim = claim
         self.context = StepContext(claim, on_heartbeat=self._heartbeat)
-        self.started = started  # monotonic seconds
+        self.started = started  # monotonic seconds: of the claim, then of the handler's beginning
         self.outcome: Outcome | None = None  # None while the handler runs
         self.lost = False  # the engine says that the lease is no longer this worker's
+        self.expired = False  # it ran out by the local clock, and the handler was told
         self.unsure = False  # its outcome was sent once, with an effect that is not known
         self.refused = False  # by the database, which got an error in its place
         self.detail: object = None  # of the last heartbeat
@@ -209,9 +210,7 @@ class Executor:
         return ended
 
     @types.coroutine
-    def _steps_of(
-        self, attempt: Attempt, invocation: Invocation, task: asyncio.Task[None]
-    ) -> Generator[Any, Any, Any]:
+    def _steps_of(self, attempt: Attempt, invocation: Invocation, task: asyncio.Task[None]) -> Generator[Any, Any, Any]:
         """Step a handler's coroutine, noting whenever its code has the loop. The timer starts when it first waits."""
         watch = self.watch
         watch.stepping = attempt
@@ -227,9 +226,7 @@ class Executor:
         finally:
             watch.stepping = None
         attempt.task = task
-        attempt.timer = self._loop.call_at(
-            attempt.started + attempt.claim.timeout_ms / 1000, self._on_timeout, attempt
-        )
+        attempt.timer = self._loop.call_at(attempt.started + attempt.claim.timeout_ms / 1000, self._on_timeout, attempt)
         while True:
             error: BaseException | None = None
             try:
@@ -250,9 +247,7 @@ class Executor:
     # sync handlers
 
     def _start_in_thread(self, attempt: Attempt, invocation: Invocation) -> None:
-        attempt.timer = self._loop.call_at(
-            attempt.started + attempt.claim.timeout_ms / 1000, self._on_timeout, attempt
-        )
+        attempt.timer = self._loop.call_at(attempt.started + attempt.claim.timeout_ms / 1000, self._on_timeout, attempt)
         try:
             attempt.job = self._threads.submit(lambda: self._run_in_thread(attempt, invocation))
         except RuntimeError as error:  # the system is out of threads
@@ -280,6 +275,12 @@ class Executor:
     def _on_timeout(self, attempt: Attempt) -> None:
         self._collect()  # it may have ended in time, and the loop been late
         if attempt.outcome is not None:
+            return
+        if attempt.job is not None and not attempt.job.started:
+            attempt.started = time.monotonic()  # no thread has come to it; its time has not begun
+        ends = attempt.started + attempt.claim.timeout_ms / 1000
+        if ends > self._loop.time():
+            attempt.timer = self._loop.call_at(ends, self._on_timeout, attempt)
             return
         self._finish(attempt, outcomes.timeout(attempt.claim.step_name, attempt.claim.timeout_ms))
         self._abandon(attempt)
@@ -347,6 +348,7 @@ def _ids(attempt: Attempt) -> dict[str, Any]:
 def _call(attempt: Attempt, invocation: Invocation) -> Outcome:
     """Run a sync handler, in its thread and in a context of its own."""
     current_step.set(attempt.context)
+    attempt.started = time.monotonic()
     attempt.context.begin()
     try:
         return outcomes.from_value(attempt.claim.step_name, invocation.run(attempt.context))

@@ -74,7 +74,9 @@ def inputs(*names: str, **parameters: str | tuple[str, Any]) -> Callable[[Functi
             case (str() as key, model):
                 wants[parameter] = Want(kind="input", key=key, model=model)
             case _:
-                raise ConfigurationError(f"inputs({parameter}=…) takes an input's name or (name, model), not {source!r}")
+                raise ConfigurationError(
+                    f"inputs({parameter}=…) takes an input's name or (name, model), not {source!r}"
+                )
     return _decorator(wants)
 
 
@@ -103,8 +105,11 @@ class StepHandler:
     #: For people: told by `HandlerRegistry.list_handlers` users and logs, and compared by nothing.
     handler_version: ClassVar[str] = "1.0.0"
 
-    def call(self, context: Any) -> Any:
-        """Do the work. May be async; may return a StepResult or the bare result."""
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Do the work, given the context and what decorators ask for, as a function would be.
+
+        May be async; may return a StepResult or the bare result.
+        """
         raise ConfigurationError(f"{type(self).__qualname__} does not say what it does: it has no `call`")
 
     def success(self, result: Any = None, metadata: Mapping[str, Any] | None = None) -> StepResult:

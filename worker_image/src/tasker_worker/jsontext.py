@@ -19,11 +19,13 @@ _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=F
 _INFINITY = float("inf")
 
 
-class NotJson(ValueError):  # noqa: N818 - says what the value is
+class NotJson(ValueError):
     """A value that cannot be stored as JSON; the message holds the path and the reason."""
 
 
-class _Fault(Exception):  # noqa: N818 - an inner signal that collects the path on its way up
+class _Fault(Exception):
+    """An inner signal that collects the path on its way up."""
+
     def __init__(self, text: str) -> None:
         self.text = text  # holds {path}
         self.path: list[str] = []
@@ -115,7 +117,9 @@ def _checked_text(text: str) -> str:
             text.encode()
         except UnicodeEncodeError as error:
             half = ord(text[error.start])
-            raise _Fault(f"is not JSON that Postgres can store: {{path}} holds half a character, U+{half:04X}") from None
+            raise _Fault(
+                f"is not JSON that Postgres can store: {{path}} holds half a character, U+{half:04X}"
+            ) from None
     return text
 
 

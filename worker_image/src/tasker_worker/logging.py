@@ -7,11 +7,13 @@ own threads keep the ids when started with `contextvars.copy_context().run`; asy
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import json
 import logging
 import sys
 import traceback
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -33,6 +35,16 @@ current_step: contextvars.ContextVar[StepContext | None] = contextvars.ContextVa
 _logger = logging.getLogger("tasker_worker.handler")
 _FIELDS = "tasker_fields"
 _SECRET_WORDS = ("password", "secret", "token", "authorization", "api_key")
+
+
+@contextlib.contextmanager
+def bound_to(step: StepContext) -> Iterator[None]:
+    """Lines logged inside say which step they belong to."""
+    token = current_step.set(step)
+    try:
+        yield
+    finally:
+        current_step.reset(token)
 
 
 def log_debug(message: str, /, **fields: Any) -> None:

@@ -90,19 +90,29 @@ class _Families(Collector):
             ("call_failures", "Such calls that failed and were repeated.", counted.call_failures),
             ("results_discarded", "Results dropped because the lease was lost.", counted.results_discarded),
             ("results_refused", "Results that the database refused.", counted.results_refused),
-            ("outcomes_unsure", "Outcomes found recorded, or lost, after a call of unknown effect.", counted.outcomes_unsure),
+            (
+                "outcomes_unsure",
+                "Outcomes found recorded, or lost, after a call of unknown effect.",
+                counted.outcomes_unsure,
+            ),
             ("leases_lost", "Leases lost while their handler ran.", counted.leases_lost),
             ("renewals", "Lease renewals.", counted.renewals),
             ("renewal_failures", "Lease renewals that failed.", counted.renewal_failures),
             ("sweeps", "Sweeps asked for.", counted.sweeps),
-            ("threads_given_up", "Threads replaced because their handler outlived its timeout.", counted.threads_given_up),
+            (
+                "threads_given_up",
+                "Threads replaced because their handler outlived its timeout.",
+                counted.threads_given_up,
+            ),
             ("tasks_given_up", "Async handlers that did not end when cancelled.", counted.tasks_given_up),
             ("loop_blocked", "Times that a handler blocked the event loop for over a second.", counted.loop_blocked),
             ("hints_received", "Hints that steps are ready.", counted.hints_received),
             ("hints_sent", "Hints sent to others.", counted.hints_sent),
         ):
             yield CounterMetricFamily(f"tasker_worker_{name}", text, value=count)
-        repairs = CounterMetricFamily("tasker_worker_repairs", "Repairs that this worker's sweeps made.", labels=["repair"])
+        repairs = CounterMetricFamily(
+            "tasker_worker_repairs", "Repairs that this worker's sweeps made.", labels=["repair"]
+        )
         for repair, count in list(counted.repairs.items()):
             repairs.add_metric([repair], count)
         yield repairs

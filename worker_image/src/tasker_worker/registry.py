@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from .binding import bind
 from .context import StepContext
@@ -141,7 +141,9 @@ class HandlerRegistry:
         chain = self._resolvers if resolver is None else [each for each in self._resolvers if each.name == resolver]
         if not chain:
             known = ", ".join(each.name for each in self._resolvers)
-            raise ConfigurationError(f"there is no resolver {resolver!r} for the callable {name!r} (there are: {known})")
+            raise ConfigurationError(
+                f"there is no resolver {resolver!r} for the callable {name!r} (there are: {known})"
+            )
         return next((target for each in chain if (target := each.lookup(name)) is not None), None)
 
     def resolve(self, name: str, *, resolver: str | None = None) -> StepHandler | None:
@@ -150,8 +152,7 @@ class HandlerRegistry:
         if target is None or isinstance(target, StepHandler):
             return target
         if inspect.isclass(target):
-            instance: StepHandler = target()
-            return instance
+            return cast("StepHandler", target())
         return FunctionHandler(name, target)
 
     def invocation(self, name: str, method: str = "call", resolver: str | None = None) -> Invocation:
@@ -184,8 +185,8 @@ class HandlerRegistry:
         return sorted(set(found))
 
     def _add(self, table: dict[str, Target], name: str, handler: Target, replace: bool) -> None:
-        if not isinstance(name, str) or not name.strip():
-            raise ConfigurationError(f"a handler's name is a text, not {name!r}")
+        if not name.strip():
+            raise ConfigurationError("a handler's name may not be empty")
         _invocation(handler, name, "call")  # a handler that could never run is refused now
         with self._lock:
             known = table.get(name)
@@ -217,9 +218,7 @@ def _invocation(target: Target, name: str, method: str) -> Invocation:
             raise ConfigurationError(f"the handler {name!r} is a function and has no method {method!r}")
         function = target
     else:
-        raise ConfigurationError(
-            f"the handler {name!r} is neither a function nor a StepHandler: {_tell(target)}"
-        )
+        raise ConfigurationError(f"the handler {name!r} is neither a function nor a StepHandler: {_tell(target)}")
     binding = bind(function, name)
     run = function if binding.plain else functools.partial(binding.call, function)
     return Invocation(run=run, is_async=_is_async(function))
@@ -244,7 +243,9 @@ def _is_async(function: Callable[..., Any]) -> bool:
 def _own_name(handler: Target) -> str:
     name = declared_name(handler) or getattr(handler, "handler_name", None)
     if not name:
-        raise ConfigurationError(f"{_tell(handler)} does not say its name; give it a handler_name or register it by one")
+        raise ConfigurationError(
+            f"{_tell(handler)} does not say its name; give it a handler_name or register it by one"
+        )
     return str(name)
 
 
@@ -268,7 +269,7 @@ def import_module(name: str) -> ModuleType:
 
 
 def import_fault(error: BaseException) -> str:
-    """Why an import failed: ``file:line: Type: message``, the line being the last one outside of the import machinery."""
+    """Why an import failed: ``file:line: Type: message``, at the last line outside of the import machinery."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
     frames = [
@@ -276,7 +277,9 @@ def import_fault(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith("<frozen") and Path(frame.filename) not in _MACHINERY
     ]
-    reason = f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+    reason = (
+        f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+    )
     return f"{frames[-1].filename}:{frames[-1].lineno}: {reason}" if frames else reason
 
 
@@ -310,7 +313,7 @@ def import_target(path: str) -> Target | None:
         raise ConfigurationError(f"the callable {path!r} cannot be imported: {import_fault(error)}") from error
     for attribute in attributes.split("."):
         found = getattr(found, attribute, None)
-    if found is not None and not inspect.isroutine(found) and not isinstance(found, StepHandler):
-        if not (inspect.isclass(found) and issubclass(found, StepHandler)):
-            raise ConfigurationError(f"the callable {path!r} is neither a function nor a StepHandler")
-    return found
+    handler_class = inspect.isclass(found) and issubclass(found, StepHandler)
+    if found is None or handler_class or inspect.isroutine(found) or isinstance(found, StepHandler):
+        return found
+    raise ConfigurationError(f"the callable {path!r} is neither a function nor a StepHandler")

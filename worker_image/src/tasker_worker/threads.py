@@ -90,6 +90,12 @@ class HandlerThreads:
             self._waking = True
             self._threads += 1
 
+    def _end(self, job: Job) -> bool:
+        """Whether the thread that ran `job` is to end, because it was replaced meanwhile."""
+        job.ended = True
+        self._stuck -= job.given_up
+        return job.given_up
+
     def _work(self) -> None:
         with self._lock:
             self._waking = False
@@ -106,9 +112,7 @@ class HandlerThreads:
                         job.work()
                     finally:
                         self._lock.acquire()
-                    job.ended = True
-                    if job.given_up:
-                        self._stuck -= 1
+                    if self._end(job):
                         return
                 elif self._closed:
                     self._threads -= 1

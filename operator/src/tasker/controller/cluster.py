@@ -141,10 +141,10 @@ class Cluster:
                 return
             query["continue"] = more
 
-    async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, force: bool = True) -> Manifest:
-        """Server-side apply of what we own. Without `force`, a field that another manager owns is a conflict."""
+    async def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
+        """Server-side apply of what we own; what another manager wrote into those fields is put back."""
         metadata = manifest["metadata"]
-        query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         path = resource.path(metadata.get("namespace"), metadata["name"])
         return await self._request("PATCH", path, query=query, body=manifest, content_type=_APPLY_PATCH)
 

@@ -1,4 +1,4 @@
-"""Conditions of a status: pure helpers that keep `lastTransitionTime` honest. Called by the modules that build status."""
+"""Conditions of a status: pure helpers that keep `lastTransitionTime` honest. For the modules that build statuses."""
 
 from __future__ import annotations
 
@@ -39,15 +39,22 @@ def shorten(text: str, limit: int) -> str:
 
 
 def render(
-    conditions: Iterable[Condition], *, previous: Sequence[Mapping[str, Any]], generation: int, now: datetime
+    conditions: Iterable[Condition],
+    *,
+    previous: Sequence[Mapping[str, Any]],
+    generation: int,
+    now: datetime,
+    message_limit: int = MESSAGE_LIMIT,
 ) -> list[dict[str, Any]]:
     """The conditions as a status holds them; one whose status did not change keeps its transition time."""
     known = {old.get("type"): old for old in previous}
-    return [_render_one(condition, known.get(condition.type), generation, now) for condition in conditions]
+    return [
+        _render_one(condition, known.get(condition.type), generation, now, message_limit) for condition in conditions
+    ]
 
 
 def _render_one(
-    condition: Condition, old: Mapping[str, Any] | None, generation: int, now: datetime
+    condition: Condition, old: Mapping[str, Any] | None, generation: int, now: datetime, message_limit: int
 ) -> dict[str, Any]:
     unchanged = old is not None and old.get("status") == condition.status and old.get("lastTransitionTime")
     return {
@@ -56,7 +63,7 @@ def _render_one(
         "observedGeneration": generation,
         "lastTransitionTime": old["lastTransitionTime"] if old is not None and unchanged else timestamp(now),
         "reason": condition.reason,
-        "message": shorten(condition.message, MESSAGE_LIMIT),
+        "message": shorten(condition.message, message_limit),
     }
 
 

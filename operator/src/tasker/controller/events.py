@@ -79,9 +79,7 @@ class EventRecorder:
             self._metrics.kubernetes_events.labels(reason, outcome).inc()
 
 
-def render_event(
-    about: Mapping[str, Any], reason: Reason, message: str, *, once_per: str, now: datetime
-) -> Manifest:
+def render_event(about: Mapping[str, Any], reason: Reason, message: str, *, once_per: str, now: datetime) -> Manifest:
     """The Event as the API takes it."""
     metadata = about["metadata"]
     moment = timestamp(now)

@@ -28,7 +28,7 @@ class Backoff:
     max_seconds: float = 60.0
 
     def delay(self, failures: int, uniform: float) -> float:
-        """The wait after the given number of failures in a row, between half of it and all of it by `uniform` (0..1)."""
+        """The wait after so many failures in a row: between half of it and all of it, by `uniform` (0 to 1)."""
         exponent = min(max(failures - 1, 0), 32)
         full = min(self.max_seconds, self.base_seconds * float(2**exponent))
         return full * (0.5 + 0.5 * uniform)

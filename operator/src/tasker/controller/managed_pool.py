@@ -12,7 +12,7 @@ from tasker.controller.cluster import FIELD_MANAGER, NAMESPACE, WORKER_POOL, Man
 from tasker.controller.conditions import parse_timestamp
 from tasker.controller.events import Reason
 from tasker.controller.manifests import MANAGED_BY_LABEL, MANAGED_POOL_LABEL, OPERATOR_NAME
-from tasker.controller.pool_state import PoolState, PoolStates, is_managed
+from tasker.controller.pool_state import PoolStates, is_managed
 from tasker.controller.seen import is_going, key_of
 from tasker.controller.work_queue import ObjectKey
 from tasker.controller.world import ACTOR, World
@@ -34,7 +34,8 @@ class NamespaceReconciler:
     async def reconcile(self, key: ObjectKey) -> float | None:
         namespace = key.name
         if namespace in self._world.going_namespaces:
-            return await self._cancel_runs(namespace)
+            await self._cancel_runs(namespace)
+            return None
         pools = [pool for pool in self._world.pools.in_namespace(namespace) if not is_going(pool)]
         managed = [pool for pool in pools if is_managed(pool)]
         for pool in managed:
@@ -121,16 +122,12 @@ class NamespaceReconciler:
     async def _retire(self, pool: Manifest, *, takes_work: bool) -> float | None:
         """Lets the managed pool run dry, then deletes it. `takes_work`: another pool goes on with what is queued."""
         key = key_of(pool)
-        state: PoolState | None = self._states.get(key)
-        if state is not None:
-            demand = state.demand
-            queued = demand is not None and demand.queued > 0 and not takes_work
-            if queued or demand is None:
-                state.retiring = False
-                return RETIRE_SECONDS
-            state.retiring = True
-            if demand.running > 0 or (state.desired or 0) > 0:
-                return RETIRE_SECONDS
+        state = self._states.get(key)
+        if state is None or state.demand is None:
+            return RETIRE_SECONDS  # the scaler has not looked at it yet
+        state.retiring = takes_work or state.demand.queued == 0
+        if not state.retiring or state.demand.running > 0 or state.desired:
+            return RETIRE_SECONDS
         metadata = pool["metadata"]
         await self._world.cluster.delete(WORKER_POOL, metadata["namespace"], metadata["name"], uid=metadata["uid"])
         self._world.events.record(

@@ -76,6 +76,15 @@ class PoolIdentity:
         }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageDefaults:
+    """The image of pools that name none, and how that one is pulled; a pool's own image has its own rules."""
+
+    image: str
+    pull_policy: str | None = None
+    pull_secrets: tuple[str, ...] = ()
+
+
 def hash_handlers(config_map: Mapping[str, Any]) -> str:
     """A hash of a ConfigMap's content; a change of it rolls the pods."""
     content = {"data": config_map.get("data") or {}, "binaryData": config_map.get("binaryData") or {}}
@@ -145,7 +154,7 @@ def deployment(
     pool: PoolIdentity,
     spec: Mapping[str, Any],
     *,
-    default_image: str,
+    defaults: ImageDefaults,
     replicas: int | None,
     handlers_hash: str | None,
 ) -> Manifest:
@@ -160,7 +169,7 @@ def deployment(
                 "labels": pool.labels,
                 "annotations": _pod_annotations(handlers_hash),
             },
-            "spec": _pod_spec(pool, spec, default_image),
+            "spec": _pod_spec(pool, spec, defaults),
         },
     }
     if replicas is not None:
@@ -197,7 +206,7 @@ def _pod_annotations(handlers_hash: str | None) -> dict[str, str]:
 _COPIED_TO_POD = ("nodeSelector", "tolerations", "affinity", "priorityClassName", "imagePullSecrets")
 
 
-def _pod_spec(pool: PoolIdentity, spec: Mapping[str, Any], default_image: str) -> dict[str, Any]:
+def _pod_spec(pool: PoolIdentity, spec: Mapping[str, Any], defaults: ImageDefaults) -> dict[str, Any]:
     body: dict[str, Any] = {
         "serviceAccountName": spec.get("serviceAccountName") or pool.object_name,
         "automountServiceAccountToken": False,
@@ -210,17 +219,19 @@ def _pod_spec(pool: PoolIdentity, spec: Mapping[str, Any], default_image: str) -
             "fsGroup": WORKER_UID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(pool, spec, default_image)],
+        "containers": [_container(pool, spec, defaults)],
         "volumes": _volumes(spec),
     }
     body.update({field: spec[field] for field in _COPIED_TO_POD if spec.get(field)})
+    if defaults.pull_secrets and not spec.get("image") and not spec.get("imagePullSecrets"):
+        body["imagePullSecrets"] = [{"name": name} for name in defaults.pull_secrets]
     return body
 
 
-def _container(pool: PoolIdentity, spec: Mapping[str, Any], default_image: str) -> dict[str, Any]:
+def _container(pool: PoolIdentity, spec: Mapping[str, Any], defaults: ImageDefaults) -> dict[str, Any]:
     body: dict[str, Any] = {
         "name": "worker",
-        "image": spec.get("image") or default_image,
+        "image": spec.get("image") or defaults.image,
         "env": _environment(pool, spec),
         "ports": [{"name": "http", "containerPort": HEALTH_PORT, "protocol": "TCP"}],
         "livenessProbe": _probe("/health/live", period_seconds=10),
@@ -235,8 +246,9 @@ def _container(pool: PoolIdentity, spec: Mapping[str, Any], default_image: str) 
     }
     if spec.get("handlers"):
         body["args"] = list(spec["handlers"])
-    if spec.get("imagePullPolicy"):
-        body["imagePullPolicy"] = spec["imagePullPolicy"]
+    pull_policy = spec.get("imagePullPolicy") or (None if spec.get("image") else defaults.pull_policy)
+    if pull_policy:
+        body["imagePullPolicy"] = pull_policy
     if spec.get("envFrom"):
         body["envFrom"] = spec["envFrom"]
     if spec.get("resources"):

@@ -3,7 +3,7 @@
 | name | type | labels | what it counts |
 | --- | --- | --- | --- |
 | tasker_operator_reconciles_total | counter | kind, outcome (success, error) | reconciles that ended |
-| tasker_operator_reconcile_errors_total | counter | kind, cause | failed reconciles by cause (api_409, database, a Python error) |
+| tasker_operator_reconcile_errors_total | counter | kind, cause | failures (api_409, database, a Python error) |
 | tasker_operator_reconcile_seconds | histogram | kind | how long one reconcile took |
 | tasker_operator_queue_depth | gauge | kind | keys that wait for a reconcile, now or later |
 | tasker_operator_events_total | counter | kind, type | watch events that were taken in |
@@ -14,7 +14,7 @@
 | tasker_operator_workers_expired_total | counter | | workers whose pods vanished |
 | tasker_operator_sweep_repairs_total | counter | repair | rows that the operator's sweep repaired |
 | tasker_operator_change_lag_seconds | gauge | | age of the last successful read of changed rows |
-| tasker_operator_kubernetes_events_total | counter | reason, outcome (posted, known, failed, dropped) | Kubernetes Events |
+| tasker_operator_kubernetes_events_total | counter | reason, outcome (posted, known, failed, dropped) | Events |
 """
 
 from __future__ import annotations

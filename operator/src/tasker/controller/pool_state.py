@@ -1,4 +1,4 @@
-"""What the operator knows of a WorkerPool between two looks at it: the number it wants and why. Nothing here is a truth.
+"""What the operator knows of a WorkerPool between two looks at it: the number it wants and why. None is a truth.
 
 After a restart the wanted number comes from the live Deployment, and the stretches of time that scaling down waits for
 begin anew, which errs on the side of keeping workers.

@@ -83,12 +83,12 @@ class PoolReconciler:
         await self._apply(state, DISRUPTION_BUDGET, manifests.disruption_budget(identity))
         await self._apply(state, NETWORK_POLICY, manifests.network_policy(identity))
 
-    async def _apply(self, state: PoolState, resource: Resource, manifest: Manifest, *, force: bool = True) -> Manifest | None:
+    async def _apply(self, state: PoolState, resource: Resource, manifest: Manifest) -> Manifest | None:
         """Applies what has not been applied yet; the object as the API server answered, or None when nothing was."""
         digest = _digest(manifest)
         if state.applied.get(resource.kind) == digest:
             return None
-        applied = await self._world.cluster.apply(resource, manifest, force=force)
+        applied = await self._world.cluster.apply(resource, manifest)
         state.applied[resource.kind] = digest
         return applied
 
@@ -103,35 +103,39 @@ class PoolReconciler:
         if deployment is None or deployment["metadata"].get("generation") != state.deployment_generation:
             # It is gone, or somebody changed it: what we own is put back.
             state.applied.pop(DEPLOYMENT.kind, None)
-        replicas, force = state.desired, True
+        settings, replicas = self._world.settings, state.desired
         if replicas is None:
-            replicas, force = await self._replicas_to_leave(pool, identity)
+            replicas = await self._replicas_to_leave(pool, identity)
         manifest = manifests.deployment(
             identity,
             pool["spec"],
-            default_image=self._world.settings.worker_image,
+            defaults=manifests.ImageDefaults(
+                image=settings.worker_image,
+                pull_policy=settings.worker_image_pull_policy,
+                pull_secrets=settings.worker_image_pull_secrets,
+            ),
             replicas=replicas,
             handlers_hash=handlers_hash,
         )
-        applied = await self._apply(state, DEPLOYMENT, manifest, force=force)
+        applied = await self._apply(state, DEPLOYMENT, manifest)
         if applied is None:
             return deployment
         state.deployment_generation = applied["metadata"].get("generation")
         self._world.deployments.put(applied)
         return applied
 
-    async def _replicas_to_leave(self, pool: Manifest, identity: PoolIdentity) -> tuple[int | None, bool]:
-        """What to apply as replicas when the number is an autoscaler's, and whether by force.
+    async def _replicas_to_leave(self, pool: Manifest, identity: PoolIdentity) -> int | None:
+        """What to apply as replicas when the number is an autoscaler's.
 
-        Leaving the field out would set it to 1 as long as nobody else owns it; so the live number stays ours until an
-        autoscaler has written its own, which the refused apply of a stale number then shows.
+        Giving the field up would set it to 1 as long as nobody else owns it; so the live number, read a moment ago,
+        stays ours until an autoscaler has written one.
         """
         live = await self._world.cluster.get(DEPLOYMENT, identity.namespace, identity.object_name)
         if live is None:
-            return PoolBounds.of(pool).min_replicas, True
+            return PoolBounds.of(pool).min_replicas
         if manifests.others_own_replicas(live):
-            return None, True
-        return live["spec"].get("replicas", 1), False
+            return None
+        return int(live["spec"].get("replicas", 1))
 
     async def _show_missing_handlers(self, pool: Manifest, config_map: str) -> None:
         status = missing_handlers_status(pool, config_map, now=self._world.now())

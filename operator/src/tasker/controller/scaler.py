@@ -35,6 +35,8 @@ class _Pool:
     manifest: Manifest
     bounds: PoolBounds
     state: PoolState
+    live_replicas: int
+    """What the Deployment asks for now."""
 
 
 class Scaler:
@@ -62,11 +64,11 @@ class Scaler:
             if is_going(manifest) or key.namespace in self._world.going_namespaces:
                 continue
             identity = identity_of(manifest)
-            deployment = self._world.deployments.get(
-                ObjectKey(namespace=identity.namespace, name=identity.object_name)
-            )
+            deployment = self._world.deployments.get(ObjectKey(namespace=identity.namespace, name=identity.object_name))
             state = self._states.of(key, manifest, deployment)
-            pools.append(_Pool(key=key, manifest=manifest, bounds=PoolBounds.of(manifest), state=state))
+            bounds = PoolBounds.of(manifest)
+            live = (deployment or {}).get("spec", {}).get("replicas", bounds.min_replicas)
+            pools.append(_Pool(key=key, manifest=manifest, bounds=bounds, state=state, live_replicas=live))
         return pools
 
     async def _look_at(self, pool: _Pool, demand: PoolDemand) -> None:
@@ -88,7 +90,7 @@ class Scaler:
         ceiling = 0 if state.retiring else bounds.max_replicas
         if state.retiring:
             await self._world.engine.drain_pool(pool.key.namespace, pool.key.name)
-        current = state.desired if state.desired is not None else bounds.min_replicas
+        current = state.desired if state.desired is not None else pool.live_replicas
         decision = decide(
             ScaleInputs(
                 now=self._clock(),
@@ -107,15 +109,16 @@ class Scaler:
         )
         state.desired = current
         if decision.replicas < current:
-            freed = await self._free(pool, current - decision.replicas)
-            if freed == 0:
+            possible = await self._free(pool, decision.replicas)
+            if possible >= current:
                 # The memory stays as it was: the next look tries again at once.
                 state.reason = f"{demand.running} running; waiting for a worker with empty hands to go"
                 return
-            self._change(pool, current - freed, decision.reason)
+            partly = f"{current} → {possible}: the idle ones first"
+            self._change(pool, possible, decision.reason if possible == decision.replicas else partly)
         elif decision.replicas > current:
             if demand.draining_workers:
-                await self._keep_draining(pool)
+                await self._keep(pool, decision.replicas - current)
             self._change(pool, decision.replicas, decision.reason)
         else:
             state.reason = decision.reason
@@ -131,9 +134,9 @@ class Scaler:
             return
         if wanted < current:
             # As many idle workers as there are go first; whoever set the number wants it now, so it is not held back.
-            await self._free(pool, current - wanted)
+            await self._free(pool, wanted)
         elif state.demand is not None and state.demand.draining_workers:
-            await self._keep_draining(pool)
+            await self._keep(pool, wanted - current)
         self._change(pool, wanted, f"{current} → {wanted}: {why}")
 
     def _change(self, pool: _Pool, replicas: int, reason: str) -> None:
@@ -145,26 +148,30 @@ class Scaler:
         self._world.events.record(pool.manifest, Reason.SCALED_UP if up else Reason.SCALED_DOWN, reason)
         logger.info("pool %s: %s", pool.key, reason)
 
-    async def _free(self, pool: _Pool, wanted: int) -> int:
-        """Makes up to `wanted` pods ready to go without taking work from any; how many."""
+    async def _free(self, pool: _Pool, target: int) -> int:
+        """Makes pods ready to go without taking work from any; the number, `target` or more, that may be asked for.
+
+        It counts from the pods that are there: those chosen a moment ago may not have gone yet, and must not be
+        counted for a second time.
+        """
         namespace = pool.key.namespace
         pods = {pod["metadata"]["name"]: pod for pod in self._pods(pool) if not is_going(pod)}
+        surplus = len(pods) - target
+        if surplus <= 0:
+            return target
         workers = {worker.name: worker for worker in await self._world.engine.read_workers(namespace)}
         # A pod without a worker has nothing to lose, and Kubernetes deletes pods that are not ready first anyway.
-        empty = [name for name in sorted(pods) if name not in workers]
-        free = len(empty[:wanted])
-        if len(pods) < (pool.state.desired or 0):
-            # Pods that have not even been made yet are the cheapest of all.
-            free = min(wanted, free + (pool.state.desired or 0) - len(pods))
-        candidates = [name for name in sorted(pods) if name in workers and workers[name].running == 0]
+        empty = [name for name in sorted(pods) if name not in workers][:surplus]
+        idle = [name for name in sorted(pods) if name in workers and workers[name].running == 0]
+        idle.sort(key=lambda name: not workers[name].draining)  # those chosen earlier stay chosen
         drained: list[str] = []
-        if free < wanted and candidates:
-            drained = await self._world.engine.drain_workers(namespace, candidates[: wanted - free])
-        await self._price(namespace, [*empty[:wanted], *drained], VICTIM_COST)
-        return min(wanted, free + len(drained))
+        if len(empty) < surplus and idle:
+            drained = await self._world.engine.drain_workers(namespace, idle[: surplus - len(empty)])
+        await self._price(namespace, [*empty, *drained], VICTIM_COST)
+        return len(pods) - len(empty) - len(drained)
 
-    async def _keep_draining(self, pool: _Pool) -> None:
-        """Workers that were to go but whose pods are still there are wanted after all."""
+    async def _keep(self, pool: _Pool, count: int) -> None:
+        """So many workers that were to go, and whose pods are still there, are wanted after all."""
         namespace = pool.key.namespace
         staying = {pod["metadata"]["name"] for pod in self._pods(pool) if not is_going(pod)}
         draining = [
@@ -173,7 +180,7 @@ class Scaler:
             if worker.draining and worker.pool == pool.key.name and worker.name in staying
         ]
         if draining:
-            kept = await self._world.engine.undrain_workers(namespace, draining)
+            kept = await self._world.engine.undrain_workers(namespace, draining[:count])
             await self._price(namespace, kept, None)
 
     async def _price(self, namespace: str, pods: Sequence[str], cost: str | None) -> None:

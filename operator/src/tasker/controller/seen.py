@@ -54,12 +54,11 @@ class SeenObjects:
         return self._objects.get(key)
 
     def put(self, manifest: Manifest) -> bool:
-        """Keeps the object; False when a newer version of the same object is already here."""
+        """Keeps the object; False when a newer one, or its successor of the same name, is already here."""
         key = key_of(manifest)
         known = self._objects.get(key)
-        if known is not None and known["metadata"].get("uid") == manifest["metadata"].get("uid"):
-            if _version(known) > _version(manifest):
-                return False
+        if known is not None and _version(known) > _version(manifest):
+            return False
         self._objects[key] = slim(manifest)
         self._by_namespace[key.namespace].add(key)
         return True
@@ -78,7 +77,7 @@ class SeenObjects:
             del self._by_namespace[key.namespace]
         return known
 
-    def keys(self) -> list[ObjectKey]:
+    def all_keys(self) -> list[ObjectKey]:
         return list(self._objects)
 
     def in_namespace(self, namespace: str) -> Iterator[Manifest]:

@@ -39,7 +39,7 @@ class SummaryReader:
         waiting, self._waiting, self._flush = self._waiting, {}, None
         try:
             found = {summary.origin_uid: summary for summary in await self._read(list(waiting))}
-        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+        except Exception as error:  # whoever waits gets it
             for future in waiting.values():
                 future.set_exception(error)
                 future.exception()  # nobody may be left to take it

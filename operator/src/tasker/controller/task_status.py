@@ -18,6 +18,8 @@ STATUS_LIMIT_BYTES = 16 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024
 FAILURES_LIMIT = 20
 FAILURE_MESSAGE_LIMIT = 1024
+CONDITION_MESSAGE_LIMIT = 256
+"""Three conditions carry the same message; the failures tell more."""
 
 PHASES: Mapping[str, str] = {
     "pending": "Pending",
@@ -68,12 +70,7 @@ def build_status(
         status["startTime"] = timestamp(summary.started_at)
     if summary.completed_at is not None:
         status["completionTime"] = timestamp(summary.completed_at)
-    status["conditions"] = render(
-        _conditions(summary, phase),
-        previous=(previous or {}).get("conditions") or (),
-        generation=generation,
-        now=now,
-    )
+    status["conditions"] = _render(_conditions(summary, phase), previous, generation, now)
     if phase == "Succeeded":
         status.update(_result(summary))
     failures = _failures(summary.failures, STATUS_LIMIT_BYTES - _MARGIN_BYTES - size_in_bytes(status))
@@ -102,9 +99,7 @@ def waiting_status(
     return {
         "observedGeneration": generation,
         "phase": "Pending",
-        "conditions": render(
-            conditions, previous=(previous or {}).get("conditions") or (), generation=generation, now=now
-        ),
+        "conditions": _render(conditions, previous, generation, now),
     }
 
 
@@ -124,10 +119,20 @@ def cancelled_before_start_status(
         "state": "cancelled",
         "phase": "Cancelled",
         "completionTime": (previous or {}).get("completionTime") or timestamp(now),
-        "conditions": render(
-            conditions, previous=(previous or {}).get("conditions") or (), generation=generation, now=now
-        ),
+        "conditions": _render(conditions, previous, generation, now),
     }
+
+
+def _render(
+    conditions: Sequence[Condition], previous: Mapping[str, Any] | None, generation: int, now: datetime
+) -> list[dict[str, Any]]:
+    return render(
+        conditions,
+        previous=(previous or {}).get("conditions") or (),
+        generation=generation,
+        now=now,
+        message_limit=CONDITION_MESSAGE_LIMIT,
+    )
 
 
 def _steps(counts: StepCounts) -> dict[str, int]:
@@ -175,15 +180,20 @@ def _settled(reason: str, message: str, *, stalled: bool, succeeded: bool) -> li
 
 
 def _error_message(summary: TaskSummary) -> str | None:
-    message = (summary.error or {}).get("message")
-    return str(message) if message else None
+    error = summary.error or {}
+    message = error.get("message")
+    if not message:
+        return None
+    if "step" in error:
+        return f"Step {error['step']} failed: {error.get('error_type', 'error')}: {message}"
+    return str(message)
 
 
 def _newest_failure(failures: Sequence[StepFailure]) -> str | None:
     if not failures:
         return None
     newest = failures[0]
-    return f"Step {newest.step} failed: {newest.message}"
+    return f"Step {newest.step} failed: {newest.error_type}: {newest.message}"
 
 
 def _result(summary: TaskSummary) -> dict[str, Any]:

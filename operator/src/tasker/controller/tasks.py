@@ -130,9 +130,7 @@ class TaskReconciler:
             too_early = self._too_early(uid)
             if too_early > 0:
                 return too_early
-        status = build_status(
-            summary, previous=old, generation=task["metadata"]["generation"], now=self._world.now()
-        )
+        status = build_status(summary, previous=old, generation=task["metadata"]["generation"], now=self._world.now())
         if await self._world.write_status(TASK, task, status):
             self._written[uid] = self._clock()
             self._tell(task, old, status)

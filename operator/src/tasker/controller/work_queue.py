@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectKey:
-    """A namespaced object of the kind that its queue is for. Of a namespace itself, `namespace` and `name` are equal."""
+    """A namespaced object of the kind that its queue is for. Of a namespace itself, both fields are its name."""
 
     namespace: str
     name: str
@@ -33,7 +33,7 @@ class ObjectKey:
 
 
 Reconcile = Callable[[ObjectKey], Awaitable[float | None]]
-"""Brings one key in line. Returns the seconds after which it wants to be called again, or None. Raises to be retried."""
+"""Brings one key in line. Returns the seconds until it wants to be called again, or None; raises to be retried."""
 
 
 class WorkQueue:
@@ -122,4 +122,4 @@ class WorkQueue:
             case _:
                 self._metrics.reconcile_errors.labels(self.kind, type(error).__name__).inc()
                 delay = self._queue.failed(key, self._clock())
-                logger.exception("%s %s failed; again in %.1f s", self.kind, key, delay, exc_info=error)
+                logger.error("%s %s failed; again in %.1f s", self.kind, key, delay, exc_info=error)

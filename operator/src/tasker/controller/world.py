@@ -48,7 +48,7 @@ class Queues:
 
 @dataclass(kw_only=True)
 class World:
-    """Everything that a reconciler may reach. `queues` is set right after construction, since queues hold reconcilers."""
+    """Everything that a reconciler may reach. `queues` is set right after construction: queues hold reconcilers."""
 
     cluster: Cluster
     engine: Engine
@@ -116,7 +116,7 @@ class World:
 
 
 def slim_task(manifest: Manifest) -> Manifest:
-    """The Task without what is large and no longer read: the context of a run that exists, the results of one that ended."""
+    """The Task without what is large and no longer read: the context of a run, the results of one that ended."""
     status = manifest.get("status") or {}
     if "taskUuid" not in status:
         return manifest

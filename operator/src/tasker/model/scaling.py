@@ -141,7 +141,5 @@ def _demand(inputs: ScaleInputs) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    # Rounded up to 5 s above 10 s, so that a status that shows it is not rewritten every second.
-    if seconds > 10:
-        return f"{int(-(-seconds // 5) * 5)} s"
-    return f"{max(1, int(-(-seconds // 1)))} s"
+    # Rounded up to whole steps of 5 s, so that a status that shows it is not rewritten every second.
+    return f"{max(1, -(-int(seconds) // 5)) * 5} s"

@@ -36,15 +36,32 @@ class TaskRequest:
         """Raises `InvalidTask` with path and reason when the request cannot be accepted."""
         if not isinstance(self.context, dict):
             raise InvalidTask("spec.context", f"must be an object, not {_json_type(self.context)}")
-        if limits.json_depth_exceeds(self.context):
-            raise InvalidTask("spec.context", f"is nested deeper than {limits.JSON_DEPTH} levels")
+        fault = limits.json_fault(self.context, "spec.context")
+        if fault is not None:
+            raise InvalidTask(*fault)
         size = limits.json_size(self.context)
         if size > limits.CONTEXT_BYTES:
             raise InvalidTask("spec.context", f"is {size} bytes; at most {limits.CONTEXT_BYTES} are allowed")
         if not -100 <= self.priority <= 100:
             raise InvalidTask("spec.priority", f"{self.priority} is not between -100 and 100")
-        if self.deadline_seconds is not None and self.deadline_seconds <= 0:
-            raise InvalidTask("spec.deadlineSeconds", "must be more than 0")
+        if self.deadline_seconds is not None and not 0 < self.deadline_seconds <= limits.DEADLINE_SECONDS:
+            raise InvalidTask("spec.deadlineSeconds", f"must be more than 0 and at most {limits.DEADLINE_SECONDS}")
+        for name, value in self._texts():
+            fault = limits.json_fault(value, f"spec.{name}")
+            if fault is not None:
+                raise InvalidTask(*fault)
+
+    def _texts(self) -> list[tuple[str, object]]:
+        return [
+            ("templateRef.name", self.template_name),
+            ("templateRef.version", self.template_version),
+            ("correlationId", self.correlation_id),
+            ("parentCorrelationId", self.parent_correlation_id),
+            ("initiator", self.initiator),
+            ("sourceSystem", self.source_system),
+            ("reason", self.reason),
+            ("tags", self.tags),
+        ]
 
     def as_row(self) -> dict[str, Any]:
         """The request as the database function takes it."""

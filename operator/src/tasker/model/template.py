@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import semver
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +23,12 @@ from tasker.model.retry import Backoff
 from tasker.model.validation import first_fault
 
 STEP_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
+
+TimeoutSeconds = Annotated[int, Field(ge=1, le=604_800)]
+"""Up to a week."""
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _camel(name: str) -> str:
@@ -42,7 +48,7 @@ class RetrySpec(_Spec):
     backoff: Annotated[Backoff, Field(strict=False)] = Backoff.EXPONENTIAL
     base_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 1_000
     max_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 30_000
-    jitter: Annotated[float, Field(ge=0, le=1, strict=False)] = 0.1
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.1
 
     @property
     def effective_attempts(self) -> int:
@@ -59,6 +65,20 @@ class HandlerSpec(_Spec):
     initialization: dict[str, Any] = Field(default_factory=dict)
 
 
+class HandlerDefaultsSpec(_Spec):
+    """What handlers share."""
+
+    initialization: dict[str, Any] = Field(default_factory=dict)
+
+
+class DefaultsSpec(_Spec):
+    """What steps get that do not say otherwise; only used to check what was written before it is merged."""
+
+    retry: RetrySpec = RetrySpec()
+    timeout_seconds: TimeoutSeconds = 300
+    handler: HandlerDefaultsSpec = HandlerDefaultsSpec()
+
+
 class StepSpec(_Spec):
     """One node of the graph."""
 
@@ -66,8 +86,8 @@ class StepSpec(_Spec):
     handler: HandlerSpec
     depends_on: tuple[str, ...] = Field(default=(), strict=False)
     retry: RetrySpec = RetrySpec()
-    timeout_seconds: Annotated[int, Field(ge=1, le=604_800)] = 300
-    schedule_timeout_seconds: Annotated[int, Field(ge=1, le=604_800)] | None = None
+    timeout_seconds: TimeoutSeconds = 300
+    schedule_timeout_seconds: TimeoutSeconds | None = None
 
 
 class TemplateSpec(_Spec):
@@ -97,44 +117,48 @@ def parse_template_spec(spec: Mapping[str, Any]) -> TemplateSpec:
 
     Raises `InvalidTemplate` with the path and reason of the first fault.
     """
-    merged = _with_defaults(spec)
-    try:
-        template = TemplateSpec.model_validate(merged)
-    except ValidationError as error:
-        raise InvalidTemplate(*first_fault(error, "spec")) from error
+    if not isinstance(spec, Mapping):
+        raise InvalidTemplate("spec", "must be an object")
+    template = _validated(TemplateSpec, _with_defaults(spec), "spec")
     _check_version(template)
     _check_steps(template)
     return template
 
 
+def _validated(model: type[_Model], written: object, path: str) -> _Model:
+    try:
+        return model.model_validate(written, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise InvalidTemplate(*first_fault(error, path)) from error
+
+
 def _with_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The spec with ``defaults`` put under each step; the step's own words win."""
     merged = dict(spec)
-    defaults = merged.pop("defaults", None) or {}
-    steps = merged.get("steps")
-    if not isinstance(defaults, Mapping):
-        raise InvalidTemplate("spec.defaults", "must be an object")
-    unknown = sorted(set(defaults) - {"retry", "timeoutSeconds", "handler"})
-    if unknown:
-        raise InvalidTemplate(f"spec.defaults.{unknown[0]}", "is not a known field")
-    if not defaults or not isinstance(steps, (list, tuple)):
+    defaults = merged.pop("defaults", None)
+    if defaults is None:
         return merged
-    merged["steps"] = [_step_with_defaults(step, defaults) if isinstance(step, Mapping) else step for step in steps]
+    _validated(DefaultsSpec, defaults, "spec.defaults")
+    steps = merged.get("steps")
+    if isinstance(steps, (list, tuple)):
+        merged["steps"] = [_step_with_defaults(step, defaults) if isinstance(step, Mapping) else step for step in steps]
     return merged
 
 
 def _step_with_defaults(step: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(step)
-    if isinstance(defaults.get("retry"), Mapping):
-        merged["retry"] = {**defaults["retry"], **(step.get("retry") or {})}
-    if "timeoutSeconds" in defaults:
-        merged.setdefault("timeoutSeconds", defaults["timeoutSeconds"])
-    shared = (defaults.get("handler") or {}).get("initialization")
-    if shared and isinstance(step.get("handler"), Mapping):
-        handler = dict(step["handler"])
-        handler["initialization"] = {**shared, **(handler.get("initialization") or {})}
-        merged["handler"] = handler
+    merged = {key: value for key, value in defaults.items() if key == "timeoutSeconds"} | dict(step)
+    _merge(merged, "retry", defaults.get("retry", {}))
+    if isinstance(merged.get("handler"), Mapping):
+        merged["handler"] = dict(merged["handler"])
+        _merge(merged["handler"], "initialization", defaults.get("handler", {}).get("initialization", {}))
     return merged
+
+
+def _merge(into: dict[str, Any], key: str, shared: Mapping[str, Any]) -> None:
+    """Puts `shared` under an object that was written, or in place of one that was not; leaves what is no object."""
+    own = into.get(key, {})
+    if shared and isinstance(own, Mapping):
+        into[key] = {**shared, **own}
 
 
 def _check_version(template: TemplateSpec) -> None:
@@ -143,6 +167,9 @@ def _check_version(template: TemplateSpec) -> None:
 
 
 def _check_steps(template: TemplateSpec) -> None:
+    fault = limits.json_fault(template.description, "spec.description")
+    if fault is not None:
+        raise InvalidTemplate(*fault)
     first_seen: dict[str, int] = {}
     for position, step in enumerate(template.steps):
         path = f"spec.steps[{position}]"
@@ -156,8 +183,11 @@ def _check_steps(template: TemplateSpec) -> None:
                 f"{path}.name", f"duplicate step name {step.name!r} (first at spec.steps[{first_seen[step.name]}])"
             )
         first_seen[step.name] = position
-        if limits.json_depth_exceeds(step.handler.initialization):
-            raise InvalidTemplate(f"{path}.handler.initialization", f"is nested deeper than {limits.JSON_DEPTH} levels")
+        fault = limits.json_fault(step.handler.initialization, f"{path}.handler.initialization")
+        for field in ("callable", "method", "resolver"):
+            fault = fault or limits.json_fault(getattr(step.handler, field), f"{path}.handler.{field}")
+        if fault is not None:
+            raise InvalidTemplate(*fault)
         if step.retry.max_ms < step.retry.base_ms:
             raise InvalidTemplate(
                 f"{path}.retry.maxMs", f"{step.retry.max_ms} is less than baseMs {step.retry.base_ms}"

@@ -1,7 +1,7 @@
 """The two state machines, tasks and steps: states, events, and the moves that exist.
 
 Called by the engine to explain, and by tests that hold this module, the SQL in ``store/sql/schema.sql`` and the page
-``docs/states.md`` against each other. The database enforces the same tables without any Python.
+``operator/STATES.md`` against each other. The database enforces the same tables without any Python.
 
 Some states are only ever passed through inside one transaction. A row then jumps over them, while the transition log
 shows every hop; `legal_jumps` gives the pairs (state before, state after) that a row may therefore show.

@@ -86,7 +86,11 @@ async def _apply_missing(connection: AsyncConnection) -> list[str]:
 
         await retried(apply)
         done.append(migration.name)
-    await connection.execute(queries["ensure_partitions"])
+
+    async def ensure_partitions() -> None:
+        await connection.execute(queries["ensure_partitions"])
+
+    await retried(ensure_partitions)
     return done
 
 

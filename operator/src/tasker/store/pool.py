@@ -16,7 +16,11 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tasker.errors import IllegalTransition, StoreError, StoreUnavailable, TaskNotFound, TemplateNotFound
 from tasker.settings import DatabaseSettings
 
-RETRIED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+RETRIED = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.LockNotAvailable,
+)
 """Postgres gave up one of two transactions that met; the same statement again will do."""
 
 Connection = AsyncConnection[DictRow]

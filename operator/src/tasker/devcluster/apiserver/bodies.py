@@ -6,7 +6,6 @@ The dispatcher calls `decode_object` for what is created or replaced and `decode
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +60,7 @@ def decode_patch(data: bytes, content_type: str, *, find_duplicates: bool) -> tu
         return kind, _decode_json(data, find_duplicates=find_duplicates) if looks_like_json else _decode_yaml(data)
     if kind in (JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH):
         return kind, _decode_json(data, find_duplicates=find_duplicates)
-    accepted = ", ".join((JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH))
+    accepted = f"{JSON_PATCH}, {MERGE_PATCH}, {STRATEGIC_PATCH}, {APPLY_PATCH}"
     raise errors.unsupported_media_type(
         f"the body of the request was in an unknown format - accepted media types include: {accepted}"
     )
@@ -188,8 +187,14 @@ def expect_object(body: Body) -> dict[str, Any]:
     return body.value
 
 
-def check_kind(obj: Mapping[str, Any], *, api_version: str, kind: str) -> None:
-    """Raises ApiError 400 unless `obj` says that it is of this version and kind."""
+def check_kind(obj: dict[str, Any], *, api_version: str, kind: str, implied: bool) -> None:
+    """Raises ApiError 400 unless `obj` says that it is of this version and kind.
+
+    `implied`: an object that says nothing is taken for one (built-in kinds only); it is completed in place.
+    """
+    if implied:
+        obj.setdefault("kind", kind)
+        obj.setdefault("apiVersion", api_version)
     given_version, given_kind = obj.get("apiVersion"), obj.get("kind")
     if not given_kind:
         raise errors.bad_request("Object 'Kind' is missing in the body of the request")
@@ -200,8 +205,5 @@ def check_kind(obj: Mapping[str, Any], *, api_version: str, kind: str) -> None:
             f"the API version in the data ({given_version}) does not match the expected API version ({api_version})"
         )
     if given_kind != kind:
-        raise errors.bad_request(
-            f"{given_kind} in version {str(given_version).rpartition('/')[2]!r} cannot be handled as a {kind}".replace(
-                "'", '"'
-            )
-        )
+        version = api_version.rpartition("/")[2]
+        raise errors.bad_request(f'{given_kind} in version "{version}" cannot be handled as a {kind}')

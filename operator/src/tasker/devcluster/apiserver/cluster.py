@@ -1,6 +1,6 @@
 """The state that every part of the embedded API server shares: storage, what is served, and the clock.
 
-`Cluster` keeps the registry in step with the stored CRDs and turns stored objects into the version that a request names.
+`Cluster` keeps the registry in step with the stored CRDs and turns stored objects into the version a request names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Cluster:
         self.storage = storage
         self.registry = ResourceRegistry()
         self.clock = clock
-        for stored in storage.list(CRDS):
+        for stored in storage.objects(CRDS):
             crd = stored.load()
             if is_established(crd):
                 self.registry.install(crd)

@@ -8,12 +8,12 @@ across restarts.
 from __future__ import annotations
 
 import base64
-import datetime
 import ipaddress
 import os
 import secrets
 import ssl
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -38,13 +38,13 @@ class Credentials:
         return context
 
 
-def load_credentials(folder: Path, *, now: datetime.datetime, token: str | None = None) -> Credentials:
+def load_credentials(folder: Path, *, now: datetime, token: str | None = None) -> Credentials:
     """Reads the credentials kept in `folder`, making them (or renewing an old certificate) where needed."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     certificate, key, token_file = folder / "server.crt", folder / "server.key", folder / "token"
     if not (key.exists() and certificate.exists() and _still_good(folder / "not-after", now)):
-        not_after = now + datetime.timedelta(days=VALID_DAYS)
-        certificate_pem, key_pem = _self_signed(now - datetime.timedelta(hours=1), not_after)
+        not_after = now + timedelta(days=VALID_DAYS)
+        certificate_pem, key_pem = _self_signed(now - timedelta(hours=1), not_after)
         write_private(key, key_pem)
         write_private(certificate, certificate_pem)
         write_private(folder / "not-after", not_after.isoformat().encode())
@@ -83,14 +83,14 @@ def write_private(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _still_good(file: Path, now: datetime.datetime) -> bool:
+def _still_good(file: Path, now: datetime) -> bool:
     if not file.exists():
         return False
-    not_after = datetime.datetime.fromisoformat(file.read_text())
-    return not_after - now > datetime.timedelta(days=RENEW_DAYS)
+    not_after = datetime.fromisoformat(file.read_text())
+    return not_after - now > timedelta(days=RENEW_DAYS)
 
 
-def _self_signed(not_before: datetime.datetime, not_after: datetime.datetime) -> tuple[bytes, bytes]:
+def _self_signed(not_before: datetime, not_after: datetime) -> tuple[bytes, bytes]:
     # Imported here: a restart with a certificate at hand does not pay for it.
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization

@@ -1,8 +1,8 @@
 """What the embedded API server answers when it cannot do what was asked: Kubernetes Status objects.
 
-Every module of the server raises `ApiError`; the dispatcher turns it into the response. The shapes, reasons and messages
-are those clients match on (kopf and the official client look at `code` and `reason`, kubectl prints `message` and
-`details.causes`).
+Every module of the server raises `ApiError`; the dispatcher turns it into the response. The shapes, reasons and
+messages are those clients match on (kopf and the official client look at `code` and `reason`, kubectl prints `message`
+and `details.causes`).
 """
 
 from __future__ import annotations

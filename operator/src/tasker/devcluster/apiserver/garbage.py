@@ -43,7 +43,7 @@ class Collector:
         self._pending: dict[ObjectKey, None] = {}
         self._wake = asyncio.Event()
         for resource in self._storage.resources():
-            for stored in self._storage.list(resource):
+            for stored in self._storage.objects(resource):
                 self._consider(stored)
         self._unsubscribe = self._storage.subscribe(None, self._hear)
 
@@ -191,7 +191,7 @@ class Collector:
     def _drain(self, served: Served, namespace: str | None) -> int:
         """Deletes all objects of a resource; the number of those that still wait for a finalizer or for grace."""
         left = 0
-        for stored in self._storage.list(served.storage, namespace):
+        for stored in self._storage.objects(served.storage, namespace):
             if b'"deletionTimestamp"' in stored.data and "deletionTimestamp" in stored.load()["metadata"]:
                 left += 1
             else:
@@ -214,7 +214,7 @@ class Collector:
 
     def _expire_events(self) -> None:
         before = self._cluster.clock() - EVENT_LIFETIME
-        for stored in list(self._storage.list(EVENTS)):
+        for stored in list(self._storage.objects(EVENTS)):
             event = stored.load()
             last = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
             if parse_timestamp(last) < before:

@@ -1,7 +1,7 @@
-"""What single kinds need of the write path beyond their schema: first status, fields the server fills in, what may not change.
+"""What single kinds need of the write path beyond their schema: a first status, fields of the server, fixed fields.
 
-`writing` calls `prepare_create` and `prepare_update` after defaulting and before an object is validated, and `faults` with the schema's check.
-A custom resource needs nothing here.
+`writing` calls `prepare_create` and `prepare_update` after defaulting and before an object is validated, and `faults`
+with the schema's check. A custom resource needs nothing here.
 """
 
 from __future__ import annotations

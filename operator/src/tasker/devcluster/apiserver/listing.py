@@ -37,7 +37,7 @@ class Lister:
         self._cluster = cluster
         self._snapshots: OrderedDict[str, _Snapshot] = OrderedDict()
 
-    def list(self, served: Served, namespace: str, options: QueryOptions, view: View) -> bytes:
+    def answer(self, served: Served, namespace: str, options: QueryOptions, view: View) -> bytes:
         """The list as JSON in the form of `view`."""
         self._check(options)
         selection = select(self._cluster, served, namespace, "", options)
@@ -81,9 +81,9 @@ class Lister:
             else:
                 inconsistent = ContinueToken(resource_version=newest, snapshot="", after=token.after)
                 raise errors.expired(
-                    "The provided continue parameter is too old to display a consistent list result. You can start a new "
-                    "list without the continue parameter, or use the continue token in this response to retrieve the "
-                    "remainder of the results. Continuing with the provided token results in an inconsistent list - "
+                    "The provided continue parameter is too old to display a consistent list result. You can start a "
+                    "new list without the continue parameter, or use the continue token in this response to retrieve "
+                    "the remainder of the results. Continuing with the provided token results in an inconsistent list - "
                     "objects that were created, modified, or deleted between the time the first chunk was returned and "
                     "now may show up in the list.",
                     continue_token=inconsistent.encode(),

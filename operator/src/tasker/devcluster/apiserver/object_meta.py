@@ -149,9 +149,7 @@ def metadata_faults(metadata: Mapping[str, Any], *, namespaced: bool) -> Iterato
     for index, finalizer in enumerate(finalizers):
         yield from _key_faults(f"metadata.finalizers[{index}]", finalizer)
     if FOREGROUND in finalizers and ORPHAN in finalizers:
-        yield invalid(
-            "metadata.finalizers", finalizers, f"finalizer {ORPHAN} and {FOREGROUND} cannot be both set"
-        )
+        yield invalid("metadata.finalizers", finalizers, f"finalizer {ORPHAN} and {FOREGROUND} cannot be both set")
     yield from _owner_faults(metadata.get("ownerReferences", []))
     if not namespaced and metadata.get("namespace"):
         yield forbidden("metadata.namespace", "not allowed on this type")
@@ -164,7 +162,9 @@ def _owner_faults(references: list[dict[str, Any]]) -> Iterator[FieldError]:
         for field in ("apiVersion", "kind", "name", "uid"):
             value = reference.get(field)
             if not isinstance(value, str) or not value:
-                yield required(f"{path}.{field}") if not value else invalid(f"{path}.{field}", value, "must be a string")
+                yield (
+                    required(f"{path}.{field}") if not value else invalid(f"{path}.{field}", value, "must be a string")
+                )
         if reference.get("controller"):
             controllers.append(str(reference.get("name")))
     if len(controllers) > 1:

@@ -1,7 +1,7 @@
 """Which resources the embedded API server serves now: the built-in ones and those of installed CRDs.
 
-`ResourceRegistry` is asked by the dispatcher (what does this path mean?), by discovery and by OpenAPI. It follows the CRDs
-that are stored: `install` and `remove` are called when one is established, changed or gone.
+`ResourceRegistry` is asked by the dispatcher (what does this path mean?), by discovery and by OpenAPI. It follows the
+CRDs that are stored: `install` and `remove` are called when one is established, changed or gone.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class ResourceRegistry:
         ]
 
     def versions_of(self, plural: str, group: str) -> list[Served]:
-        return [served for served in self._served.values() if (served.info.plural, served.info.group) == (plural, group)]
+        return [
+            served for served in self._served.values() if (served.info.plural, served.info.group) == (plural, group)
+        ]
 
     def groups(self) -> dict[str, list[str]]:
         """The versions of each group, the preferred one first; the core group is the empty string."""

@@ -54,7 +54,7 @@ class Selection:
             if namespace is not None or not self.served.info.namespaced:
                 found = self.cluster.storage.get(self.served.storage, namespace or "", name)
                 return [found] if found is not None and self.matches(found) else []
-        listed = self.cluster.storage.list(self.served.storage, self.namespace)
+        listed = self.cluster.storage.objects(self.served.storage, self.namespace)
         return list(listed) if self.selects_all else [stored for stored in listed if self.matches(stored)]
 
 

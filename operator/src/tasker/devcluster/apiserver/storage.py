@@ -1,8 +1,8 @@
 """What the embedded API server remembers: every object, the counter of resourceVersions, and the recent changes.
 
 Objects are kept as JSON bytes in memory (a list or a watch is mostly a concatenation of them) and written through to
-sqlite, one transaction a change, so that a killed server loses nothing that it has acknowledged. All calls are made from
-the event loop's thread and never wait; a read followed by a write in one call is therefore atomic.
+sqlite, one transaction a change, so that a killed server loses nothing that it has acknowledged. All calls are made
+from the event loop's thread and never wait; a read followed by a write in one call is therefore atomic.
 
 Changes are kept for a while, per resource, so that a watch can begin at a resourceVersion of the past; older ones are
 compacted, and a watch from before them gets `Compacted` (410 Gone). After a restart everything earlier is compacted.
@@ -162,7 +162,7 @@ class Storage:
         """The objects that name `uid` as an owner."""
         return list(self._dependents.get(uid, {}).values())
 
-    def list(self, resource: str, namespace: str | None = None) -> Iterator[Stored]:
+    def objects(self, resource: str, namespace: str | None = None) -> Iterator[Stored]:
         """In the order of namespace and name; `None` means all namespaces. Safe against changes while it runs."""
         objects = self._objects.get(resource, {})
         keys = self._sorted.get(resource)
@@ -223,7 +223,7 @@ class Storage:
         self._loaded_at = self._resource_version
 
     def subscribe(self, resource: str | None, subscriber: Callable[[Change], None]) -> Callable[[], None]:
-        """Calls `subscriber` with each change of the resource (`None`: of any) until the returned function is called."""
+        """Calls `subscriber` with each change of the resource (`None`: of any) until the result is called."""
         subscribers = self._subscribers.setdefault(resource, [])
         subscribers.append(subscriber)
         return lambda: subscribers.remove(subscriber)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from tasker.devcluster.apiserver import errors
 from tasker.devcluster.apiserver.registry import Served
-from tasker.devcluster.machinery.table import to_table
+from tasker.devcluster.machinery.table import IncludeObject, to_table
 
 Form = Literal["object", "table", "metadata"]
 
@@ -25,7 +25,7 @@ class View:
     """`include_object`: what a Table's rows carry of the object itself: `None`, `Metadata` or `Object`."""
 
     form: Form
-    include_object: str = "Metadata"
+    include_object: IncludeObject = "Metadata"
 
 
 PLAIN = View(form="object")
@@ -47,7 +47,7 @@ def choose_view(accept: str, query: Mapping[str, str]) -> View:
                 include = query.get("includeObject") or "Metadata"
                 if include not in ("None", "Metadata", "Object"):
                     raise errors.bad_request(f'includeObject: Unsupported value: "{include}"')
-                return View(form="table", include_object=include)
+                return View(form="table", include_object=cast("IncludeObject", include))
             case "PartialObjectMetadata" | "PartialObjectMetadataList", "v1":
                 return View(form="metadata")
             case _:
@@ -71,23 +71,11 @@ def table(
     with_columns: bool = True,
 ) -> dict[str, Any]:
     """A Table of the objects; a watch sends the columns with its first event only."""
-    result = to_table(served.info, objects, now)
+    result = to_table(served.info, objects, now, include_object=view.include_object)
     result["metadata"] = dict(metadata)
     if not with_columns:
         result["columnDefinitions"] = None
-    for row, obj in zip(result["rows"], objects, strict=True):
-        row["object"] = _row_object(obj, view)
     return result
-
-
-def _row_object(obj: Mapping[str, Any], view: View) -> dict[str, Any] | None:
-    match view.include_object:
-        case "None":
-            return None
-        case "Object":
-            return dict(obj)
-        case _:
-            return partial_metadata(obj)
 
 
 def metadata_list(objects: Iterable[Mapping[str, Any]], metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from tasker.devcluster.apiserver import errors
 from tasker.devcluster.apiserver.cluster import Cluster
 from tasker.devcluster.apiserver.registry import Served
 from tasker.devcluster.apiserver.requests import QueryOptions
-from tasker.devcluster.apiserver.selection import Selection, select
+from tasker.devcluster.apiserver.selection import Selection
 from tasker.devcluster.apiserver.storage import Change, ChangeKind, Compacted, Stored, encode
 from tasker.devcluster.apiserver.views import View, partial_metadata, table
 
@@ -30,8 +30,7 @@ MAX_WAITING = 20_000
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchRequest:
     served: Served
-    namespace: str
-    name: str
+    selection: Selection
     options: QueryOptions
     view: View
     bookmark_seconds: float = BOOKMARK_SECONDS
@@ -70,16 +69,15 @@ def check_watch(options: QueryOptions) -> None:
         raise errors.ApiError(422, "Invalid", f'ListOptions.meta.k8s.io "" is invalid: {faults[0]}')
 
 
-async def watch_stream(cluster: Cluster, request: WatchRequest) -> AsyncIterator[bytes]:
+async def watch_stream(cluster: Cluster, request: WatchRequest) -> AsyncGenerator[bytes, None]:
     """The lines of a watch until its time is over. The options have been checked by `check_watch`."""
-    selection = select(cluster, request.served, request.namespace, request.name, request.options)
     feed = _Feed()
     # From here to the first wait nothing else runs: what is not in the beginning comes through the feed.
     unsubscribe = cluster.storage.subscribe(request.served.storage, feed.hear)
     try:
-        writer = _EventWriter(cluster, request, selection)
+        writer = _EventWriter(cluster, request)
         try:
-            for line in _beginning(cluster, request, selection, writer):
+            for line in _beginning(cluster, request, writer):
                 yield line
         except Compacted as error:
             yield writer.error(errors.expired(str(error)))
@@ -90,15 +88,13 @@ async def watch_stream(cluster: Cluster, request: WatchRequest) -> AsyncIterator
         unsubscribe()
 
 
-def _beginning(
-    cluster: Cluster, request: WatchRequest, selection: Selection, writer: _EventWriter
-) -> Iterable[bytes]:
+def _beginning(cluster: Cluster, request: WatchRequest, writer: _EventWriter) -> Iterable[bytes]:
     """What is sent at once: the objects that are there, or the changes since the resourceVersion."""
     options = request.options
     version = int(options.resource_version or 0)
     newest = cluster.storage.resource_version
     if options.send_initial_events or (not version and options.send_initial_events is None):
-        lines = [writer.event(ChangeKind.ADDED, stored) for stored in selection.objects()]
+        lines = [writer.event(ChangeKind.ADDED, stored) for stored in request.selection.objects()]
         if options.send_initial_events and options.allow_watch_bookmarks:
             lines.append(writer.bookmark(newest, initial_events_end=True))
         return lines
@@ -110,7 +106,7 @@ def _beginning(
 
 async def _follow(
     cluster: Cluster, request: WatchRequest, feed: _Feed, writer: _EventWriter
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
     timeout = request.options.timeout_seconds
     if timeout is None:
@@ -142,11 +138,11 @@ async def _follow(
 class _EventWriter:
     """Makes the lines of one watch."""
 
-    def __init__(self, cluster: Cluster, request: WatchRequest, selection: Selection) -> None:
+    def __init__(self, cluster: Cluster, request: WatchRequest) -> None:
         self._cluster = cluster
         self._served = request.served
         self._view = request.view
-        self._selection = selection
+        self._selection = request.selection
         self._sent_columns = False
 
     def change(self, change: Change) -> bytes | None:

@@ -83,7 +83,7 @@ class Writer:
     def create(self, target: WriteTarget, body: Body) -> Written:
         served = target.served
         obj = expect_object(body)
-        check_kind(obj, api_version=served.api_version, kind=served.info.kind)
+        check_kind(obj, api_version=served.api_version, kind=served.info.kind, implied=not served.crd)
         write = _Write(target=target, stored=None, old=None)
         self._check_fields(write, obj, body.duplicates)
         return self._create(write, obj, managed=None)
@@ -91,7 +91,7 @@ class Writer:
     def replace(self, target: WriteTarget, body: Body) -> Written:
         served = target.served
         obj = expect_object(body)
-        check_kind(obj, api_version=served.api_version, kind=served.info.kind)
+        check_kind(obj, api_version=served.api_version, kind=served.info.kind, implied=not served.crd)
         stored = self._cluster.find(served, target.namespace, target.name)
         write = _Write(target=target, stored=stored, old=self._cluster.load(served, stored))
         self._check_fields(write, obj, body.duplicates)
@@ -129,7 +129,7 @@ class Writer:
         if not target.options.field_manager:
             fault = required("fieldManager", "is required for apply patch")
             raise errors.invalid("meta.k8s.io", "PatchOptions", "", [fault])
-        check_kind(config, api_version=served.api_version, kind=served.info.kind)
+        check_kind(config, api_version=served.api_version, kind=served.info.kind, implied=False)
         metadata = tidy_metadata(config, served)
         if metadata.get("managedFields"):
             raise errors.bad_request("metadata.managedFields must be nil")
@@ -137,9 +137,8 @@ class Writer:
         if served.info.namespaced:
             metadata.setdefault("namespace", target.namespace)
         if unknown := served.info.schema.unknown_fields(config):
-            paths = ", ".join(f'.{fault.split(chr(34))[1]}: field not declared in schema' for fault in unknown)
-            place = f"{target.namespace}/{target.name}; {served.api_version}, Kind={served.info.kind}".lstrip("/")
-            raise errors.ApiError(500, "", f"failed to create typed patch object ({place}): {paths}")
+            paths = ", ".join(f".{fault.split(chr(34))[1]}: field not declared in schema" for fault in unknown)
+            raise self._untyped(target, paths)
         stored = cluster.storage.get(served.storage, target.namespace, target.name)
         if stored is None and (target.subresource or metadata.get("uid")):
             raise errors.not_found(served.info.group, served.info.plural, target.name)
@@ -158,14 +157,26 @@ class Writer:
                 schema=served.info.schema,
                 subresource=target.subresource,
                 api_version=served.api_version,
-                now=cluster.now(),
+                now=cluster.clock(),
+                reset_fields=("status",) if served.info.has_status and not target.subresource else (),
             )
         except managed_fields.ApplyConflict as conflict:
-            raise errors.apply_conflict(str(conflict), conflict.causes) from conflict
+            causes = [
+                errors.Cause(reason="FieldManagerConflict", message=f"conflict with {manager}", field=path)
+                for path, manager in conflict.causes
+            ]
+            raise errors.apply_conflict(str(conflict), causes) from conflict
+        except managed_fields.InvalidApplyConfiguration as error:
+            raise self._untyped(target, str(error)) from error
         managed = new["metadata"].pop("managedFields", [])
         if old is None:
             return self._create(write, new, managed=managed)
         return self._update(write, new, managed=managed)
+
+    def _untyped(self, target: WriteTarget, why: str) -> errors.ApiError:
+        """An applied configuration that does not fit the schema; a real server gives it no reason either."""
+        place = f"{target.namespace}/{target.name}; {target.served.api_version}, Kind={target.served.info.kind}"
+        return errors.ApiError(500, "", f"failed to create typed patch object ({place.lstrip('/')}): {why}")
 
     def _check_fields(self, write: _Write, obj: dict[str, Any], duplicates: Sequence[str]) -> None:
         """Unknown and duplicate fields: refused, warned of or let pass, as the request says."""
@@ -269,19 +280,16 @@ class Writer:
             if kinds.generation_content(served, new) != kinds.generation_content(served, old):
                 metadata["generation"] += 1
         self._validate(target, new, old)
-        if managed is not None:
-            given_managed = managed
-        elif given_managed in (None, old["metadata"].get("managedFields")):
-            given_managed = old["metadata"].get("managedFields", [])
+        owners = old["metadata"].get("managedFields", [])
+        if managed is None and given_managed in (None, owners):
             if _same_content(new, old):
                 return Written(obj=old, warnings=tuple(write.warnings))
-        elif given_managed == [{}]:
-            given_managed = []
-        if given_managed:
-            metadata["managedFields"] = given_managed
+            given_managed = owners
+        if given := managed if managed is not None else given_managed:
+            metadata["managedFields"] = given
         if managed is None:
             new = self._record(target, old, new)
-        elif _same_content(new, old) and managed_fields.same_owners(managed, old["metadata"].get("managedFields", [])):
+        if new == old:
             return Written(obj=old, warnings=tuple(write.warnings))
         return self._store(write, new, created=False)
 
@@ -321,7 +329,9 @@ class Writer:
             found.extend(name_faults(served, metadata["name"]))
         found.extend(metadata_faults(metadata, namespaced=served.info.namespaced))
         if old is not None and "deletionTimestamp" in metadata:
-            added = [name for name in metadata.get("finalizers", []) if name not in old["metadata"].get("finalizers", [])]
+            added = [
+                name for name in metadata.get("finalizers", []) if name not in old["metadata"].get("finalizers", [])
+            ]
             if added:
                 listed = ", ".join(f'"{name}"' for name in added)
                 found.append(
@@ -342,10 +352,10 @@ class Writer:
             old,
             new,
             manager=target.manager,
-            operation="Update",
+            schema=target.served.info.schema,
             subresource=target.subresource,
             api_version=target.served.api_version,
-            now=self._cluster.now(),
+            now=self._cluster.clock(),
         )
 
     def _store(self, write: _Write, obj: dict[str, Any], *, created: bool) -> Written:
@@ -385,7 +395,7 @@ def patched(served: Served, name: str, old: dict[str, Any], kind: str, body: Bod
     except (PatchTestFailed, PatchError) as error:
         if kind == JSON_PATCH:
             message = f"the server rejected our request due to an error in our request: {error}"
-            raise errors.ApiError(422, "Invalid", message, details={"name": name}) from error
+            raise errors.ApiError(422, "Invalid", message) from error
         raise errors.bad_request(str(error)) from error
     if not isinstance(new, dict):
         raise errors.bad_request("the patch would make something else of the object")

@@ -10,10 +10,6 @@ import base64
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from tasker.devcluster.machinery.quantities import canonical
-
-_PROJECTED_SOURCES: Final = ("name", "optional", "medium", "sizeLimit")
-
 
 def _items(parent: Mapping[str, Any], field: str) -> list[Any]:
     found = parent.get(field)
@@ -25,23 +21,24 @@ def _mapping(parent: Mapping[str, Any], field: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _ensured(parent: dict[str, Any], field: str) -> dict[str, Any]:
+    """The object in a field, made when it is absent; a loose one when something else stands there, a fault."""
+    found = parent.setdefault(field, {})
+    return found if isinstance(found, dict) else {}
+
+
 def complete_pod_spec(spec: dict[str, Any], *, is_template: bool) -> None:
-    """Pull policies, volume sources, quantities; requests from limits only in a real Pod, as Kubernetes does."""
+    """Pull policies, volume sources, service accounts; requests from limits only in a real Pod, as Kubernetes does."""
     for volume in _items(spec, "volumes"):
         if set(volume) <= {"name"}:
             volume["emptyDir"] = {}
     containers = [item for field in ("initContainers", "containers") for item in _items(spec, field)]
     for container in containers:
-        image = container.get("image", "")
         if "imagePullPolicy" not in container:
-            container["imagePullPolicy"] = "Always" if _is_latest(image) else "IfNotPresent"
+            container["imagePullPolicy"] = "Always" if _is_latest(str(container.get("image"))) else "IfNotPresent"
         resources = _mapping(container, "resources")
-        for field in ("limits", "requests"):
-            amounts = _mapping(resources, field)
-            for name, amount in amounts.items():
-                amounts[name] = canonical(amount)
         if not is_template and (limits := _mapping(resources, "limits")):
-            requests = resources.setdefault("requests", {})
+            requests = _ensured(resources, "requests")
             for name, amount in limits.items():
                 requests.setdefault(name, amount)
     service_account = spec.get("serviceAccountName") or spec.get("serviceAccount")
@@ -64,14 +61,14 @@ def _is_latest(image: str) -> bool:
 
 def complete_pod(obj: dict[str, Any]) -> None:
     complete_pod_spec(_mapping(obj, "spec"), is_template=False)
-    obj.setdefault("status", {}).setdefault("phase", "Pending")
+    _ensured(obj, "status").setdefault("phase", "Pending")
 
 
 def complete_deployment(obj: dict[str, Any]) -> None:
     spec = _mapping(obj, "spec")
     strategy = _mapping(spec, "strategy")
     if strategy.get("type") == "RollingUpdate":
-        rolling = strategy.setdefault("rollingUpdate", {})
+        rolling = _ensured(strategy, "rollingUpdate")
         rolling.setdefault("maxUnavailable", "25%")
         rolling.setdefault("maxSurge", "25%")
     complete_pod_spec(_mapping(_mapping(spec, "template"), "spec"), is_template=True)
@@ -93,16 +90,15 @@ def complete_service(obj: dict[str, Any]) -> None:
     if spec.get("type") in ("NodePort", "LoadBalancer"):
         spec.setdefault("externalTrafficPolicy", "Cluster")
     if spec.get("sessionAffinity") == "ClientIP":
-        _mapping(spec.setdefault("sessionAffinityConfig", {}).setdefault("clientIP", {}), "").setdefault(
-            "timeoutSeconds", 10800
-        )
+        client = _ensured(_ensured(spec, "sessionAffinityConfig"), "clientIP")
+        client.setdefault("timeoutSeconds", 10800)
 
 
 def complete_secret(obj: dict[str, Any]) -> None:
     """What stands in `stringData` moves, encoded, to `data`."""
     plain = obj.pop("stringData", None)
     if isinstance(plain, dict):
-        data = obj.setdefault("data", {})
+        data = _ensured(obj, "data")
         for name, value in plain.items():
             data[name] = base64.b64encode(str(value).encode()).decode()
 
@@ -110,8 +106,8 @@ def complete_secret(obj: dict[str, Any]) -> None:
 def complete_namespace(obj: dict[str, Any]) -> None:
     name = _mapping(obj, "metadata").get("name")
     if name:
-        obj["metadata"].setdefault("labels", {})["kubernetes.io/metadata.name"] = name
-    obj.setdefault("status", {}).setdefault("phase", "Active")
+        _ensured(obj["metadata"], "labels")["kubernetes.io/metadata.name"] = name
+    _ensured(obj, "status").setdefault("phase", "Active")
 
 
 def complete_role_binding(obj: dict[str, Any]) -> None:
@@ -136,7 +132,7 @@ def complete_crd(obj: dict[str, Any]) -> None:
             names["singular"] = kind.lower()
         if not names.get("listKind"):
             names["listKind"] = f"{kind}List"
-    status = obj.setdefault("status", {})
+    status = _ensured(obj, "status")
     if not status.get("storedVersions"):
         stored = [version.get("name") for version in _items(spec, "versions") if version.get("storage")]
         if stored:

@@ -11,7 +11,7 @@ from tasker.devcluster.machinery.cel import check_rules
 from tasker.devcluster.machinery.field_errors import FieldError, describe_invalid
 from tasker.devcluster.machinery.jsonpath import InvalidJsonPath, compile_json_path
 from tasker.devcluster.machinery.schema_node import resource_root
-from tasker.devcluster.machinery.structural import check_completeness, check_structural
+from tasker.devcluster.machinery.structural import check_completeness, check_defaults, check_structural
 from tasker.errors import EmbeddedError
 
 _LABEL: Final = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
@@ -124,7 +124,8 @@ def _check_version(
         yield field_errors.required(place, "schemas are required")
         return
     faults = list(check_structural(schema, place))
-    faults.extend(check_completeness(schema, place))
+    if not faults:
+        faults = [*check_completeness(schema, place), *check_defaults(schema, place)]
     yield from faults
     if not faults:
         yield from check_rules(resource_root(schema, definitions), place)

@@ -1,4 +1,7 @@
-"""Filling in defaults and taking away what a schema does not know. Called through `schema.StructuralSchema`."""
+"""Filling in defaults, spelling quantities in one way, taking away what a schema does not know.
+
+Called through `schema.StructuralSchema`, and by `managed_fields` for what is applied.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasker.devcluster.machinery.go_values import copy_json
+from tasker.devcluster.machinery.quantities import canonical
 from tasker.devcluster.machinery.schema_node import NO_DEFAULT, SchemaNode
 
 
 def default_value(node: SchemaNode, value: Any) -> Any:
-    """A copy of `value` with every default filled in.
+    """A copy of `value` with every default filled in and quantities in their stored spelling.
 
     A null where the schema does not allow one counts as absent: it becomes the default, or goes when there is none.
     """
@@ -35,7 +39,18 @@ def default_value(node: SchemaNode, value: Any) -> Any:
             return copy_json(value)
         has_default = items.default is not NO_DEFAULT and not items.nullable
         return [default_value(items, items.default if item is None and has_default else item) for item in value]
-    return value
+    return canonical(value) if node.format == "quantity" else value
+
+
+def spell_quantities(node: SchemaNode | None, value: Any) -> Any:
+    """A copy of `value` with quantities in their stored spelling (``1000m`` as ``1``)."""
+    if node is None:
+        return copy_json(value)
+    if isinstance(value, dict):
+        return {field: spell_quantities(node.field(field), item) for field, item in value.items()}
+    if isinstance(value, list):
+        return [spell_quantities(node.items, item) for item in value]
+    return canonical(value) if node.format == "quantity" else value
 
 
 def prune_value(node: SchemaNode | None, value: Any) -> Any:

@@ -72,7 +72,7 @@ def go_quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def render_number(value: float) -> str:
+def render_number(value: int | float) -> str:
     """A number as Go's ``%v`` prints it: no trailing ``.0``."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
         return str(int(value))
@@ -86,8 +86,6 @@ def _render(value: Any) -> str:
         return render_number(value)
     if isinstance(value, str):
         return go_quote(value)
-    if value is None:
-        return '"null"'
     return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
 
 
@@ -105,7 +103,7 @@ def type_invalid(path: str, value: Any, detail: str) -> FieldError:
 
 def not_supported(path: str, value: Any, supported: Iterable[Any]) -> FieldError:
     names = [item if isinstance(item, str) else json.dumps(item, separators=(",", ":")) for item in supported]
-    detail = "supported values: " + ", ".join(go_quote(name) for name in names) if names else ""
+    detail = f"supported values: {', '.join(map(go_quote, names))}" if names else ""
     return FieldError(path=path, reason=Reason.NOT_SUPPORTED, value=value, detail=detail)
 
 

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from tasker.devcluster.machinery.field_sets import EMPTY, FieldSet, InvalidFieldSet, Path, decode_fields, format_path
+from tasker.devcluster.machinery.defaulting import spell_quantities
+from tasker.devcluster.machinery.field_sets import EMPTY, FieldSet, InvalidFieldSet, format_path
 from tasker.devcluster.machinery.go_values import copy_json, equal_json
+from tasker.devcluster.machinery.ownership import (
+    Entry,
+    Manager,
+    Operation,
+    Ownership,
+    cap_updaters,
+    decode_managed_fields,
+    encode_managed_fields,
+)
 from tasker.devcluster.machinery.schema import StructuralSchema
 from tasker.devcluster.machinery.schema_node import SchemaNode
 from tasker.devcluster.machinery.typed_values import (
@@ -32,10 +42,7 @@ from tasker.errors import EmbeddedError
 
 __all__ = ["ApplyConflict", "InvalidApplyConfiguration", "apply", "record_update"]
 
-Operation = Literal["Apply", "Update"]
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
-MAX_UPDATE_MANAGERS: Final = 10
-ANCIENT_MANAGER: Final = "ancient-changes"
 FIRST_MANAGER: Final = "before-first-apply"
 
 _UNOWNED: Final = FieldSet(
@@ -57,39 +64,6 @@ _UNOWNED: Final = FieldSet(
         )
     },
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manager:
-    """Who wrote. Two appliers of the same name are the same one in whatever version they apply."""
-
-    name: str
-    operation: Operation
-    subresource: str = ""
-    api_version: str = ""
-
-    def describe(self, time: str | None) -> str:
-        """As conflict messages name it."""
-        text = json.dumps(self.name, ensure_ascii=False)
-        if self.subresource:
-            text += f' with subresource "{self.subresource}"'
-        if self.operation == "Update":
-            text += f" using {self.api_version}"
-            if time:
-                text += f" at {time}"
-        return text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """What a manager owns, since when, in which version's terms."""
-
-    fields: FieldSet
-    api_version: str
-    time: str | None = None
-
-
-Ownership = dict[Manager, Entry]
 
 
 class ApplyConflict(EmbeddedError):
@@ -132,17 +106,15 @@ def record_update(
     A client may hand in managed fields of its own with `new`; an empty list resets them. When nothing but the time
     would change, the entries of `live` stay as they are.
     """
-    result = copy_json(new)
-    before = live if live is not None else {key: new[key] for key in ("apiVersion", "kind") if key in new}
+    result: dict[str, Any] = copy_json(new)
+    before = live if live is not None else _identity(new)
     owners = _starting_owners(before, new, subresource)
     _set_entries(result, [])
-    if live is not None and not owners and not _is_reset(new):
-        return result  # an object that nobody has ever tracked
-    writer = Manager(
-        name=manager or "unknown", operation=operation, subresource=subresource, api_version=api_version
-    )
+    if live is not None and not owners:
+        return result  # nobody tracks it: it never was, or the client has just reset it
+    writer = Manager(name=manager or "unknown", operation=operation, subresource=subresource, api_version=api_version)
     changed = _take_over(schema.root, _bare(before), _bare(result), owners, writer, api_version, now)
-    encoded = encode_managed_fields(_capped(changed))
+    encoded = encode_managed_fields(cap_updaters(changed))
     if live is not None and equal_json(_bare(before), _bare(result)) and _same_but_time(live, encoded):
         encoded = copy_json(live["metadata"]["managedFields"])
     _set_entries(result, encoded)
@@ -169,11 +141,13 @@ def apply(
     """
     if config.get("metadata", {}).get("managedFields") is not None:
         raise InvalidApplyConfiguration("metadata.managedFields must be nil")
-    wanted = _bare({key: value for key, value in config.items() if key not in reset_fields})
+    wanted = spell_quantities(schema.root, {key: value for key, value in config.items() if key not in reset_fields})
+    if wanted.get("metadata", {}).get("creationTimestamp", ABSENT) is None:
+        del wanted["metadata"]["creationTimestamp"]  # what Go programs write into manifests
     if subresource == "status":
         wanted = _status_only(wanted)
     check_keys(schema.root, wanted)
-    identity = {key: config[key] for key in ("apiVersion", "kind") if key in config}
+    identity = _identity(config)
     base = live if live is not None else identity
     owners = decode_managed_fields(base)
     if live is not None and not owners:
@@ -191,7 +165,7 @@ def apply(
     if manager == "kubectl" and merged.get("metadata", {}).get("annotations", {}).get(LAST_APPLIED):
         merged["metadata"]["annotations"][LAST_APPLIED] = _last_applied_of(config)
     encoded = encode_managed_fields(changed)
-    if live is not None and equal_json(merged, _bare(live)) and _same_but_time(live, encoded):
+    if live is not None and equal_json(schema.default(merged), _bare(live)) and _same_but_time(live, encoded):
         encoded = copy_json(live["metadata"]["managedFields"])
     _set_entries(merged, encoded)
     return merged
@@ -210,8 +184,9 @@ def _apply(
 ) -> tuple[dict[str, Any], Ownership]:
     merged = merge(root, live, config)
     last = owners[applier].fields if applier in owners else EMPTY
-    owners = {**owners, applier: Entry(fields=fields_of(root, config), api_version=api_version, time=_stamp(now))}
-    if last:
+    applied = fields_of(root, config)
+    owners = {**owners, applier: Entry(fields=applied, api_version=api_version, time=_stamp(now))}
+    if last.difference(applied):
         merged = _without_abandoned(root, merged, last, owners)
     change = compare(root, live, merged)
     conflicts = {
@@ -220,7 +195,7 @@ def _apply(
         if other != applier and (common := entry.fields.intersection(change.modified.union(change.added)))
     }
     if conflicts and not force:
-        raise ApplyConflict(_causes(conflicts, owners))
+        raise ApplyConflict(_causes(conflicts))
     result: Ownership = {}
     for other, entry in owners.items():
         fields = entry.fields
@@ -233,12 +208,8 @@ def _apply(
     return merged, result
 
 
-def _causes(conflicts: Mapping[Manager, FieldSet], owners: Ownership) -> list[tuple[str, str]]:
-    return [
-        (format_path(path), other.describe(owners[other].time))
-        for other, fields in conflicts.items()
-        for path in fields.paths()
-    ]
+def _causes(conflicts: Mapping[Manager, FieldSet]) -> list[tuple[str, str]]:
+    return [(format_path(path), other.describe()) for other, fields in conflicts.items() for path in fields.paths()]
 
 
 def _without_abandoned(root: SchemaNode, merged: dict[str, Any], last: FieldSet, owners: Ownership) -> dict[str, Any]:
@@ -284,33 +255,6 @@ def _take_over(
     return result
 
 
-def _capped(owners: Ownership) -> Ownership:
-    """At most ten updaters; the oldest are thrown together."""
-    updaters = sorted(
-        (manager for manager in owners if manager.operation == "Update"),
-        key=lambda manager: (owners[manager].time or "", manager.name),
-    )
-    surplus = len(updaters) - MAX_UPDATE_MANAGERS
-    if surplus <= 0:
-        return owners
-    result = dict(owners)
-    by_version: dict[str, list[Manager]] = {}
-    for manager in updaters[: surplus + 1]:
-        by_version.setdefault(owners[manager].api_version, []).append(manager)
-    for api_version, crowd in by_version.items():
-        if len(crowd) < 2:
-            continue
-        together = EMPTY
-        for manager in crowd:
-            together = together.union(result.pop(manager).fields)
-        ancient = Manager(name=ANCIENT_MANAGER, operation="Update", api_version=api_version)
-        earlier = result[ancient].fields if ancient in result else EMPTY
-        result[ancient] = Entry(
-            fields=together.union(earlier), api_version=api_version, time=owners[crowd[-1]].time
-        )
-    return result
-
-
 def _kept_since_last_apply(root: SchemaNode, live: dict[str, Any], api_version: str) -> FieldSet:
     """Fields that a client-side apply wrote (its annotation says so) and nobody changed since."""
     annotation = live.get("metadata", {}).get("annotations", {}).get(LAST_APPLIED)
@@ -337,8 +281,13 @@ def _last_applied_of(config: dict[str, Any]) -> str:
 def _status_only(config: dict[str, Any]) -> dict[str, Any]:
     names = ("name", "namespace", "uid", "resourceVersion")
     metadata = {key: value for key, value in config.get("metadata", {}).items() if key in names}
-    kept = {key: config[key] for key in ("apiVersion", "kind", "status") if key in config}
-    return {**kept, "metadata": metadata}
+    status = {"status": config["status"]} if "status" in config else {}
+    return {**_identity(config), **status, "metadata": metadata}
+
+
+def _identity(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """An object of the same kind with nothing in it."""
+    return {key: value for key, value in obj.items() if key in ("apiVersion", "kind")}
 
 
 def _starting_owners(live: dict[str, Any], new: dict[str, Any], subresource: str) -> Ownership:
@@ -358,59 +307,6 @@ def _decoded_or_empty(obj: dict[str, Any]) -> Ownership:
         return decode_managed_fields(obj)
     except InvalidFieldSet:
         return {}
-
-
-def decode_managed_fields(obj: Mapping[str, Any]) -> Ownership:
-    """Who owns what, by ``metadata.managedFields``. Raises `InvalidFieldSet`."""
-    owners: Ownership = {}
-    for index, item in enumerate(obj.get("metadata", {}).get("managedFields") or ()):
-        operation = item.get("operation")
-        if operation not in ("Apply", "Update"):
-            raise InvalidFieldSet("operation must be `Apply` or `Update`")
-        if not item.get("apiVersion"):
-            raise InvalidFieldSet("apiVersion must not be empty")
-        if item.get("fieldsType") != "FieldsV1":
-            raise InvalidFieldSet(f"invalid fieldsType {item.get('fieldsType')!r} in managed fields entry {index}")
-        manager = Manager(
-            name=item.get("manager", ""),
-            operation=operation,
-            subresource=item.get("subresource", ""),
-            api_version=item["apiVersion"] if operation == "Update" else "",
-        )
-        owners[manager] = Entry(
-            fields=decode_fields(item.get("fieldsV1", {})), api_version=item["apiVersion"], time=item.get("time")
-        )
-    return owners
-
-
-def encode_managed_fields(owners: Ownership) -> list[dict[str, Any]]:
-    """``metadata.managedFields``: appliers first, then by time and name."""
-    ordered = sorted(
-        owners.items(),
-        key=lambda pair: (
-            pair[0].operation,
-            pair[1].time or "",
-            pair[0].name,
-            pair[1].api_version,
-            pair[0].subresource,
-        ),
-    )
-    return [_encode_entry(manager, entry) for manager, entry in ordered]
-
-
-def _encode_entry(manager: Manager, entry: Entry) -> dict[str, Any]:
-    encoded: dict[str, Any] = {
-        "manager": manager.name,
-        "operation": manager.operation,
-        "apiVersion": entry.api_version,
-        "fieldsType": "FieldsV1",
-        "fieldsV1": entry.fields.encode(),
-    }
-    if entry.time is not None:
-        encoded["time"] = entry.time
-    if manager.subresource:
-        encoded["subresource"] = manager.subresource
-    return encoded
 
 
 def _same_but_time(live: Mapping[str, Any], encoded: list[dict[str, Any]]) -> bool:
@@ -439,6 +335,3 @@ def _set_entries(obj: dict[str, Any], entries: list[dict[str, Any]]) -> None:
 
 def _stamp(now: datetime) -> str:
     return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-PathList = list[Path]

@@ -64,9 +64,7 @@ def _apply(document: Any, operation: Any) -> Any:
         case "test":
             wanted = operation.get("value")
             found = _lookup(document, tokens)
-            if (found is _MISSING and wanted is not None) or (
-                found is not _MISSING and not equal_json(found, wanted)
-            ):
+            if (found is _MISSING and wanted is not None) or (found is not _MISSING and not equal_json(found, wanted)):
                 raise PatchTestFailed(f"testing value {path} failed: test failed")
             return document
         case _:
@@ -126,14 +124,14 @@ def _add(document: Any, tokens: Sequence[str], value: Any, name: str, path: str)
     if not tokens:
         return value
     parent = _find(document, tokens[:-1], name, path)
-    token = tokens[-1]
+    key = tokens[-1]
     if isinstance(parent, dict):
-        parent[token] = value
+        parent[key] = value
     elif isinstance(parent, list):
-        if token == "-":
+        if key == "-":
             parent.append(value)
-        elif _ARRAY_INDEX.fullmatch(token) and int(token) <= len(parent):
-            parent.insert(int(token), value)
+        elif _ARRAY_INDEX.fullmatch(key) and int(key) <= len(parent):
+            parent.insert(int(key), value)
         else:
             raise PatchError(f'{name} operation does not apply: doc is missing path: "{path}": index out of bounds')
     else:

@@ -24,8 +24,7 @@ def _parse(text: str) -> tuple[Fraction, str]:
     match = _SHAPE.fullmatch(text)
     if match is None:
         raise InvalidQuantity(
-            "quantities must match the regular expression "
-            "'^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+            "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
         )
     number, exponent_mark, exponent, suffix = match.groups()
     value = Fraction(number)

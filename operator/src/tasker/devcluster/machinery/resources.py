@@ -5,16 +5,14 @@ The HTTP server builds its routes and discovery from `ResourceInfo`; everything 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources as package_files
 from typing import Any, Literal
 
 from tasker.devcluster.machinery.builtin_checks import EXTRA_CHECKS
 from tasker.devcluster.machinery.builtin_defaults import COMPLETIONS
 from tasker.devcluster.machinery.builtin_kinds import BUILTIN_KINDS, BuiltinKind
+from tasker.devcluster.machinery.builtin_schemas import builtin_definitions
 from tasker.devcluster.machinery.crds import InvalidDefinition, check_definition
 from tasker.devcluster.machinery.schema import StructuralSchema
 from tasker.devcluster.machinery.schema_node import SchemaNode, resource_root
@@ -89,14 +87,6 @@ class ResourceInfo:
     @property
     def has_status(self) -> bool:
         return "status" in self.subresources
-
-
-@lru_cache(maxsize=1)
-def builtin_definitions() -> Mapping[str, Mapping[str, Any]]:
-    """The schemas of built-in types by their full names."""
-    text = package_files.files(__package__).joinpath("builtin_schemas.json").read_text(encoding="utf-8")
-    definitions: dict[str, Any] = json.loads(text)["definitions"]
-    return definitions
 
 
 def builtin_resources() -> list[ResourceInfo]:

@@ -68,8 +68,7 @@ class SchemaNode:
     def properties(self) -> dict[str, SchemaNode]:
         fields = dict(self.raw.get("properties", {}))
         if self.embedded_resource:
-            for field, schema in _RESOURCE_FIELDS.items():
-                fields[field] = schema
+            fields |= _RESOURCE_FIELDS
         return {field: self._child(schema) for field, schema in fields.items()}
 
     @cached_property
@@ -133,9 +132,7 @@ class SchemaNode:
         return tuple(sorted(pairs)) if pairs else None
 
 
-def resource_root(
-    raw: Mapping[str, Any], definitions: Mapping[str, Mapping[str, Any]]
-) -> SchemaNode:
+def resource_root(raw: Mapping[str, Any], definitions: Mapping[str, Mapping[str, Any]]) -> SchemaNode:
     """The root node of a custom resource: `raw` with the fields that every resource has.
 
     What the schema itself demands of ``metadata.name`` and ``metadata.generateName`` is kept.

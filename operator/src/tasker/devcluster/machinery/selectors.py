@@ -83,7 +83,9 @@ def parse_label_selector(text: str) -> LabelSelector:
         requirements.append(requirement)
         if position < len(tokens):
             if tokens[position] != ",":
-                raise InvalidSelector(f"unable to parse requirement: found '{tokens[position]}', expected: ',' or 'end of string'")
+                raise InvalidSelector(
+                    f"unable to parse requirement: found '{tokens[position]}', expected: ',' or 'end of string'"
+                )
             position += 1
             if position == len(tokens):
                 raise InvalidSelector("unable to parse requirement: found '', expected: identifier after ','")
@@ -119,7 +121,10 @@ def _parse_requirement(tokens: Sequence[str], position: int, text: str) -> tuple
         case ">" | "<":
             value, after = _value(tokens, position + 2)
             if not re.fullmatch(r"-?\d+", value):
-                raise InvalidSelector(f"values[0][{key}]: Invalid value: \"{value}\": for 'Gt', 'Lt' operators, the value must be an integer")
+                raise InvalidSelector(
+                    f'values[0][{key}]: Invalid value: "{value}": '
+                    "for 'Gt', 'Lt' operators, the value must be an integer"
+                )
             return Requirement(key=key, operator="gt" if operator == ">" else "lt", values=frozenset({value})), after
         case "in" | "notin":
             values, after = _value_list(tokens, position + 2)
@@ -152,12 +157,12 @@ def _value_list(tokens: Sequence[str], position: int) -> tuple[list[str], int]:
     values: list[str] = []
     pending = ""
     while position < len(tokens):
-        token = tokens[position]
-        if token in (",", ")"):
+        mark = tokens[position]
+        if mark in (",", ")"):
             values.append(pending)
             pending = ""
             position += 1
-            if token == ")":
+            if mark == ")":
                 return values, position
         else:
             pending = _identifier(tokens, position)
@@ -197,7 +202,9 @@ def selector_of_object(selector: Mapping[str, Any]) -> LabelSelector:
             raise InvalidSelector(f'"{expression.get("operator")}" is not a valid label selector operator')
         values = frozenset(expression.get("values", ()))
         if (operator in ("in", "notin")) != bool(values):
-            raise InvalidSelector(f'values of "{expression.get("key")}" do not fit the operator {expression["operator"]}')
+            raise InvalidSelector(
+                f'values of "{expression.get("key")}" do not fit the operator {expression["operator"]}'
+            )
         requirements.append(Requirement(key=expression["key"], operator=operator, values=values))
     return LabelSelector(requirements=tuple(requirements))
 
@@ -258,7 +265,7 @@ def parse_field_selector(text: str, selectable: Sequence[str] = (), *, namespace
             raise InvalidSelector(f"invalid field selector: {text!r}; can't understand '{term}'")
         field, operator, value = match.groups()
         if field not in allowed:
-            raise InvalidSelector(f'field label not supported: {field}')
+            raise InvalidSelector(f"field label not supported: {field}")
         terms.append((field, operator != "!=", re.sub(r"\\([,=\\])", r"\1", value)))
     return FieldSelector(terms=tuple(terms))
 
@@ -282,6 +289,10 @@ def _read_field(obj: Mapping[str, Any], field: str) -> str:
     return str(value)
 
 
-_EMPTY_VALUES: Final[Mapping[str, str]] = {"spec.hostNetwork": "false", "spec.unschedulable": "false", "status.replicas": "0"}
+_EMPTY_VALUES: Final[Mapping[str, str]] = {
+    "spec.hostNetwork": "false",
+    "spec.unschedulable": "false",
+    "status.replicas": "0",
+}
 
 ObjectPredicate = Callable[[Mapping[str, Any]], bool]

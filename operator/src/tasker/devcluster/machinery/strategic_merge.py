@@ -152,7 +152,9 @@ def _merge_list(original: list[Any], patch: list[Any], node: SchemaNode, key: st
     for change in changes:
         if merge_key not in change:
             raise PatchError(f"map: {change} does not contain declared merge key: {merge_key}")
-        position = next((i for i, item in enumerate(merged) if equal_json(item.get(merge_key), change[merge_key])), None)
+        position = next(
+            (i for i, item in enumerate(merged) if equal_json(item.get(merge_key), change[merge_key])), None
+        )
         if position is None:
             merged.append(_clean(change))
         else:

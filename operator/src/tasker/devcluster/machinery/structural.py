@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 from tasker.devcluster.machinery import field_errors
+from tasker.devcluster.machinery.builtin_schemas import builtin_definitions
 from tasker.devcluster.machinery.defaulting import default_value, find_unknown_fields
 from tasker.devcluster.machinery.field_errors import FieldError
 from tasker.devcluster.machinery.formats import UNSUPPORTED_FORMATS
@@ -77,6 +78,7 @@ _MUST_BE_TYPED: Final[dict[Level, str]] = {
     "item": "must not be empty for specified array items",
     "field": "must not be empty for specified object fields",
 }
+_SCHEMA_DEFINITION: Final = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
 _INT_OR_STRING: Final = [{"type": "integer"}, {"type": "string"}]
 
 
@@ -85,16 +87,33 @@ def check_structural(schema: Mapping[str, Any], path: str) -> Iterator[FieldErro
     yield from _check_spine(schema, "root", path, inside_embedded=True)
 
 
-def _check_spine(schema: Any, level: Level, path: str, *, inside_embedded: bool = False) -> Iterator[FieldError]:
+def _check_open_part(schema: Any, level: Level, path: str) -> Iterator[FieldError]:
+    """``items`` and ``additionalProperties``: places where the CRD's own schema lets anything stand."""
+    faults = _shape_faults(schema, path)
+    yield from faults
+    if not faults:
+        yield from _check_spine(schema, level, path)
+
+
+def _shape_faults(schema: Any, path: str) -> list[FieldError]:
     if not isinstance(schema, Mapping):
-        yield field_errors.forbidden(path, "must be a schema object and not an array or a boolean")
-        return
+        return [field_errors.forbidden(path, "must be a schema object and not an array or a boolean")]
+    props = SchemaNode({"$ref": _SCHEMA_DEFINITION}, builtin_definitions())
+    faults = [field_errors.forbidden(place, "is not a keyword") for place in find_unknown_fields(props, schema, path)]
+    faults.extend(check_value(props, schema, path))
+    return faults
+
+
+def _check_spine(
+    schema: Mapping[str, Any], level: Level, path: str, *, inside_embedded: bool = False
+) -> Iterator[FieldError]:
     yield from _check_keywords(schema, SPINE_KEYWORDS, path)
     yield from _check_type(schema, level, path)
     yield from _check_extensions(schema, path)
     yield from _check_values(schema, path, is_spine=True)
     if "items" in schema:
-        yield from _check_spine(schema["items"], "item", f"{path}.items")
+        faults = list(_check_open_part(schema["items"], "item", f"{path}.items"))
+        yield from faults or _check_list_type(schema, path)
     elif schema.get("type") == "array":
         yield field_errors.required(f"{path}.items", "must be specified")
     for name, part in schema.get("properties", {}).items():
@@ -116,9 +135,7 @@ def _check_spine(schema: Any, level: Level, path: str, *, inside_embedded: bool 
         if additional is False:
             yield field_errors.forbidden(place, "additionalProperties cannot be set to false")
         elif additional is not True:
-            yield from _check_spine(additional, "field", place)
-    if "default" in schema and not isinstance(additional, bool):
-        yield from _check_default(schema, path)
+            yield from _check_open_part(additional, "field", place)
 
 
 def _check_keywords(schema: Mapping[str, Any], allowed: frozenset[str], path: str) -> Iterator[FieldError]:
@@ -138,8 +155,10 @@ def _check_type(schema: Mapping[str, Any], level: Level, path: str) -> Iterator[
         yield field_errors.invalid(f"{path}.type", kind, "must be object at the root")
     elif embedded and kind != "object":
         detail = "must be object if x-kubernetes-embedded-resource is true"
-        yield field_errors.required(f"{path}.type", detail) if kind is None else field_errors.invalid(
-            f"{path}.type", kind, detail
+        yield (
+            field_errors.required(f"{path}.type", detail)
+            if kind is None
+            else field_errors.invalid(f"{path}.type", kind, detail)
         )
     elif (
         kind is None
@@ -183,7 +202,8 @@ def _check_extensions(schema: Mapping[str, Any], path: str) -> Iterator[FieldErr
         if schema.get("type") != "object":
             detail = "must be object if x-kubernetes-map-type is specified"
             yield field_errors.invalid(f"{path}.type", schema.get("type", ""), detail)
-    yield from _check_list_type(schema, path)
+    if "x-kubernetes-list-type" in schema and "items" not in schema:
+        yield from _check_list_type(schema, path)
 
 
 def _check_list_type(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
@@ -233,7 +253,9 @@ def _check_map_keys(keys: list[str], items: Mapping[str, Any], path: str) -> Ite
             detail = "must be a scalar type if parent array's x-kubernetes-list-type is map"
             yield field_errors.invalid(f"{field}.type", fields[key]["type"], detail)
         if key not in items.get("required", ()) and "default" not in fields[key]:
-            detail = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"
+            detail = (
+                "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"
+            )
             yield field_errors.required(f"{field}.default", detail)
         if fields[key].get("nullable"):
             detail = "this property is in x-kubernetes-list-map-keys, so it cannot be nullable"
@@ -281,10 +303,22 @@ def _check_nested(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
     if "metadata" in schema.get("properties", {}):
         yield field_errors.forbidden(f"{path}.properties[metadata]", "must not be specified in a nested context")
     yield from _check_values(schema, path, is_spine=False)
-    if isinstance(schema.get("items"), Mapping):
-        yield from _check_nested(schema["items"], f"{path}.items")
+    if "items" in schema:
+        faults = _shape_faults(schema["items"], f"{path}.items")
+        yield from faults or _check_nested(schema["items"], f"{path}.items")
     for name, part in schema.get("properties", {}).items():
         yield from _check_nested(part, f"{path}.properties[{name}]")
+
+
+def check_defaults(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
+    """Defaults that the schema itself would refuse. The schema must be structural."""
+    if "default" in schema:
+        yield from _check_default(schema, path)
+    for keyword in ("items", "additionalProperties"):
+        if isinstance(schema.get(keyword), Mapping):
+            yield from check_defaults(schema[keyword], f"{path}.{keyword}")
+    for name, part in schema.get("properties", {}).items():
+        yield from check_defaults(part, f"{path}.properties[{name}]")
 
 
 def check_completeness(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
@@ -326,13 +360,9 @@ def _check_covered(
 def _check_default(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
     place = f"{path}.default"
     value = schema["default"]
-    try:
-        node = SchemaNode(schema, {})
-        for unknown in find_unknown_fields(node, value):
-            detail = f"must not have unknown fields: {unknown}"
-            yield field_errors.invalid(place, value, detail)
-        completed = default_value(node, value)
-        yield from check_value(node, completed, place)
-        yield from check_unique_items(node, completed, place)
-    except (KeyError, UnsupportedPattern):
-        return  # an embedded resource, or a pattern that is already reported
+    node = SchemaNode(schema, builtin_definitions())
+    for unknown in find_unknown_fields(node, value):
+        yield field_errors.invalid(place, value, f"must not have unknown fields: {unknown}")
+    completed = default_value(node, value)
+    yield from check_value(node, completed, place)
+    yield from check_unique_items(node, completed, place)

@@ -53,7 +53,9 @@ def item_element(node: SchemaNode, item: Any) -> str:
     pairs = node.key_of(item) if isinstance(item, dict) else None
     if pairs is None:
         keys = ", ".join(node.list_map_keys)
-        raise InvalidApplyConfiguration(f"associative list with keys has an element that omits all of its keys ({keys})")
+        raise InvalidApplyConfiguration(
+            f"associative list with keys has an element that omits all of its keys ({keys})"
+        )
     return key_element(pairs)
 
 
@@ -141,9 +143,7 @@ def _compare(node: SchemaNode | None, before: Any, after: Any, path: Path, resul
             result.removed.insert(path)
 
 
-def _compare_as(
-    shape: Shape, node: SchemaNode | None, before: Any, after: Any, path: Path, result: Comparison
-) -> bool:
+def _compare_as(shape: Shape, node: SchemaNode | None, before: Any, after: Any, path: Path, result: Comparison) -> bool:
     """Compares both values as if they had this shape; True when they were taken as one leaf."""
     if shape != "leaf" and (before if before is not ABSENT else None) in ({}, [], None) and after in ({}, [], None):
         shape = "leaf"

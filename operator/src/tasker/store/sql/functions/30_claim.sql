@@ -79,7 +79,7 @@ declare
     v_worker tasker.workers;
     v_step_ids bigint[];
 begin
-    if p_limit < 1 then
+    if coalesce(p_limit, 0) < 1 then
         return;
     end if;
     -- Held to the end, so that a worker marked as draining has claimed all that it ever will.

@@ -300,7 +300,9 @@ declare
     v_count integer := cardinality(p_step_ids);
     v_wrong text;
 begin
-    if cardinality(p_fences) <> v_count or cardinality(p_outcomes) <> v_count or cardinality(p_payloads) <> v_count then
+    if v_count is null or cardinality(p_fences) is distinct from v_count
+        or cardinality(p_outcomes) is distinct from v_count or cardinality(p_payloads) is distinct from v_count
+    then
         raise exception 'settle_steps: the arrays differ in length' using errcode = 'TK005';
     end if;
     select outcome into v_wrong from unnest(p_outcomes) as given(outcome)

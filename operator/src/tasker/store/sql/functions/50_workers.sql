@@ -16,6 +16,7 @@ begin
         callables = excluded.callables, lease_seconds = excluded.lease_seconds, lease_until = excluded.lease_until;
     insert into tasker.pool_callables (namespace, pool, callable)
     select p_namespace, p_pool, callable from unnest(p_callables) as offered(callable)
+    order by callable
     on conflict do nothing;
 end $$;
 
@@ -78,10 +79,17 @@ begin
 end $$;
 
 -- Takes the mark back, for workers that are wanted after all.
-create or replace function tasker.undrain_workers(p_namespace text, p_names text[]) returns setof text language sql as $$
-    update tasker.workers set draining = false
-    where namespace = p_namespace and name = any (p_names) and draining returning name
-$$;
+create or replace function tasker.undrain_workers(p_namespace text, p_names text[]) returns setof text language plpgsql as $$
+declare
+    v_ids bigint[];
+begin
+    select array_agg(worker_id) into v_ids from (
+        select worker_id from tasker.workers
+        where namespace = p_namespace and name = any (p_names) and draining order by worker_id for no key update
+    ) as locked;
+    return query
+    update tasker.workers w set draining = false where w.worker_id = any (v_ids) returning w.name;
+end $$;
 
 -- Ends a worker that leaves by itself: what it still holds is released unharmed. Returns how many steps that were.
 create or replace function tasker.deregister_worker(p_worker text) returns integer language plpgsql as $$

@@ -92,11 +92,12 @@ begin
             r.initiator, r.source_system, r.reason, coalesce(r.tags, '{}'), r.origin_uid, r.origin_name,
             v_now + r.deadline_seconds * interval '1 second', v_now, v_now
         from request r join tasker.templates template on template.template_id = r.template_id
-        order by r.place
+        -- Two calls with the same origins wait for each other here, hence in one order.
+        order by r.origin_uid, r.place
         on conflict (origin_uid) do nothing
         returning task_id
     )
-    select array_agg(r.place), array_agg(r.task_id) into v_places, v_task_ids
+    select array_agg(r.place order by r.place), array_agg(r.task_id order by r.place) into v_places, v_task_ids
     from request r join fresh on fresh.task_id = r.task_id;
 
     if v_task_ids is not null then

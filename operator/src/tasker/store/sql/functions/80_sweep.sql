@@ -80,21 +80,24 @@ begin
     return v_failed;
 end $$;
 
--- Keeps partitions for the next eight days, so that the default partitions stay empty.
+-- Keeps partitions for the next eight days (of UTC), so that the default partitions stay empty. A partition is made as
+-- a table of its own and then attached, since making it in place would stop all who write history meanwhile.
 create or replace function tasker.ensure_partitions() returns integer language plpgsql
-set lock_timeout = '2s' as $$
+set lock_timeout = '2s' set timezone = 'UTC' as $$
 declare
     v_parent text;
     v_day date;
     v_name text;
     v_created integer := 0;
 begin
+    perform pg_advisory_xact_lock(hashtextextended('tasker.partitions', 0));
     foreach v_parent in array array['task_transitions', 'step_transitions'] loop
         for v_day in select generate_series(current_date, current_date + 8, interval '1 day')::date loop
             v_name := v_parent || to_char(v_day, '_YYYYMMDD');
             if to_regclass('tasker.' || v_name) is null then
-                execute format('create table tasker.%I partition of tasker.%I for values from (%L) to (%L)',
-                    v_name, v_parent, v_day::timestamptz, (v_day + 1)::timestamptz);
+                execute format('create table tasker.%I (like tasker.%I including all)', v_name, v_parent);
+                execute format('alter table tasker.%I attach partition tasker.%I for values from (%L) to (%L)',
+                    v_parent, v_name, v_day::timestamptz, (v_day + 1)::timestamptz);
                 v_created := v_created + 1;
             end if;
         end loop;
@@ -159,6 +162,7 @@ declare
     v_retry_timers bigint[];
     v_retry_steps bigint[];
     v_queue_timers bigint[];
+    v_queue_tasks bigint[];
     v_queued_steps bigint[];
     v_deadlines bigint[];
     v_looked_at bigint[];
@@ -189,14 +193,22 @@ begin
     select array_agg(timer_id), array_agg(step_id) into v_retry_timers, v_retry_steps from (
         select timer_id, step_id from tasker.timers where due_at <= v_now and kind = 'retry' order by due_at limit p_limit
     ) as due;
-    -- Steps that waited too long in the queue; a timer of an earlier attempt says nothing about this one.
-    select array_agg(timer_id), array_agg(s.step_id) filter (where s.state = 'enqueued' and s.attempts = due.attempts)
-        into v_queue_timers, v_queued_steps
+    -- Steps that waited too long in the queue. A timer says nothing about a step that has left the queue since, and
+    -- perhaps come back: released, tried again, or its run was suspended.
+    select array_agg(due.timer_id), array_agg(due.task_id), array_agg(d.step_id) filter (where d.step_id is not null)
+        into v_queue_timers, v_queue_tasks, v_queued_steps
     from (
-        select timer_id, step_id, attempts from tasker.timers
+        select timer_id, task_id, step_id, due_at from tasker.timers
         where due_at <= v_now and kind = 'schedule_timeout' order by due_at limit p_limit
     ) as due
-    left join tasker.steps s on s.step_id = due.step_id;
+    left join lateral (
+        select r.step_id
+        from tasker.ready_steps r
+        join tasker.steps s on s.step_id = r.step_id
+        join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+        where r.step_id = due.step_id
+            and r.ready_at + d.schedule_timeout_ms * interval '1 millisecond' <= due.due_at
+    ) d on true;
     -- Runs past their deadline.
     select array_agg(task_id order by task_id) into v_deadlines from (
         select task_id from tasker.timers where due_at <= v_now and kind = 'deadline' order by due_at limit p_limit
@@ -217,8 +229,8 @@ begin
     where task_id in (
         select tasker.task_of_step(step_id) from tasker.leases where worker_id = any (v_workers)
         union select tasker.task_of_step(id)
-            from unnest(v_overdue_steps || v_retry_steps || v_queued_steps || v_lost) as given(id)
-        union select id from unnest(v_deadlines) as given(id)
+            from unnest(v_overdue_steps || v_retry_steps || v_lost) as given(id)
+        union select id from unnest(v_queue_tasks || v_deadlines) as given(id)
     )
     order by task_id for no key update;
 
@@ -265,9 +277,13 @@ begin
         end if;
     end if;
 
-    if to_regclass('tasker.step_transitions' || to_char(v_now + interval '7 days', '_YYYYMMDD')) is null
-        and v_now - clock_timestamp() < interval '1 day'
+    if to_regclass('tasker.step_transitions'
+        || to_char((clock_timestamp() + interval '7 days') at time zone 'UTC', '_YYYYMMDD')) is null
     then
-        return query select 'partitions_created', tasker.ensure_partitions();
+        begin
+            return query select 'partitions_created', tasker.ensure_partitions();
+        exception when lock_not_available then
+            null; -- a long read of the history is in the way; there are days left to try again
+        end;
     end if;
 end $$;

@@ -1,0 +1,42 @@
+# One line a target. Each makes .venv first when it is missing or older than pyproject.toml.
+# PYTHON names the interpreter that .venv is made with: the first of these that is 3.11 or newer.
+PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
+	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo dev test lint types bench parity examples format
+
+help:      ## This list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+demo: $(READY)      ## Run examples/03-order-fulfillment on this machine, with progress, and end
+	@$(BIN)/tasker dev --run examples/03-order-fulfillment
+dev: $(READY)       ## Keep the embedded cluster running for kubectl
+	@$(BIN)/tasker dev
+test: $(READY)      ## All tests
+	$(BIN)/pytest -n 2
+lint: $(READY)      ## Lint, formatting, import contracts
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+types: $(READY)     ## mypy --strict; the examples one by one, for each has a module called handlers
+	$(BIN)/mypy operator/src worker_image/src tests && for each in examples/*/handlers.py; do $(BIN)/mypy $$each || exit 1; done
+bench: $(READY)     ## Latency and throughput beside this machine's raw limits
+	$(BIN)/python tests/bench/run.py
+parity: $(READY)    ## How many rows of the parity checklist have a passing test
+	$(BIN)/pytest -n 2 -q -m parity --parity-report
+examples: $(READY) $(patsubst %.py,%.yaml,$(wildcard examples/*/handlers.py)) ## The examples' ConfigMaps, from their handlers.py
+format: $(READY)    ## Put imports and layout in order
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+examples/%/handlers.yaml: examples/%/handlers.py
+	@name=$$(echo $* | sed 's/^[0-9]*-//')-handlers; echo "$@: ConfigMap $$name"; \
+	{ echo '# Made from handlers.py by `make examples`: edit that file, not this one.'; \
+	  $(BIN)/kubectl create configmap $$name --from-file=handlers.py=$< --dry-run=client -o yaml; } > $@
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; name one with make PYTHON=…" >&2; exit 1; }
+	@echo "Setting up .venv with $(PYTHON): once, about a minute"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]' | sed -u -n 's/^Collecting \([^ ]*\).*/  \1/p'
+	@$(BIN)/tasker version > /dev/null && touch $@

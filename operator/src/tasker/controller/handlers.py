@@ -1,0 +1,101 @@
+"""The doorways from kopf: each takes an event in and names the keys that need work. Nothing else happens here.
+
+Only event handlers are used, so kopf writes no annotation, no finalizer and no Event of its own. It lists, watches,
+restarts watches that end or fall silent, and hands over every object it sees.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+
+from tasker.controller.cluster import CONFIG_MAP, DEPLOYMENT, NAMESPACE, POD, TASK, TASK_TEMPLATE, WORKER_POOL
+from tasker.controller.intake import Intake
+from tasker.controller.manifests import OWNED_SELECTOR
+from tasker.controller.metrics import OperatorMetrics
+
+SERVER_TIMEOUT_SECONDS = 300
+"""Watches end and begin again this often even when all is well: a second guard against silent ones."""
+
+
+def make_settings(*, watch_silence_seconds: float) -> kopf.OperatorSettings:
+    """kopf's settings for an operator that only watches."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.watching.inactivity_timeout = watch_silence_seconds
+    settings.watching.server_timeout = SERVER_TIMEOUT_SECONDS
+    settings.watching.chunk_size = 500
+    settings.watching.label_selectors["apps", "v1", "deployments"] = OWNED_SELECTOR
+    settings.watching.label_selectors["", "v1", "pods"] = OWNED_SELECTOR
+    settings.queueing.idle_timeout = 1.0
+    settings.networking.request_timeout = 60.0
+    return settings
+
+
+def make_registry(intake: Intake) -> kopf.OperatorRegistry:
+    """The handlers, on a registry of their own."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+        """The same order as `Cluster.connect`: KUBECONFIG, else the pod's service account."""
+        if os.environ.get("KUBECONFIG"):
+            return kopf.login_with_kubeconfig(**arguments)
+        return kopf.login_with_service_account(**arguments)
+
+    @kopf.on.event(TASK_TEMPLATE.group, TASK_TEMPLATE.version, TASK_TEMPLATE.plural, registry=registry)
+    def template_event(event: Mapping[str, Any], **_: Any) -> None:
+        intake.template(event["object"], event["type"])
+
+    @kopf.on.event(TASK.group, TASK.version, TASK.plural, registry=registry)
+    def task_event(event: Mapping[str, Any], **_: Any) -> None:
+        intake.task(event["object"], event["type"])
+
+    @kopf.on.event(WORKER_POOL.group, WORKER_POOL.version, WORKER_POOL.plural, registry=registry)
+    def pool_event(event: Mapping[str, Any], **_: Any) -> None:
+        intake.pool(event["object"], event["type"])
+
+    @kopf.on.event(DEPLOYMENT.group, DEPLOYMENT.version, DEPLOYMENT.plural, registry=registry)
+    def deployment_event(event: Mapping[str, Any], **_: Any) -> None:
+        intake.deployment(event["object"], event["type"])
+
+    @kopf.on.event(POD.version, POD.plural, registry=registry)
+    def pod_event(event: Mapping[str, Any], **_: Any) -> None:
+        intake.pod(event["object"], event["type"])
+
+    @kopf.on.event(CONFIG_MAP.version, CONFIG_MAP.plural, registry=registry)
+    def config_map_event(event: Mapping[str, Any], **_: Any) -> None:
+        intake.config_map(event["object"], event["type"])
+
+    @kopf.on.event(NAMESPACE.version, NAMESPACE.plural, registry=registry)
+    def namespace_event(event: Mapping[str, Any], **_: Any) -> None:
+        intake.namespace(event["object"], event["type"])
+
+    return registry
+
+
+class WatchRestartCounter(logging.Handler):
+    """Counts kopf's restarts of silent watches. kopf tells of them in its debug log only, so they are read there."""
+
+    LOGGER = "kopf._cogs.clients.watching"
+
+    def __init__(self, metrics: OperatorMetrics) -> None:
+        super().__init__(level=logging.DEBUG)
+        self._metrics = metrics
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "is inactive, reconnecting" in message:
+            resource = message.removeprefix("Watch-stream for ").partition(" ")[0]
+            self._metrics.watch_restarts.labels(resource).inc()
+
+    def install(self) -> None:
+        """Reads the debug records of that one logger without letting them into the process's log."""
+        watching = logging.getLogger(self.LOGGER)
+        watching.setLevel(logging.DEBUG)
+        watching.addHandler(self)

@@ -1,0 +1,129 @@
+"""The operator's own loops: changed rows to statuses, scaling, sweeping, resync, and the hints that hurry them.
+
+Each loop goes on whatever fails: the failure is logged once when it begins and once when it ends, and the pause before
+the next try never falls below the loop's own period.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from tasker.controller.cluster import ClusterError
+from tasker.controller.resync import Resync
+from tasker.controller.scaler import Scaler
+from tasker.controller.templates import COUNTS_SECONDS
+from tasker.controller.work_queue import ObjectKey
+from tasker.controller.world import World
+from tasker.engine import FINISHED, ChangeCursor
+from tasker.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+HINT_PAUSE_SECONDS = 0.1
+"""A loop that hints hurry still runs at most this often, in seconds."""
+
+
+class Pacer:
+    """Waits for a loop's next round: the period, or a hint, but never less than a short pause."""
+
+    def __init__(self, period_seconds: float) -> None:
+        self._period = period_seconds
+        self._hint = asyncio.Event()
+
+    def hurry(self) -> None:
+        """The next round should begin soon."""
+        self._hint.set()
+
+    async def wait(self) -> None:
+        await asyncio.sleep(min(HINT_PAUSE_SECONDS, self._period))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self._period - HINT_PAUSE_SECONDS)):
+                await self._hint.wait()
+        self._hint.clear()
+
+
+async def repeat(name: str, pacer: Pacer, once: Callable[[], Awaitable[None]]) -> None:
+    """Runs `once` for ever, with the pacer's waits between."""
+    failing = False
+    while True:
+        try:
+            await once()
+        except (StoreError, ClusterError) as error:
+            if not failing:
+                logger.warning("%s is interrupted: %s", name, error)
+            failing = True
+        except Exception:
+            logger.exception("%s failed", name)
+            failing = True
+        else:
+            if failing:
+                logger.info("%s goes on", name)
+            failing = False
+        await pacer.wait()
+
+
+class ChangeReader:
+    """Reads which runs moved and calls their Tasks; begins where `start` was called."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._cursor: ChangeCursor | None = None
+        self._read_at = time.monotonic()
+        world.metrics.change_lag.set_function(lambda: time.monotonic() - self._read_at)
+
+    async def start(self) -> None:
+        """Takes the place to begin from. Everything that moved before it is for the resync to show."""
+        self._cursor = (await self._world.engine.read_changes(None)).cursor
+
+    async def read(self) -> None:
+        changes = await self._world.engine.read_changes(self._cursor)
+        for uid in changes.origin_uids:
+            key = self._world.task_keys.get(uid)
+            if key is None:
+                continue  # gone, or not seen yet: its own event calls it
+            self._world.queues.tasks.add(key)
+            task = self._world.tasks.get(key)
+            if task is not None:
+                template = ObjectKey(namespace=key.namespace, name=task["spec"]["templateRef"]["name"])
+                self._world.queues.templates.add_after(template, COUNTS_SECONDS)
+        self._cursor = changes.cursor
+        self._read_at = time.monotonic()
+
+
+async def listen(world: World, *, changes: Pacer, scaling: Pacer) -> None:
+    """Hurries the loops when the database announces work or ends."""
+    async for channel in world.engine.listen():
+        changes.hurry()
+        if channel != FINISHED:
+            scaling.hurry()
+
+
+async def sweep(world: World) -> None:
+    """One sweep: with no worker left nobody else wakes due retries or ends what is over its time."""
+    for repair, repaired in (await world.engine.sweep()).items():
+        world.metrics.sweep_repairs.labels(repair).inc(repaired)
+
+
+async def sweep_for_ever(world: World) -> None:
+    period = world.settings.sweep_seconds
+    await asyncio.sleep(period * random.random())  # noqa: S311 - only spreads the sweepers
+    await repeat("the sweep", Pacer(period), lambda: sweep(world))
+
+
+async def scale_for_ever(scaler: Scaler, pacer: Pacer) -> None:
+    await repeat("scaling", pacer, scaler.look)
+
+
+async def read_changes_for_ever(reader: ChangeReader, pacer: Pacer) -> None:
+    await repeat("reading changes", pacer, reader.read)
+
+
+async def resync_for_ever(resync: Resync, period_seconds: float) -> None:
+    pacer = Pacer(period_seconds)
+    await pacer.wait()
+    await repeat("the resync", pacer, resync.run)

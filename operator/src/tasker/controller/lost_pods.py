@@ -1,0 +1,48 @@
+"""Workers whose pods vanished: their steps go elsewhere at once, not when their leases run out.
+
+`handlers` notes a pod that was deleted or failed and why; the reconcile of the work queue "Pod" tells the engine. A
+worker that ended in order has left the database by itself, so nothing is found for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from tasker.controller.work_queue import ObjectKey
+from tasker.controller.world import ACTOR, World
+
+logger = logging.getLogger(__name__)
+
+
+class LostPodReconciler:
+    """Expires the workers of vanished pods."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def reconcile(self, key: ObjectKey) -> float | None:
+        reason = self._world.lost_pod_reasons.get(key)
+        if reason is None:
+            return None
+        steps = await self._world.engine.expire_workers(key.namespace, [key.name], actor=ACTOR, reason=reason)
+        self._world.lost_pod_reasons.pop(key, None)
+        if steps:
+            self._world.metrics.workers_expired.inc()
+            logger.warning("worker %s is lost (%s); its %d steps go elsewhere", key, reason, steps)
+        return None
+
+
+def loss_of(pod: Mapping[str, Any], *, deleted: bool) -> str | None:
+    """Why the pod's process cannot be running any more, or None when it may be."""
+    status = pod.get("status") or {}
+    if status.get("phase") == "Failed":
+        return ": ".join(["pod failed", *(str(status[name]) for name in ("reason", "message") if status.get(name))])
+    if not deleted:
+        return None
+    for container in status.get("containerStatuses") or ():
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended.get("reason") not in (None, "Completed"):
+            return f"pod was deleted: {ended['reason']}"
+    return "pod was deleted"

@@ -1,0 +1,188 @@
+"""One `tasker dev`: the embedded database, API server, node and the operator, started in order and stopped together.
+
+Everything is kept in one data folder, so that the next session there goes on where this one ended::
+
+    .tasker/
+      kubeconfig      for kubectl; the same address and token in every session, unless the port is taken
+      postgres/       the database (not with DATABASE_URL)
+      apiserver/      the cluster's objects, its credentials, the pods' logs
+      node/           what the local node keeps for its pods
+      operator.log
+      session.lock    held while a session runs; session.json says by whom
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tasker.devcluster.apiserver import ApiServer
+from tasker.devcluster.crd_files import crd_folder
+from tasker.devcluster.kubectl import Kubectl
+from tasker.devcluster.operator_process import OperatorProcess
+from tasker.devcluster.postgres import EmbeddedPostgres
+from tasker.devcluster.postgres.locks import FileLock
+from tasker.errors import EmbeddedError
+from tasker.factory import migrate
+
+Result = TypeVar("Result")
+
+DATABASE = "tasker"
+LOOPBACK = "127.0.0.1,localhost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """What a session is started with."""
+
+    data_folder: Path
+    port: int | None
+    """Of the API server; None: the one of the session before, or a free one."""
+    kubectl: Path
+    database_url: str | None
+    """A database in place of the embedded one."""
+
+
+class DevSession:
+    """``async with DevSession(settings, say=print) as session: …``. `say` gets a line for each thing worth telling."""
+
+    def __init__(self, settings: SessionSettings, *, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._say = say
+        self._folder = settings.data_folder.absolute()
+        self._stack = AsyncExitStack()
+        self._server = ApiServer(self._folder / "apiserver")
+        self._operator: OperatorProcess | None = None
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self._folder / "kubeconfig"
+
+    @property
+    def url(self) -> str:
+        """Of the API server."""
+        return self._server.url
+
+    @property
+    def operator(self) -> OperatorProcess:
+        assert self._operator is not None, "the session has not been started"
+        return self._operator
+
+    async def __aenter__(self) -> Self:
+        """Start everything. Raises a `TaskerError` when it cannot, and leaves nothing running then."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._take_folder()
+        database_url = await self._start_database()
+        await self._start_server()
+        kubectl = Kubectl(executable=self._settings.kubectl, kubeconfig=self.kubeconfig)
+        await kubectl.run(
+            "apply", "--server-side", "--force-conflicts", "--field-manager=tasker-dev", "-f", str(crd_folder())
+        )
+        await self._start_node()
+        await self._start_operator(database_url)
+
+    def _take_folder(self) -> None:
+        lock, facts = FileLock(self._folder / "session.lock"), self._folder / "session.json"
+        if not lock.try_lock("exclusive"):
+            lock.release()
+            raise EmbeddedError(
+                f"another `tasker dev`{_told(facts)} runs in {self._folder}: use its KUBECONFIG={self.kubeconfig}, "
+                f"end it first, or give another folder with --data"
+            )
+        self._stack.callback(lock.release)
+        facts.write_text(json.dumps({"process": os.getpid()}), encoding="utf-8")
+
+    async def _start_database(self) -> str:
+        if self._settings.database_url:
+            url = self._settings.database_url
+        else:
+            server = EmbeddedPostgres(self._folder / "postgres")
+            self._stack.push_async_callback(_to_its_end, server.stop)
+            await _to_its_end(server.start)
+            url = await _to_its_end(lambda: server.ensure_database(DATABASE))
+        await migrate(url)
+        return url
+
+    async def _start_server(self) -> None:
+        remembered = self._folder / "apiserver" / "port"
+        wanted = self._settings.port
+        if wanted is None:
+            wanted = _read_port(remembered)
+        try:
+            await self._listen(wanted)
+        except EmbeddedError:
+            if self._settings.port is not None or wanted == 0:
+                raise
+            self._say(f"port {wanted} of the session before is taken now, so the kubeconfig gets another one")
+            await self._listen(0)
+        self._stack.push_async_callback(self._server.stop)
+        remembered.write_text(self._server.url.rpartition(":")[2], encoding="utf-8")
+        self._server.write_kubeconfig(self.kubeconfig)
+
+    async def _listen(self, port: int) -> None:
+        self._server = ApiServer(self._folder / "apiserver", port=port)
+        await self._server.start()
+
+    async def _start_node(self) -> None:
+        raise NotImplementedError
+
+    async def _start_operator(self, database_url: str) -> None:
+        without_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), LOOPBACK)))
+        environment = {
+            "DATABASE_URL": database_url,
+            "KUBECONFIG": str(self.kubeconfig),
+            "TASKER_HEALTH_HOST": "127.0.0.1",
+            "TASKER_HEALTH_PORT": "0",
+            "TASKER_LOG_FORMAT": "text",
+            "NO_PROXY": without_proxy,
+            "no_proxy": without_proxy,
+        }
+        self._operator = OperatorProcess(environment, self._folder / "operator.log", self._say)
+        self._stack.push_async_callback(self._operator.stop)
+        await self._operator.start()
+
+
+async def _to_its_end(function: Callable[[], Result]) -> Result:
+    """Run what blocks in a thread. Even when cancelled this waits for it, for a thread cannot be stopped half-way."""
+    work = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
+
+
+def _read_port(file: Path) -> int:
+    try:
+        port = int(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return 0
+    return port if 0 < port < 65536 else 0
+
+
+def _told(facts: Path) -> str:
+    try:
+        content: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return f" (process {content.get('process')})"

@@ -1,0 +1,1 @@
+insert into raw (payload) values ('a row');

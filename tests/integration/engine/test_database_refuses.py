@@ -1,0 +1,197 @@
+"""What must never be is refused by the database alone, whoever asks: moves, histories, fences, counts (I12)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from support.engine import Lab, step
+from tasker.model.transitions import STEP_JUMPS, TASK_JUMPS, StepState, TaskState
+
+
+async def refused(lab: Lab, query: str, *parameters: Any) -> psycopg.Error:
+    with pytest.raises(psycopg.Error) as caught:
+        await lab.execute(query, *parameters)
+    return caught.value
+
+
+async def jumps_of(
+    lab: Lab, table: str, states: type[TaskState] | type[StepState], change: str
+) -> set[tuple[str, str]]:
+    """Tries `change` from every state to every state on the one row; the pairs that the database let pass.
+
+    Each try is taken back, and a refusal must be the trigger's and name both states.
+    """
+    jumps: set[tuple[str, str]] = set()
+    refusals: dict[tuple[str, str], str | None] = {}
+    for source in states:
+        await lab.execute(f"alter table tasker.{table}s disable trigger all")
+        await lab.connection.execute(change.encode(), {"state": source})
+        await lab.execute(f"alter table tasker.{table}s enable trigger all")
+        for target in states:
+            try:
+                async with lab.connection.transaction(force_rollback=True):
+                    await lab.connection.execute(change.encode(), {"state": target})
+                jumps.add((str(source), str(target)))
+            except psycopg.Error as error:
+                refusals[source, target] = error.diag.message_primary
+    assert refusals == {
+        (source, target): f"a {table} cannot go from {source} to {target}" for source, target in refusals
+    }
+    return {(source, target) for source, target in jumps if source != target}
+
+
+async def test_a_task_row_takes_the_legal_jumps_and_no_other(lab: Lab) -> None:
+    await lab.run(step("a"))
+    ended = "%(state)s::text in ('complete', 'error', 'cancelled', 'resolved_manually')"
+    jumps = await jumps_of(
+        lab,
+        "task",
+        TaskState,
+        "update tasker.tasks set state = %(state)s::text::tasker.task_state, active_steps = 0, remaining_steps = 0,"
+        f" completed_at = case when {ended} then now() end",
+    )
+    assert jumps == TASK_JUMPS
+
+
+async def test_a_step_row_takes_the_legal_jumps_and_no_other(lab: Lab) -> None:
+    await lab.run(step("a"))
+    jumps = await jumps_of(
+        lab,
+        "step",
+        StepState,
+        "update tasker.steps set state = %(state)s::text::tasker.step_state,"
+        " completed_at = case when %(state)s::text in ('complete', 'cancelled', 'resolved_manually') then now() end,"
+        " next_attempt_at = case when %(state)s::text = 'waiting_for_retry' then now() end",
+    )
+    assert jumps == STEP_JUMPS
+
+
+async def test_a_row_cannot_begin_in_a_state_that_nothing_leads_to(lab: Lab) -> None:
+    await lab.run(step("a"))
+    error = await refused(
+        lab,
+        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, total_steps, remaining_steps,"
+        " correlation_id, created_at) select 99, gen_random_uuid(), namespace, template_id, 'waiting_for_retry', 1, 1,"
+        " 'x', now() from tasker.tasks",
+    )
+    assert error.diag.message_primary == "a task cannot go from nothing to waiting_for_retry"
+    error = await refused(
+        lab,
+        "insert into tasker.steps (step_id, template_id, template_position, state, unmet_dependencies, next_attempt_at)"
+        " select step_id + 1, template_id, 1, 'waiting_for_retry', 0, now() from tasker.steps",
+    )
+    assert error.diag.message_primary == "a step cannot go from nothing to waiting_for_retry"
+
+
+@pytest.mark.parametrize(
+    ("table", "hop"),
+    [
+        ("task_transitions (task_id, ", "'complete', 'start', 'initializing'"),
+        ("task_transitions (task_id, ", "'pending', 'start', 'complete'"),
+        ("task_transitions (task_id, ", "'complete', 'cancel', 'cancelled'"),
+        ("step_transitions (step_id, ", "'enqueued', 'start', 'complete'"),
+        ("step_transitions (step_id, ", "'cancelled', 'retry', 'enqueued'"),
+        ("step_transitions (step_id, ", "'complete', 'cancel', 'cancelled'"),
+    ],
+)
+async def test_the_log_takes_no_hop_that_does_not_exist(lab: Lab, table: str, hop: str) -> None:
+    error = await refused(
+        lab, f"insert into tasker.{table} from_state, event, to_state, actor, at) values (1, {hop}, 'me', now())"
+    )
+    assert isinstance(error, errors.CheckViolation)
+    assert (error.diag.constraint_name or "").endswith("_transitions_are_legal")
+
+
+@pytest.mark.parametrize("table", ["task_transitions", "step_transitions"])
+@pytest.mark.parametrize("statement", ["update tasker.{} set actor = 'somebody else'", "delete from tasker.{}"])
+async def test_history_is_only_ever_appended_to(lab: Lab, table: str, statement: str) -> None:
+    await lab.run(step("a"))
+    partitions = [
+        row["name"]
+        for row in await lab.rows(
+            "select inhrelid::regclass::text as name from pg_inherits where inhparent = %s::regclass", f"tasker.{table}"
+        )
+    ]
+    holding = [name for name in partitions if await lab.value(f"select count(*) from {name}")]
+    assert holding
+    for name in (f"tasker.{table}", *holding):
+        error = await refused(lab, statement.format(name.removeprefix("tasker.")))
+        assert (error.sqlstate, error.diag.message_primary) == ("TK004", "history is only ever appended to")
+
+
+async def test_a_fence_only_grows(lab: Lab) -> None:
+    await lab.run(step("a"))
+    claim = await (await lab.worker()).claim_one()
+    for older in (claim.fence, claim.fence - 1):
+        error = await refused(lab, "update tasker.leases set fence = %s", older)
+        assert error.sqlstate == "TK003"
+        assert error.diag.message_primary == f"a fence only grows: {older} cannot follow {claim.fence}"
+    assert await lab.execute("update tasker.leases set fence = %s", claim.fence + 1) == 1
+
+
+async def test_every_claim_has_a_greater_fence_than_any_before(lab: Lab) -> None:
+    await lab.template(step("a", retry={"maxAttempts": 5, "backoff": "none"}))
+    await lab.submit()
+    await lab.submit()
+    worker = await lab.worker()
+    fences: list[int] = []
+    for _ in range(3):
+        claims = await worker.claim(2)
+        assert max(fences, default=0) < min(claim.fence for claim in claims)
+        fences += [claim.fence for claim in claims]
+        assert await worker.deregister() == 2
+        await worker.register()
+    assert len(set(fences)) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "constraint"),
+    [
+        ("update tasker.tasks set completed_at = now()", "tasks_end_with_a_time"),
+        ("update tasker.tasks set state = 'complete', completed_at = now()", "tasks_complete_when_nothing_remains"),
+        ("update tasker.tasks set state = 'error'", "tasks_end_with_a_time"),
+        ("update tasker.tasks set remaining_steps = total_steps + 1", "tasks_counts_add_up"),
+        ("update tasker.tasks set failed_steps = remaining_steps", "tasks_counts_add_up"),
+        ("update tasker.tasks set active_steps = -1", "tasks_active_steps_check"),
+        ("update tasker.tasks set priority = 101", "tasks_priority_check"),
+        ("update tasker.tasks set context = '[]'", "tasks_context_check"),
+        ("update tasker.steps set completed_at = now()", "steps_end_with_a_time"),
+        ("update tasker.steps set state = 'complete'", "steps_end_with_a_time"),
+        ("update tasker.steps set next_attempt_at = now()", "steps_retry_at_a_time"),
+        ("update tasker.steps set unmet_dependencies = 1", "steps_wait_for_dependencies"),
+        ("update tasker.steps set unmet_dependencies = -1", "steps_unmet_dependencies_check"),
+        ("update tasker.steps set attempts = 101", "steps_attempts_check"),
+        ("update tasker.template_steps set max_attempts = 0", "template_steps_max_attempts_check"),
+        ("update tasker.template_steps set jitter = 2", "template_steps_jitter_check"),
+        ("update tasker.workers set lease_seconds = 0", "workers_lease_seconds_check"),
+        ("update tasker.workers set slots = 0", "workers_slots_check"),
+        ("update tasker.timers set kind = 'alarm'", "timers_kind_check"),
+    ],
+)
+async def test_rows_that_cannot_be_true_are_refused(lab: Lab, change: str, constraint: str) -> None:
+    await lab.run(step("a"), deadline_seconds=60)
+    await lab.worker()
+    error = await refused(lab, change)
+    assert isinstance(error, errors.CheckViolation)
+    assert error.diag.constraint_name == constraint
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        "insert into tasker.ready_steps select * from tasker.ready_steps",
+        "insert into tasker.leases (step_id, worker_id, attempt, fence, started_at, timeout_at)"
+        " select step_id, worker_id, attempt, fence + 1, started_at, timeout_at from tasker.leases",
+        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, total_steps, remaining_steps,"
+        " correlation_id, created_at, origin_uid) select task_id + 99, gen_random_uuid(), namespace, template_id, 1, 1,"
+        " 'x', now(), origin_uid from tasker.tasks",
+    ],
+)
+async def test_a_step_is_queued_once_held_once_and_a_resource_has_one_run(lab: Lab, duplicate: str) -> None:
+    await lab.run(step("a"), step("b"), origin_uid="uid-1")
+    await (await lab.worker()).claim(1)
+    assert isinstance(await refused(lab, duplicate), errors.UniqueViolation)

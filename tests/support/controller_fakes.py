@@ -1,0 +1,356 @@
+"""A cluster and an engine in memory, for tests of decisions; the real ones are met in tests/cluster."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from tasker.controller.cluster import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
+from tasker.controller.events import EventRecorder
+from tasker.controller.intake import Intake
+from tasker.controller.metrics import OperatorMetrics
+from tasker.controller.pool_state import PoolStates
+from tasker.controller.seen import key_of
+from tasker.controller.status import StatusWriter
+from tasker.controller.summaries import SummaryReader
+from tasker.controller.work_queue import ObjectKey
+from tasker.controller.world import Queues, World
+from tasker.engine import Engine
+from tasker.errors import TemplateNotFound
+from tasker.model.task import (
+    OpenOrigin,
+    RegisteredTemplate,
+    StepCounts,
+    SubmittedTask,
+    TaskRequest,
+    TaskSummary,
+    TemplateCounts,
+)
+from tasker.model.template import TemplateSpec
+from tasker.model.transitions import TaskState
+from tasker.model.workers import PoolDemand, WorkerInfo
+from tasker.settings import OperatorSettings
+
+START = datetime(2031, 1, 1, tzinfo=UTC)
+
+
+class FakeQueue:
+    """Remembers which keys were added."""
+
+    def __init__(self) -> None:
+        self.added: list[ObjectKey] = []
+
+    def add(self, key: ObjectKey) -> None:
+        self.added.append(key)
+
+    def add_after(self, key: ObjectKey, seconds: float) -> None:
+        self.added.append(key)
+
+    def take(self) -> list[ObjectKey]:
+        """What was added since the last call."""
+        added, self.added = self.added, []
+        return added
+
+
+class FakeCluster:
+    """Objects by kind, namespace and name, with versions; apply replaces everything but the status."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str | None, str], Manifest] = {}
+        self.calls: list[tuple[str, str, str]] = []
+        self.refuse_status_with: list[int] = []
+        self._versions = itertools.count(1)
+
+    def store(self, manifest: Mapping[str, Any]) -> Manifest:
+        metadata = manifest["metadata"]
+        key = (manifest["kind"], metadata.get("namespace"), metadata["name"])
+        known = self.objects.get(key)
+        stored = deepcopy(dict(manifest))
+        kept: dict[str, Any] = known["metadata"] if known is not None else {"uid": str(uuid4()), "generation": 1}
+        changed = known is not None and known.get("spec") != stored.get("spec")
+        stored["metadata"] = {
+            "creationTimestamp": "2031-01-01T00:00:00Z",
+            "uid": kept["uid"],
+            **stored["metadata"],
+            "generation": kept.get("generation", 1) + (1 if changed else 0),
+            "resourceVersion": str(next(self._versions)),
+        }
+        if known is not None and "status" in known and "status" not in manifest:
+            stored["status"] = known["status"]
+        self.objects[key] = stored
+        return deepcopy(stored)
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest | None:
+        found = self.objects.get((resource.kind, namespace, name))
+        return deepcopy(found) if found is not None else None
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = ""
+    ) -> AsyncIterator[Manifest]:
+        for (kind, of, _), manifest in list(self.objects.items()):
+            if kind == resource.kind and namespace in (None, of):
+                yield deepcopy(manifest)
+
+    async def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
+        self.calls.append(("apply", resource.kind, manifest["metadata"]["name"]))
+        return self.store(manifest)
+
+    async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Mapping[str, Any]) -> Manifest:
+        self.calls.append(("merge", resource.kind, name))
+        found = self.objects.get((resource.kind, namespace, name))
+        if found is None:
+            raise ClusterError("gone", status=404)
+        annotations = {**(found["metadata"].get("annotations") or {}), **(patch["metadata"].get("annotations") or {})}
+        found["metadata"]["annotations"] = {key: value for key, value in annotations.items() if value is not None}
+        return deepcopy(found)
+
+    async def merge_status(
+        self, resource: Resource, namespace: str, name: str, *, resource_version: str, status: Mapping[str, Any]
+    ) -> Manifest:
+        if self.refuse_status_with:
+            raise ClusterError("refused", status=self.refuse_status_with.pop())
+        found = self.objects.get((resource.kind, namespace, name))
+        if found is None:
+            raise ClusterError("gone", status=404)
+        if found["metadata"]["resourceVersion"] != resource_version:
+            raise ClusterError("conflict", status=409)
+        self.calls.append(("status", resource.kind, name))
+        merged = {**(found.get("status") or {}), **status}
+        return self.store({**found, "status": {key: value for key, value in merged.items() if value is not None}})
+
+    async def create(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
+        return self.store(manifest)
+
+    async def delete(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
+        self.calls.append(("delete", resource.kind, name))
+        return self.objects.pop((resource.kind, namespace, name), None) is not None
+
+
+class FakeEngine:
+    """Templates, runs and workers, as far as the operator asks for them."""
+
+    def __init__(self) -> None:
+        self.templates: dict[tuple[str, str], TemplateSpec] = {}
+        self.runs: dict[str, TaskSummary] = {}
+        self.requests: list[TaskRequest] = []
+        self.workers: dict[str, WorkerInfo] = {}
+        self.demand: dict[tuple[str, str], PoolDemand] = {}
+        self.expired: list[tuple[str, str]] = []
+        self.reads = 0
+
+    async def register_template(self, namespace: str, name: str, spec: TemplateSpec) -> RegisteredTemplate:
+        known = self.templates.get((namespace, name))
+        self.templates[namespace, name] = spec
+        created = known is None or known.revision != spec.revision
+        return RegisteredTemplate(template_id=1, revision=spec.revision, created=created)
+
+    async def template_counts(self, namespace: str, name: str) -> TemplateCounts:
+        return TemplateCounts(running=0, waiting=0, complete=0, error=0)
+
+    async def submit_tasks(self, namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
+        [request] = requests
+        request.check()
+        assert request.origin_uid is not None
+        spec = self.templates.get((namespace, request.template_name))
+        if spec is None or request.template_version not in (None, spec.version):
+            raise TemplateNotFound(f"no template {request.template_name} {request.template_version or ''}".rstrip())
+        created = request.origin_uid not in self.runs
+        if created:
+            self.requests.append(request)
+            self.runs[request.origin_uid] = make_run(
+                namespace=namespace,
+                origin_uid=request.origin_uid,
+                origin_name=request.origin_name,
+                template_name=request.template_name,
+                suspended=request.suspended,
+            )
+        return [SubmittedTask(task_uuid=self.runs[request.origin_uid].task_uuid, created=created)]
+
+    async def read_summaries(self, origin_uids: Sequence[str]) -> list[TaskSummary]:
+        self.reads += 1
+        return [self.runs[uid] for uid in origin_uids if uid in self.runs]
+
+    async def cancel_task(self, task_uuid: UUID, *, actor: str, reason: str) -> bool:
+        return self._change(task_uuid, state=TaskState.CANCELLED, completed_at=START)
+
+    async def suspend_task(self, task_uuid: UUID) -> bool:
+        return self._change(task_uuid, suspended=True)
+
+    async def resume_task(self, task_uuid: UUID) -> bool:
+        return self._change(task_uuid, suspended=False)
+
+    async def cancel_by_origin(self, origin_uid: str, *, actor: str, reason: str) -> bool:
+        run = self.runs.get(origin_uid)
+        return run is not None and self._change(run.task_uuid, state=TaskState.CANCELLED, completed_at=START)
+
+    async def cancel_namespace(self, namespace: str, *, actor: str, reason: str) -> int:
+        opened = [run.task_uuid for run in self.runs.values() if run.namespace == namespace and not run.finished]
+        return sum(self._change(uuid, state=TaskState.CANCELLED, completed_at=START) for uuid in opened)
+
+    async def open_origins(self, namespace: str | None = None) -> list[OpenOrigin]:
+        return [
+            OpenOrigin(namespace=run.namespace, name=run.origin_name or "", uid=uid, task_uuid=run.task_uuid)
+            for uid, run in self.runs.items()
+            if not run.finished
+        ]
+
+    async def read_demand(self, pools: Sequence[tuple[str, str]]) -> list[PoolDemand]:
+        return [self.demand.get(pool, make_demand(*pool)) for pool in pools]
+
+    async def read_workers(self, namespace: str) -> list[WorkerInfo]:
+        return list(self.workers.values())
+
+    async def drain_workers(self, namespace: str, names: Sequence[str]) -> list[str]:
+        idle = [name for name in names if name in self.workers and self.workers[name].running == 0]
+        for name in idle:
+            self.workers[name] = replace(self.workers[name], draining=True)
+        return idle
+
+    async def drain_pool(self, namespace: str, pool: str) -> list[str]:
+        for name, worker in self.workers.items():
+            self.workers[name] = replace(worker, draining=True)
+        return list(self.workers)
+
+    async def undrain_workers(self, namespace: str, names: Sequence[str]) -> list[str]:
+        for name in names:
+            self.workers[name] = replace(self.workers[name], draining=False)
+        return list(names)
+
+    async def expire_workers(self, namespace: str, names: Sequence[str], *, actor: str, reason: str) -> int:
+        self.expired += [(name, reason) for name in names]
+        return 1
+
+    def _change(self, task_uuid: UUID, **changes: Any) -> bool:
+        for uid, run in self.runs.items():
+            if run.task_uuid == task_uuid and not run.finished:
+                self.runs[uid] = replace(run, **changes)
+                return True
+        return False
+
+
+class FakeWorld(World):
+    """A world on fakes, whose wall clock the test sets."""
+
+    wall: datetime = START
+
+    def now(self) -> datetime:
+        return self.wall
+
+    @property
+    def fake_cluster(self) -> FakeCluster:
+        return cast("FakeCluster", self.cluster)
+
+    @property
+    def fake_engine(self) -> FakeEngine:
+        return cast("FakeEngine", self.engine)
+
+    def queue(self, name: str) -> FakeQueue:
+        return cast("FakeQueue", getattr(self.queues, name))
+
+    def pass_time(self, seconds: float) -> None:
+        self.wall += timedelta(seconds=seconds)
+
+    def give(self, intake: Intake, manifest: Mapping[str, Any]) -> Manifest:
+        """A person applies the object, and its event arrives."""
+        stored = self.fake_cluster.store(manifest)
+        take_in = {TASK.kind: intake.task, TASK_TEMPLATE.kind: intake.template, WORKER_POOL.kind: intake.pool}
+        take_in[stored["kind"]](stored, "ADDED")
+        return stored
+
+    def live(self, manifest: Mapping[str, Any]) -> Manifest:
+        """The object as the cluster has it now."""
+        key = key_of(manifest)
+        return self.fake_cluster.objects[manifest["kind"], key.namespace, key.name]
+
+
+def make_world(**settings: Any) -> tuple[FakeWorld, PoolStates, Intake]:
+    metrics = OperatorMetrics()
+    fake_cluster, fake_engine = FakeCluster(), FakeEngine()
+    cluster, engine = cast("Cluster", fake_cluster), cast("Engine", fake_engine)
+    world = FakeWorld(
+        cluster=cluster,
+        engine=engine,
+        settings=OperatorSettings(worker_image="tasker-worker:1", worker_database_url="postgresql:///x", **settings),
+        metrics=metrics,
+        events=EventRecorder(cluster, metrics),
+        statuses=StatusWriter(cluster, metrics, newest=lambda resource, manifest: world.remember(resource, manifest)),
+        summaries=SummaryReader(fake_engine.read_summaries),
+    )
+    world.queues = Queues(
+        **{name: FakeQueue() for name in ("templates", "tasks", "pools", "namespaces", "origins", "lost_pods")}
+    )
+    states = PoolStates()
+    return world, states, Intake(world, states)
+
+
+def make_run(**changes: Any) -> TaskSummary:
+    fields: dict[str, Any] = {
+        "namespace": "default",
+        "task_uuid": uuid4(),
+        "origin_uid": "u",
+        "origin_name": "t",
+        "template_name": "order",
+        "template_version": "1.0.0",
+        "revision": "0123456789abcdef",
+        "state": TaskState.STEPS_IN_PROCESS,
+        "suspended": False,
+        "created_at": START,
+        "started_at": START,
+        "completed_at": None,
+        "counts": StepCounts(total=4, pending=3, ready=1, running=0, waiting=0, complete=0, failed=0, cancelled=0),
+        "failures": (),
+        "leaf_results": None,
+        "leaf_results_truncated": False,
+        "error": None,
+    }
+    return TaskSummary(**fields | changes)
+
+
+def make_demand(namespace: str, pool: str, *, queued: int = 0, running: int = 0, draining: int = 0) -> PoolDemand:
+    return PoolDemand(
+        namespace=namespace,
+        pool=pool,
+        queued=queued,
+        running=running,
+        oldest_ready_seconds=0.0,
+        live_workers=0,
+        draining_workers=draining,
+    )
+
+
+def make_worker(name: str, *, running: int = 0, draining: bool = False, pool: str = "default") -> WorkerInfo:
+    return WorkerInfo(
+        name=name, pool=pool, slots=10, version="1", running=running, draining=draining, lease_until=START
+    )
+
+
+def template(name: str = "order", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": TASK_TEMPLATE.api_version,
+        "kind": TASK_TEMPLATE.kind,
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"version": "1.0.0", "steps": [{"name": "a", "handler": {"callable": "a"}}], **spec},
+    }
+
+
+def task(name: str = "t", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": TASK.api_version,
+        "kind": TASK.kind,
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"templateRef": {"name": "order"}, "context": {}, **spec},
+    }
+
+
+def pool(name: str = "default", *, labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": WORKER_POOL.api_version,
+        "kind": WORKER_POOL.kind,
+        "metadata": {"name": name, "namespace": "default", "labels": labels or {}},
+        "spec": {"handlers": ["h"], **spec},
+    }

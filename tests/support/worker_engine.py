@@ -1,0 +1,237 @@
+"""An engine in memory for the worker's unit tests: it hands out claims and remembers what was settled."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from tasker_worker import HandlerRegistry
+from tasker_worker.claims import Answer, Claim, Outcome, OutcomeKind, Settlement
+from tasker_worker.exchange import Exchange
+from tasker_worker.execution import Attempt, Executor
+from tasker_worker.gateway import Offer, Renewal
+from tasker_worker.metrics import WorkerMetrics
+
+_fences = itertools.count(1)
+
+
+def make_claim(callable_name: str = "work", **columns: Any) -> Claim:
+    """A claim as the engine hands it out; `columns` override."""
+    fence = next(_fences)
+    values: dict[str, Any] = {
+        "kind": "claim",
+        "step_id": fence * 1000,
+        "fence": fence,
+        "task_uuid": "11111111-1111-1111-1111-111111111111",
+        "step_uuid": "22222222-2222-2222-2222-222222222222",
+        "namespace": "default",
+        "template_name": "template",
+        "template_version": "1.0.0",
+        "step_name": callable_name,
+        "callable": callable_name,
+        "method": "call",
+        "resolver": None,
+        "attempt": 1,
+        "max_attempts": 3,
+        "timeout_ms": 300_000,
+        "deadline": None,
+        "correlation_id": "correlation",
+        "ready_at": None,
+        "configuration": "{}",
+        "inputs": "{}",
+        "context": "{}",
+        "dependency_results": "{}",
+    }
+    return Claim(**{**values, **columns})
+
+
+class MemoryEngine:
+    """Plays the engine for an exchange. A call raises what was put into its faults, in order."""
+
+    def __init__(self) -> None:
+        self.queue: deque[Claim] = deque()
+        self.settled: dict[int, Outcome] = {}
+        self.lost: set[int] = set()  # fences that are not current
+        self.claim_faults: deque[Exception] = deque()
+        self.settle_faults: deque[Exception] = deque()
+        self.late_settle_faults: deque[Exception] = deque()  # raised after the call took effect
+        self.refused: dict[int, Exception] = {}  # by fence, for success outcomes
+        self.calls: list[tuple[str, int, int]] = []  # name, outcomes, claim limit
+        self.concurrent = 0
+        self.most_concurrent = 0
+        self.gate = asyncio.Event()  # calls wait for it
+        self.gate.set()
+        self.called = asyncio.Event()  # set at every call
+
+    async def claim(self, worker: str, limit: int) -> list[Claim]:
+        await self._enter("claim", 0, limit, self.claim_faults)
+        return self._take(limit)
+
+    async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer:
+        await self._enter("settle", len(settlements), claim_limit, self.settle_faults)
+        for each in settlements:
+            if each.fence in self.refused and each.outcome.kind is OutcomeKind.SUCCESS:
+                raise self.refused[each.fence]
+        recorded = set()
+        for each in settlements:
+            if each.fence not in self.lost and each.fence not in self.settled:
+                self.settled[each.fence] = each.outcome
+                recorded.add(each.fence)
+        if self.late_settle_faults:
+            raise self.late_settle_faults.popleft()
+        return Answer(frozenset(recorded), self._take(claim_limit), 0, 0)
+
+    async def _enter(self, name: str, outcomes: int, limit: int, faults: deque[Exception]) -> None:
+        self.calls.append((name, outcomes, limit))
+        self.called.set()
+        self.concurrent += 1
+        self.most_concurrent = max(self.most_concurrent, self.concurrent)
+        try:
+            await asyncio.sleep(0)
+            await self.gate.wait()
+            if faults:
+                raise faults.popleft()
+        finally:
+            self.concurrent -= 1
+
+    def _take(self, limit: int) -> list[Claim]:
+        return [self.queue.popleft() for _ in range(min(limit, len(self.queue)))]
+
+    def result_of(self, claim: Claim) -> Any:
+        """The result that was recorded for a claim."""
+        outcome = self.settled[claim.fence]
+        assert outcome.kind is OutcomeKind.SUCCESS, outcome
+        return json.loads(outcome.payload or "")["result"]
+
+    def error_of(self, claim: Claim) -> dict[str, Any]:
+        """The error that was recorded for a claim."""
+        outcome = self.settled[claim.fence]
+        assert outcome.kind is OutcomeKind.ERROR, outcome
+        error: dict[str, Any] = json.loads(outcome.payload or "")
+        return error
+
+
+class MemoryLeaseEngine:
+    """Plays the engine for the lease thread."""
+
+    def __init__(self) -> None:
+        self.faults: deque[Exception] = deque()
+        self.renewals: list[list[tuple[int, int]]] = []
+        self.renewal = Renewal(known=True, draining=False, lost_fences=[])
+        self.registered: list[Offer] = []
+        self.settlements: list[Settlement] = []
+        self.repairs: dict[str, int] = {}
+        self.sweeps = 0
+        self.closed = False
+
+    def register(self, offer: Offer) -> None:
+        self._fail()
+        self.registered.append(offer)
+
+    def renew(self, worker: str, held: Sequence[tuple[int, int]]) -> Renewal:
+        self._fail()
+        self.renewals.append(list(held))
+        return self.renewal
+
+    def settle(self, worker: str, settlement: Settlement) -> None:
+        self._fail()
+        self.settlements.append(settlement)
+
+    def sweep(self, limit: int) -> dict[str, int]:
+        self.sweeps += 1
+        return self.repairs
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _fail(self) -> None:
+        if self.faults:
+            raise self.faults.popleft()
+
+
+class Hints:
+    """Remembers what others would be told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def ready(self) -> None:
+        self.told.append("ready")
+
+    def finished(self) -> None:
+        self.told.append("finished")
+
+
+class Rig:
+    """An exchange and an executor over a MemoryEngine, running until the block ends."""
+
+    def __init__(
+        self, registry: HandlerRegistry, *, slots: int = 10, poll_min: float = 0.001, poll_max: float = 0.01
+    ) -> None:
+        self.engine = MemoryEngine()
+        self.metrics = WorkerMetrics()
+        self.hints = Hints()
+        self.exchange = Exchange(
+            self.engine,
+            worker="worker",
+            slots=slots,
+            poll_min=poll_min,
+            poll_max=poll_max,
+            metrics=self.metrics,
+            hinter=self.hints,
+        )
+        self._settled = asyncio.Condition()
+        self.executor = Executor(registry, slots=slots, metrics=self.metrics, on_finished=self.exchange.finished)
+        self.exchange.attach(self.executor)
+        self.task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Rig:
+        self.task = asyncio.get_running_loop().create_task(self.exchange.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self.task is not None
+        self.engine.gate.set()
+        for attempt in list(self.exchange.held.values()):
+            self.executor.release(attempt)
+        self.exchange.stop(give_up_at=0)
+        await asyncio.wait([self.task], timeout=10)
+        await self.executor.close()
+        if self.task.done():
+            self.task.result()
+
+    async def work_off(self, *claims: Claim) -> None:
+        """Queue claims and wait until all of them are settled."""
+        self.engine.queue.extend(claims)
+        self.exchange.hint()
+        await self.until(lambda: all(claim.fence in self.engine.settled for claim in claims))
+
+    async def until(self, condition: Any) -> None:
+        """Wait, a turn of the loop at a time, for something that this process is about to do."""
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - the condition is any state, which tells nobody of its changes
+                await asyncio.sleep(0.001)
+
+
+class Collected:
+    """Where an executor without an exchange reports to."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Attempt] = []
+        self._more = asyncio.Event()
+
+    def __call__(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+        self._more.set()
+
+    async def wait(self, count: int) -> list[Attempt]:
+        """The first `count` attempts, in the order in which they finished."""
+        async with asyncio.timeout(10):
+            while len(self.attempts) < count:
+                self._more.clear()
+                await self._more.wait()
+        return self.attempts

@@ -1,0 +1,326 @@
+"""The conversation with the engine: one call at a time, nothing lost, nothing told twice."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from support.worker_engine import Rig, make_claim
+from tasker_worker import HandlerRegistry, StepContext
+from tasker_worker.claims import OutcomeKind
+from tasker_worker.gateway import Refused, Unavailable
+
+
+def registry_of(**handlers: Any) -> HandlerRegistry:
+    registry = HandlerRegistry()
+    registry.register_all(handlers)
+    return registry
+
+
+async def quick(context: StepContext) -> Any:
+    return {"step": context.step_name}
+
+
+class Gated:
+    """An async handler that waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.began = 0
+        self.contexts: list[StepContext] = []
+
+    async def __call__(self, context: StepContext) -> Any:
+        self.began += 1
+        self.contexts.append(context)
+        await self.go.wait()
+        if context.cancelled:
+            raise RuntimeError("told to stop")
+        return "done"
+
+
+async def test_claims_are_run_and_their_results_settled() -> None:
+    async with Rig(registry_of(work=quick)) as rig:
+        claims = [make_claim("work") for _ in range(25)]
+        await rig.work_off(*claims)
+        assert all(rig.engine.result_of(claim) == {"step": "work"} for claim in claims)
+        assert rig.metrics.claimed == rig.metrics.succeeded == 25
+        assert not rig.exchange.held
+
+
+async def test_one_call_is_in_flight_at_a_time_and_what_ends_meanwhile_goes_with_the_next() -> None:
+    gated = Gated()
+    async with Rig(registry_of(quick=quick, gated=gated)) as rig:
+        rig.engine.queue.extend([make_claim("quick"), make_claim("gated"), make_claim("gated")])
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 2)
+        rig.engine.gate.clear()
+        rig.engine.called.clear()
+        await asyncio.wait_for(rig.engine.called.wait(), 5)
+        gated.go.set()
+        await rig.until(lambda: rig.exchange.outcomes_waiting >= 2)
+        rig.engine.gate.set()
+        await rig.until(lambda: not rig.exchange.held)
+        assert rig.engine.most_concurrent == 1
+        assert max(outcomes for _, outcomes, _ in rig.engine.calls) >= 2
+
+
+async def test_no_more_is_claimed_than_there_are_free_slots() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated, quick=quick), slots=3) as rig:
+        rig.engine.queue.extend([make_claim("gated"), make_claim("gated"), *[make_claim("quick") for _ in range(10)]])
+        rig.exchange.hint()
+        await rig.until(lambda: rig.metrics.succeeded == 10)
+        assert rig.executor.running == 2
+        limits = [limit for _, _, limit in rig.engine.calls]
+        assert max(limits) == 3
+        assert limits[-1] <= 1
+
+
+async def test_a_settle_claims_in_the_same_call() -> None:
+    async with Rig(registry_of(work=quick), slots=1, poll_max=60) as rig:
+        await rig.work_off(*[make_claim("work") for _ in range(5)])
+        assert [name for name, _, _ in rig.engine.calls].count("claim") <= 2
+        assert [call for call in rig.engine.calls if call[0] == "settle"] == [("settle", 1, 1)] * 5
+
+
+async def test_an_idle_worker_asks_less_and_less_often_until_a_hint_comes() -> None:
+    async with Rig(registry_of(work=quick), poll_max=0.064) as rig:
+        exchange = rig.exchange
+        delays = []
+        for _ in range(10):
+            exchange._poll_later()
+            delays.append(exchange._poll_delay)
+        assert delays[:7] == [0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.064]
+        exchange.hint()
+        assert exchange._next_poll == 0.0
+        assert exchange._poll_delay == 0.001
+
+
+async def test_a_hint_during_a_call_is_not_lost() -> None:
+    async with Rig(registry_of(work=quick), poll_min=3600, poll_max=3600) as rig:
+        engine = rig.engine
+        await rig.until(lambda: len(engine.calls) == 1 and not engine.concurrent)
+        engine.gate.clear()
+        rig.exchange.hint()
+        await rig.until(lambda: len(engine.calls) == 2)
+        rig.exchange.hint()
+        engine.gate.set()
+        await rig.until(lambda: len(engine.calls) == 3)
+
+
+@pytest.mark.parametrize("took_effect", [False, True], ids=["lost before", "lost after it took effect"])
+async def test_an_outcome_is_repeated_until_the_engine_answers(took_effect: bool) -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claims = [make_claim("gated") for _ in range(3)]
+        rig.engine.queue.extend(claims)
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 3)
+        faults = rig.engine.late_settle_faults if took_effect else rig.engine.settle_faults
+        faults.append(Unavailable("the connection is lost"))
+        before = len(rig.engine.calls)
+        gated.go.set()
+        await rig.until(lambda: not rig.exchange.held)
+        assert all(rig.engine.result_of(claim) == "done" for claim in claims)
+        assert rig.metrics.results_discarded == 0
+        assert rig.metrics.outcomes_unsure == (3 if took_effect else 0)
+        assert rig.exchange.connected
+        # The repeated call asks for no new work: what the lost answer claimed is not known.
+        repeated = [call for call in rig.engine.calls[before:] if call[0] == "settle" and call[1] == 3]
+        assert repeated[-1] == ("settle", 3, 0)
+
+
+async def test_nothing_is_claimed_while_outcomes_are_stuck() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated, quick=quick)) as rig:
+        rig.engine.queue.append(make_claim("gated"))
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 1)
+        rig.engine.settle_faults.extend(Unavailable("down") for _ in range(3))
+        gated.go.set()
+        await rig.until(lambda: rig.metrics.call_failures >= 1)
+        stuck_from = len(rig.engine.calls)
+        waiting = make_claim("quick")
+        rig.engine.queue.append(waiting)
+        rig.exchange.hint()
+        await rig.until(lambda: waiting.fence in rig.engine.settled)
+        during = rig.engine.calls[stuck_from : stuck_from + 2]
+        assert [limit for _, _, limit in during] == [0, 0]
+
+
+async def test_the_database_lost_at_a_claim_only_makes_it_ask_again() -> None:
+    async with Rig(registry_of(work=quick)) as rig:
+        rig.engine.claim_faults.extend(Unavailable("down") for _ in range(3))
+        claim = make_claim("work")
+        rig.engine.queue.append(claim)
+        rig.exchange.hint()
+        await rig.until(lambda: rig.metrics.call_failures == 1)
+        assert not rig.exchange.connected
+        await rig.until(lambda: claim.fence in rig.engine.settled)
+        assert rig.metrics.call_failures == 3
+        assert rig.exchange.connected
+
+
+async def test_a_stale_fence_discards_the_result_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claim = make_claim("gated")
+        rig.engine.queue.append(claim)
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 1)
+        rig.engine.lost.add(claim.fence)
+        gated.go.set()
+        await rig.until(lambda: not rig.exchange.held)
+        assert rig.metrics.results_discarded == 1
+        assert "a result is discarded: the lease was lost" in caplog.text
+
+
+async def test_a_lost_lease_tells_the_handler_and_its_result_is_not_even_sent(caplog: pytest.LogCaptureFixture) -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claim = make_claim("gated")
+        rig.engine.queue.append(claim)
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 1)
+        rig.exchange.lose([claim.fence, 999_999])
+        rig.exchange.lose([claim.fence])
+        assert gated.contexts[0].cancelled
+        assert rig.metrics.leases_lost == 1
+        gated.go.set()
+        await rig.until(lambda: not rig.exchange.held)
+        assert claim.fence not in rig.engine.settled
+        assert rig.metrics.results_discarded == 1
+        assert "the lease of a running step is lost" in caplog.text
+
+
+async def test_a_handler_told_to_stop_by_the_local_clock_gives_its_step_back_rather_than_failing_it() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claim = make_claim("gated")
+        rig.engine.queue.append(claim)
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 1)
+        attempt = rig.exchange.held[claim.fence]
+        attempt.expired = attempt.context.cancelled = True
+        gated.go.set()
+        await rig.until(lambda: not rig.exchange.held)
+        assert rig.engine.settled[claim.fence].kind is OutcomeKind.RELEASE
+
+
+async def test_a_result_that_the_database_refuses_fails_its_own_attempt_and_holds_up_no_other() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claims = [make_claim("gated") for _ in range(4)]
+        rig.engine.queue.extend(claims)
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 4)
+        rig.engine.refused[claims[2].fence] = Refused("no such character")
+        gated.go.set()
+        await rig.until(lambda: not rig.exchange.held)
+        for place in (0, 1, 3):
+            assert rig.engine.result_of(claims[place]) == "done"
+        told = rig.engine.error_of(claims[2])
+        assert told["message"] == "the database refuses the result of step 'gated': no such character"
+        assert not told["retryable"]
+        assert rig.metrics.results_refused == 1
+
+
+async def test_an_outcome_refused_in_every_shape_is_dropped_loudly_and_work_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Rig(registry_of(work=quick)) as rig:
+        bad, good = make_claim("work"), make_claim("work")
+        rig.engine.queue.append(bad)
+        rig.exchange.hint()
+        rig.engine.refused[bad.fence] = Refused("no")
+        original = rig.engine.settle
+
+        async def settle(worker: str, settlements: Any, claim_limit: int) -> Any:
+            if any(each.fence == bad.fence for each in settlements):
+                raise Refused("never")
+            return await original(worker, settlements, claim_limit)
+
+        rig.engine.settle = settle  # type: ignore[method-assign]
+        await rig.work_off(good)
+        assert bad.fence not in rig.exchange.held
+        assert rig.metrics.results_discarded == 1
+        assert "the database refuses to record outcomes" in caplog.text
+
+
+async def test_draining_stops_claiming_until_it_is_taken_back() -> None:
+    gated = Gated()
+    async with Rig(registry_of(work=quick, gated=gated)) as rig:
+        rig.engine.queue.append(make_claim("gated"))
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 1)
+        rig.exchange.set_draining(True)
+        await rig.until(lambda: rig.engine.concurrent == 0)
+        claim = make_claim("work")
+        rig.engine.queue.append(claim)
+        rig.exchange.hint()
+        gated.go.set()
+        await rig.until(lambda: not rig.exchange.held)
+        assert claim.fence not in rig.engine.settled
+        rig.exchange.set_draining(False)
+        await rig.until(lambda: claim.fence in rig.engine.settled)
+
+
+async def test_stopping_ends_when_all_is_settled() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claim, unclaimed = make_claim("gated"), make_claim("gated")
+        rig.engine.queue.append(claim)
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 1)
+        rig.exchange.stop(give_up_at=float("inf"))
+        rig.engine.queue.append(unclaimed)
+        assert rig.task is not None
+        assert not rig.task.done()
+        gated.go.set()
+        await asyncio.wait_for(rig.task, 5)
+        assert rig.engine.result_of(claim) == "done"
+        assert unclaimed.fence not in rig.engine.settled
+
+
+async def test_stopping_gives_up_on_a_database_that_stays_away() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        rig.engine.queue.append(make_claim("gated"))
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 1)
+        rig.engine.settle_faults.extend(Unavailable("down") for _ in range(1000))
+        gated.go.set()
+        await rig.until(lambda: rig.metrics.call_failures > 0)
+        rig.exchange.stop(give_up_at=0)
+        assert rig.task is not None
+        await asyncio.wait_for(rig.task, 5)
+        assert rig.exchange.outcomes_waiting == 1
+        rig.engine.settle_faults.clear()
+
+
+async def test_others_are_told_of_what_this_worker_did_not_take() -> None:
+    async with Rig(registry_of(work=quick)) as rig:
+        original = rig.engine.settle
+
+        async def settle(worker: str, settlements: Any, claim_limit: int) -> Any:
+            answer = await original(worker, settlements, claim_limit)
+            return answer._replace(ready_left=2, tasks_finished=1)
+
+        rig.engine.settle = settle  # type: ignore[method-assign]
+        await rig.work_off(make_claim("work"))
+        await rig.until(lambda: rig.hints.told == ["ready", "finished"])
+
+
+async def test_a_large_batch_is_settled_in_bounded_calls() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated), slots=2500) as rig:
+        claims = [make_claim("gated") for _ in range(2500)]
+        rig.engine.queue.extend(claims)
+        rig.exchange.hint()
+        await rig.until(lambda: gated.began == 2500)
+        gated.go.set()
+        await rig.until(lambda: not rig.exchange.held)
+        assert all(claim.fence in rig.engine.settled for claim in claims)
+        assert max(outcomes for _, outcomes, _ in rig.engine.calls) <= 1000

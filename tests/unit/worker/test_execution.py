@@ -1,0 +1,437 @@
+"""Running handlers: sync and async, their ends of every kind, and that none of them harms the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from support.waiting import eventually_async
+from support.worker_engine import Collected, make_claim
+from tasker_worker import HandlerRegistry, PermanentError, RetryableError, StepContext, StepHandler
+from tasker_worker.claims import OutcomeKind
+from tasker_worker.execution import Attempt, Executor
+from tasker_worker.logging import current_step
+from tasker_worker.metrics import WorkerMetrics
+
+
+class Bench:
+    """An executor on its own, with what it reports."""
+
+    def __init__(self, slots: int = 10) -> None:
+        self.registry = HandlerRegistry()
+        self.metrics = WorkerMetrics()
+        self.finished = Collected()
+        self.executor = Executor(self.registry, slots=slots, metrics=self.metrics, on_finished=self.finished)
+
+    def start(self, *callables: str, **columns: Any) -> list[Attempt]:
+        attempts = [Attempt(make_claim(name, **columns), time.monotonic()) for name in callables]
+        self.executor.start(attempts)
+        return attempts
+
+    async def run(self, handler: Any, **columns: Any) -> dict[str, Any]:
+        """One attempt of a handler: the payload of its outcome, with its kind."""
+        self.registry.register("work", handler, replace=True)
+        before = len(self.finished.attempts)
+        self.start("work", **columns)
+        attempt = (await self.finished.wait(before + 1))[before]
+        assert attempt.outcome is not None
+        return {"kind": str(attempt.outcome.kind), **json.loads(attempt.outcome.payload or "{}")}
+
+
+@pytest_asyncio.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    yield made
+    await made.executor.close()
+
+
+def _in_both_kinds(body: Callable[[StepContext], Any]) -> list[Any]:
+    async def of_the_loop(context: StepContext) -> Any:
+        return body(context)
+
+    async def of_the_loop_after_waiting(context: StepContext) -> Any:
+        await asyncio.sleep(0)
+        return body(context)
+
+    return [body, of_the_loop, of_the_loop_after_waiting]
+
+
+async def test_what_a_handler_returns_is_the_result_in_a_thread_as_on_the_loop(bench: Bench) -> None:
+    for handler in _in_both_kinds(lambda context: {"step": context.step_name}):
+        assert await bench.run(handler) == {"kind": "success", "result": {"step": "work"}}
+    assert bench.executor.running == 0
+    assert bench.metrics.succeeded == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermanentError("no stock"), ("PermanentError", "no stock", False, None)),
+        (RetryableError("later", retry_after=2), ("RetryableError", "later", True, 2000)),
+        (ValueError("wrong"), ("HandlerError", "ValueError: wrong", False, None)),
+        (KeyError("wrong"), ("HandlerError", "KeyError: 'wrong'", False, None)),
+        (OSError("gone"), ("HandlerError", "OSError: gone", True, None)),
+        (RuntimeError(), ("HandlerError", "RuntimeError", True, None)),
+        (SystemExit(3), ("HandlerError", "handler called sys.exit(3)", True, None)),
+        (SystemExit(), ("HandlerError", "handler called sys.exit()", True, None)),
+        (SystemExit("bye"), ("HandlerError", "handler called sys.exit('bye')", True, None)),
+        (KeyboardInterrupt(), ("HandlerError", "handler raised KeyboardInterrupt", True, None)),
+        (asyncio.CancelledError(), ("HandlerError", "handler raised CancelledError", True, None)),
+        (GeneratorExit(), ("HandlerError", "handler raised GeneratorExit", True, None)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+async def test_whatever_a_handler_raises_fails_its_attempt_and_nothing_else(
+    bench: Bench, error: BaseException, expected: tuple[object, ...]
+) -> None:
+    def handler(context: StepContext) -> Any:
+        raise error
+
+    for each in _in_both_kinds(handler):
+        told = await bench.run(each)
+        assert (told["error_type"], told["message"], told["retryable"], told["retry_after_ms"]) == expected
+        assert told["kind"] == "error"
+    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    assert bench.executor.running == 0
+
+
+async def test_stop_iteration_is_an_error_like_any_other(bench: Bench) -> None:
+    def handler(context: StepContext) -> Any:
+        return next(iter([]))
+
+    class Fails(StepHandler):
+        def __init__(self) -> None:
+            next(iter([]))
+
+        async def call(self, context: StepContext) -> Any: ...
+
+    for each in [*_in_both_kinds(handler), Fails]:
+        assert "StopIteration" in (await bench.run(each))["message"]
+
+
+async def test_an_unforeseen_error_keeps_its_traceback_from_the_handler_on(bench: Bench) -> None:
+    def handler(context: StepContext) -> Any:
+        return dict[str, int]()["missing"]
+
+    for each in _in_both_kinds(handler):
+        trace = (await bench.run(each))["traceback"]
+        assert 'return dict[str, int]()["missing"]' in trace
+        assert "tasker_worker" not in trace
+    assert (await bench.run(_raising(PermanentError("said it all"))))["traceback"] is None
+
+
+def _raising(error: BaseException) -> Callable[[StepContext], Any]:
+    def handler(context: StepContext) -> Any:
+        raise error
+
+    return handler
+
+
+async def test_errors_that_cannot_be_told_are_told_all_the_same(bench: Bench) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    told = await bench.run(_raising(Mute()))
+    assert told["message"] == "Mute: (its text cannot be read)"
+    assert (await bench.run(_raising(ValueError("a\0b\udc80"))))["message"] == "ValueError: a\\0b\\udc80"
+    assert len((await bench.run(_raising(ValueError("x" * 100_000))))["message"]) == 8192
+
+
+async def test_a_result_that_is_not_json_fails_for_good_with_its_place(bench: Bench) -> None:
+    for handler in _in_both_kinds(lambda context: {"items": [0, 1, {2}]}):
+        told = await bench.run(handler)
+        assert told["message"] == "result of step 'work' is not JSON: $.items[2] is a set"
+        assert not told["retryable"]
+
+
+async def test_a_handler_that_waits_too_long_is_cancelled_and_timed_out(bench: Bench) -> None:
+    cancelled = asyncio.Event()
+
+    async def handler(context: StepContext) -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            assert context.cancelled
+            cancelled.set()
+
+    told = await bench.run(handler, timeout_ms=20)
+    assert told["error_type"] == "Timeout"
+    assert told["message"] == "step 'work' exceeded its timeout of 0.02 s"
+    assert told["retryable"]
+    await asyncio.wait_for(cancelled.wait(), 5)
+    assert bench.metrics.timed_out == 1
+    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+
+
+async def test_a_handler_that_swallows_its_cancellation_costs_no_slot_and_its_result_is_not_kept(bench: Bench) -> None:
+    go, ended = asyncio.Event(), asyncio.Event()
+
+    async def handler(context: StepContext) -> Any:
+        while not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                continue
+        ended.set()
+        return "too late"
+
+    told = await bench.run(handler, timeout_ms=20)
+    assert told["error_type"] == "Timeout"
+    assert bench.executor.running == 0
+    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    go.set()
+    await asyncio.wait_for(ended.wait(), 5)
+    assert len(bench.finished.attempts) == 2
+
+
+async def test_a_sync_handler_that_never_returns_starves_nobody(bench: Bench) -> None:
+    go = threading.Event()
+
+    def stuck(context: StepContext) -> Any:
+        go.wait(10)
+
+    bench.registry.register("stuck", stuck)
+    bench.start(*["stuck"] * 10, timeout_ms=20)
+    for attempt in await bench.finished.wait(10):
+        assert attempt.outcome is not None
+        assert attempt.outcome.message == "step 'stuck' exceeded its timeout of 0.02 s"
+        assert attempt.context.cancelled
+    assert bench.executor.stuck_threads == 10
+    assert bench.metrics.threads_given_up == 10
+    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    go.set()
+
+    async def all_ended() -> bool:
+        return bench.executor.stuck_threads == 0
+
+    await eventually_async(all_ended)
+    assert len(bench.finished.attempts) == 11
+
+
+async def test_a_handler_that_keeps_the_loop_past_its_timeout_is_timed_out_in_the_end(bench: Bench) -> None:
+    async def handler(context: StepContext) -> Any:
+        until = time.monotonic() + 0.03
+        while time.monotonic() < until:
+            pass
+        return "late"
+
+    assert (await bench.run(handler, timeout_ms=20))["error_type"] == "Timeout"
+
+
+async def test_a_timeout_tells_whole_seconds_without_a_fraction(bench: Bench) -> None:
+    bench.registry.register("work", _sleeping(asyncio.Event()))
+    [attempt] = bench.start("work", timeout_ms=300_000)
+    await asyncio.sleep(0)
+    bench.executor._on_timeout(attempt)
+    assert attempt.outcome is None  # its time has not come
+    attempt.started -= 300
+    bench.executor._on_timeout(attempt)
+    assert attempt.outcome is not None
+    assert attempt.outcome.message == "step 'work' exceeded its timeout of 300 s"
+
+
+def _sleeping(event: asyncio.Event) -> Callable[[StepContext], Coroutine[Any, Any, Any]]:
+    async def handler(context: StepContext) -> Any:
+        await event.wait()
+        return "woken"
+
+    return handler
+
+
+async def test_what_cannot_be_resolved_fails_for_good_with_the_reason(bench: Bench) -> None:
+    bench.registry.register("work", lambda context: None)
+    bench.start("unknown")
+    bench.start("work", method="refund")
+    bench.start("work", resolver="magic")
+    messages = []
+    for attempt in await bench.finished.wait(3):
+        assert attempt.outcome is not None
+        assert not json.loads(attempt.outcome.payload or "")["retryable"]
+        messages.append(attempt.outcome.message)
+    assert messages == [
+        "no handler is registered for the callable 'unknown'",
+        "the handler 'work' is a function and has no method 'refund'",
+        "there is no resolver 'magic' for the callable 'work' (there are: explicit, registry, dotted_path)",
+    ]
+
+
+async def test_async_handlers_that_never_wait_all_run_in_one_turn_of_the_loop(bench: Bench) -> None:
+    tasks = set()
+
+    async def handler(context: StepContext) -> Any:
+        tasks.add(asyncio.current_task())
+
+    bench.registry.register("work", handler)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counter = asyncio.get_running_loop().create_task(count_turns())
+    bench.start(*["work"] * 100)
+    await bench.finished.wait(100)
+    counter.cancel()
+    assert turns <= 5
+    assert len(tasks) == 1
+    assert None not in tasks
+
+
+async def test_async_handlers_that_wait_run_beside_each_other(bench: Bench) -> None:
+    everybody = asyncio.Barrier(10)
+
+    async def handler(context: StepContext) -> Any:
+        await everybody.wait()
+
+    bench.registry.register("work", handler)
+    bench.start(*["work"] * 10)
+    await bench.finished.wait(10)
+    assert bench.metrics.succeeded == 10
+
+
+async def test_handlers_that_never_wait_let_others_have_their_turn(bench: Bench) -> None:
+    bench.registry.register("work", _busy)
+    bench.start(*["work"] * 20)
+    await bench.finished.wait(1)
+    assert len(bench.finished.attempts) < 20
+
+
+async def _busy(context: StepContext) -> None:
+    until = time.monotonic() + 0.002
+    while time.monotonic() < until:
+        pass
+
+
+async def test_asyncio_timeouts_and_tasks_work_inside_a_handler(bench: Bench) -> None:
+    async def handler(context: StepContext) -> Any:
+        async with asyncio.timeout(5):
+            await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(0.001):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            pass
+        async with asyncio.TaskGroup() as group:
+            children = [group.create_task(asyncio.sleep(0, result=place)) for place in range(3)]
+        return [child.result() for child in children]
+
+    assert await bench.run(handler) == {"kind": "success", "result": [0, 1, 2]}
+
+
+_leaking: contextvars.ContextVar[int] = contextvars.ContextVar("leaking", default=0)
+
+
+async def test_what_a_handler_leaves_in_its_context_reaches_no_other(bench: Bench) -> None:
+    def handler(context: StepContext) -> Any:
+        before = _leaking.get()
+        _leaking.set(before + 1)
+        return before
+
+    for each in _in_both_kinds(handler):
+        for _ in range(3):
+            assert (await bench.run(each))["result"] == 0
+
+
+async def test_the_current_step_is_known_wherever_the_handler_runs(bench: Bench) -> None:
+    def handler(context: StepContext) -> Any:
+        return current_step.get() is context
+
+    async def in_a_child_task(context: StepContext) -> Any:
+        return await asyncio.get_running_loop().create_task(_tells(context))
+
+    async def _tells(context: StepContext) -> bool:
+        return current_step.get() is context
+
+    for each in [*_in_both_kinds(handler), in_a_child_task]:
+        assert (await bench.run(each))["result"] is True
+    assert current_step.get() is None
+
+
+async def test_a_class_is_made_anew_for_every_attempt_and_an_instance_is_shared(bench: Bench) -> None:
+    class Counts(StepHandler):
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def call(self, context: StepContext) -> Any:
+            self.calls += 1
+            return self.success(self.calls)
+
+    assert [(await bench.run(Counts))["result"] for _ in range(2)] == [1, 1]
+    shared = Counts()
+    assert [(await bench.run(shared))["result"] for _ in range(2)] == [1, 2]
+
+
+async def test_releasing_gives_back_what_runs_what_waits_and_what_has_not_begun(bench: Bench) -> None:
+    go = threading.Event()
+    began = threading.Semaphore(0)
+
+    def in_thread(context: StepContext) -> None:
+        began.release()
+        go.wait(10)
+
+    bench.registry.register_all({"loop": _sleeping(asyncio.Event()), "thread": in_thread})
+    attempts = bench.start("loop", "loop", "thread")
+    assert await asyncio.to_thread(began.acquire, timeout=5)
+    late = bench.start("loop")
+    for attempt in [*attempts, *late]:
+        bench.executor.release(attempt)
+    assert [attempt.outcome.kind for attempt in bench.finished.attempts if attempt.outcome] == [OutcomeKind.RELEASE] * 4
+    assert all(attempt.context.cancelled for attempt in attempts)
+    assert bench.executor.running == 0
+    assert bench.metrics.released == 4
+    go.set()
+
+
+async def test_the_loop_knows_whose_code_it_runs(bench: Bench) -> None:
+    seen: list[Attempt | None] = []
+
+    async def handler(context: StepContext) -> None:
+        seen.append(bench.executor.watch.stepping)
+        await asyncio.sleep(0)
+        seen.append(bench.executor.watch.stepping)
+
+    bench.registry.register("work", handler)
+    [attempt] = bench.start("work")
+    await bench.finished.wait(1)
+    assert seen == [attempt, attempt]
+    assert bench.executor.watch.stepping is None
+
+
+async def test_overhead_of_a_handler_is_far_below_a_tenth_of_a_millisecond(bench: Bench) -> None:
+    """Ten times what it was measured to be, so that only a change of kind makes it fail, not a busy machine."""
+
+    async def handler(context: StepContext) -> dict[str, int]:
+        return {"value": 1}
+
+    bench.registry.register("work", handler)
+    bench.start(*["work"] * 200)
+    await bench.finished.wait(200)
+    began = time.process_time()
+    bench.start(*["work"] * 2000)
+    await bench.finished.wait(2200)
+    assert (time.process_time() - began) / 2000 < 100e-6
+
+
+async def test_a_deep_recursion_fails_its_attempt(bench: Bench) -> None:
+    def handler(context: StepContext) -> Any:
+        def down(depth: int) -> int:
+            return down(depth + 1)
+
+        return down(0)
+
+    told = await bench.run(handler)
+    assert told["error_type"] == "HandlerError"
+    assert "RecursionError" in told["message"]
+    assert sys.getrecursionlimit() > 0

@@ -1,0 +1,241 @@
+"""The lease thread, driven by hand on a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from support.worker_engine import MemoryLeaseEngine, Rig, make_claim
+from tasker_worker import HandlerRegistry, StepContext
+from tasker_worker.execution import Attempt
+from tasker_worker.gateway import Offer, Renewal, Unavailable
+from tasker_worker.leases import LeaseKeeper
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Keeper:
+    """A lease keeper of 30 s leases over a rig, ticking only when told to."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.engine = MemoryLeaseEngine()
+        self.clock = Clock()
+        self.revision = 1
+        self.repaired = 0
+        offer = Offer("worker", "default", "pool", 10, "1.0.0", ["work"], 30.0)
+        self.keeper = LeaseKeeper(
+            self.engine,
+            offer=lambda: offer,
+            offered_revision=1,
+            offer_revision=lambda: self.revision,
+            exchange=rig.exchange,
+            watch=rig.executor.watch,
+            loop=asyncio.get_running_loop(),
+            on_repairs=self._count_repair,
+            metrics=rig.metrics,
+            clock=self.clock,
+        )
+
+    def _count_repair(self) -> None:
+        self.repaired += 1
+
+    async def tick(self, seconds: float = 0.0) -> None:
+        """Move the clock, tick, and let the loop do what it was asked."""
+        self.clock.now += seconds
+        self.keeper.tick()
+        await asyncio.sleep(0)
+
+
+class Waiting:
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.contexts: list[StepContext] = []
+
+    async def __call__(self, context: StepContext) -> Any:
+        self.contexts.append(context)
+        await self.go.wait()
+        return "done"
+
+
+async def _holding(rig: Rig, handler: Waiting, count: int) -> list[Attempt]:
+    claims = [make_claim("work") for _ in range(count)]
+    rig.engine.queue.extend(claims)
+    rig.exchange.hint()
+    await rig.until(lambda: len(handler.contexts) == count)
+    return [rig.exchange.held[claim.fence] for claim in claims]
+
+
+def _registry(handler: Any) -> HandlerRegistry:
+    registry = HandlerRegistry()
+    registry.register("work", handler)
+    return registry
+
+
+async def test_leases_are_renewed_every_third_of_their_time_with_all_that_is_held() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        attempts = await _holding(rig, handler, 2)
+        await keeper.tick(9.9)
+        assert keeper.engine.renewals == []
+        await keeper.tick(0.2)
+        assert keeper.engine.renewals == [[(a.claim.step_id, a.claim.fence) for a in attempts]]
+        assert keeper.keeper.valid_until == keeper.clock.now + 30
+        await keeper.tick(10.1)
+        assert len(keeper.engine.renewals) == 2
+
+
+async def test_results_that_are_not_settled_yet_are_renewed_too() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        [attempt] = await _holding(rig, handler, 1)
+        rig.engine.gate.clear()
+        handler.go.set()
+        await rig.until(lambda: rig.exchange.outcomes_waiting == 1)
+        await keeper.tick(11)
+        assert keeper.engine.renewals == [[(attempt.claim.step_id, attempt.claim.fence)]]
+
+
+async def test_a_renewal_that_fails_is_tried_again_soon_and_leases_that_run_out_are_told_to_handlers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        [attempt] = await _holding(rig, handler, 1)
+        keeper.engine.faults.extend(Unavailable("down") for _ in range(100))
+        await keeper.tick(10.1)
+        failures = rig.metrics.renewal_failures
+        assert failures == 1
+        await keeper.tick(0.6)
+        assert rig.metrics.renewal_failures == 2
+        assert not attempt.context.cancelled
+        await keeper.tick(19.5)
+        assert attempt.expired
+        assert handler.contexts[0].cancelled
+        assert rig.metrics.leases_lost == 1
+        assert "the leases ran out before they could be renewed" in caplog.text
+        keeper.engine.faults.clear()
+        await keeper.tick(1)
+        assert keeper.keeper.valid_until == keeper.clock.now + 30
+
+
+async def test_fences_that_the_database_calls_lost_are_told_to_their_handlers() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        first, second = await _holding(rig, handler, 2)
+        keeper.engine.renewal = Renewal(known=True, draining=False, lost_fences=[first.claim.fence])
+        await keeper.tick(11)
+        assert (first.lost, second.lost) == (True, False)
+        assert first.context.cancelled
+        keeper.engine.renewal = Renewal(known=True, draining=False, lost_fences=[])
+        await keeper.tick(11)
+        assert keeper.engine.renewals[-1] == [(second.claim.step_id, second.claim.fence)]
+
+
+async def test_an_unknown_worker_registers_again() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        keeper.engine.renewal = Renewal(known=False, draining=False, lost_fences=[])
+        await keeper.tick(11)
+        assert [offer.worker for offer in keeper.engine.registered] == ["worker"]
+
+
+async def test_a_changed_offer_is_told_within_a_tick_and_until_it_is_heard() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        await keeper.tick()
+        assert keeper.engine.registered == []
+        keeper.revision = 2
+        keeper.engine.faults.append(Unavailable("down"))
+        await keeper.tick()
+        assert keeper.engine.registered == []
+        await keeper.tick()
+        await keeper.tick()
+        assert len(keeper.engine.registered) == 1
+
+
+async def test_draining_reaches_the_exchange_and_is_taken_back() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        for draining in (True, False):
+            keeper.engine.renewal = Renewal(known=True, draining=draining, lost_fences=[])
+            await keeper.tick(11)
+            assert rig.exchange.draining is draining
+
+
+async def test_it_sweeps_about_once_a_second_and_tells_of_repairs() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        for _ in range(1000):
+            await keeper.tick(0.1)
+        assert 75 <= keeper.engine.sweeps <= 145
+        assert keeper.repaired == 0
+        keeper.engine.repairs = {"retries_due": 2}
+        await keeper.tick(1.4)
+        assert keeper.repaired == 1
+        assert rig.metrics.repairs == {"retries_due": 2}
+
+
+async def test_a_blocked_loop_is_reported_once_with_the_step_at_fault(caplog: pytest.LogCaptureFixture) -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        attempt = Attempt(make_claim("work", timeout_ms=5_000), keeper.clock.now)
+        keeper.keeper.tick()  # asks the loop, which gets no chance to answer
+        rig.executor.watch.stepping = attempt
+        for seconds in (0.9, 0.2, 0.5):
+            keeper.clock.now += seconds
+            keeper.keeper.tick()
+        assert rig.metrics.loop_blocked == 1
+        assert keeper.keeper.loop_lag == pytest.approx(1.6)
+        [record] = [each for each in caplog.records if "the event loop is blocked" in each.message]
+        assert record.tasker_fields["step"] == "work"  # type: ignore[attr-defined]
+        assert ".py:" in record.tasker_fields["at"]  # type: ignore[attr-defined]
+        assert keeper.engine.settlements == []
+        rig.executor.watch.stepping = None
+        await asyncio.sleep(0)
+        await keeper.tick()
+        await keeper.tick()
+        assert keeper.keeper.loop_lag == 0
+
+
+async def test_a_handler_that_blocks_the_loop_past_its_timeout_is_timed_out_from_outside() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        attempt = Attempt(make_claim("work", timeout_ms=5_000), keeper.clock.now)
+        keeper.keeper.tick()
+        rig.executor.watch.stepping = attempt
+        for _ in range(4):
+            keeper.clock.now += 2
+            keeper.keeper.tick()
+        [settlement] = keeper.engine.settlements
+        assert settlement.fence == attempt.claim.fence
+        assert settlement.outcome.message == "step 'work' exceeded its timeout of 5 s"
+        assert attempt.context.cancelled
+        rig.executor.watch.stepping = None
+
+
+async def test_the_thread_lives_through_anything_and_closes_its_connection() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        keeper.revision = 2
+        keeper.engine.faults.append(ValueError("unforeseen"))
+        keeper.keeper.start()
+        await rig.until(lambda: len(keeper.engine.registered) == 1)
+        alive = [keeper.keeper.alive]
+        await asyncio.to_thread(keeper.keeper.stop, 5)
+        alive.append(keeper.keeper.alive)
+        assert alive == [True, False]
+        assert keeper.engine.closed

@@ -1,0 +1,199 @@
+"""The testing module: handlers alone, and whole templates in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+
+from tasker.model.retry import Backoff, retry_delay_ms
+from tasker_worker import HandlerRegistry, PermanentError, RetryableError, StepContext, StepHandler, depends_on
+from tasker_worker.errors import ConfigurationError
+from tasker_worker.testing import LocalClock, LocalRunner, _retry_delay, make_context, run_handler, run_handler_async
+
+
+class Charge(StepHandler):
+    handler_name = "charge"
+
+    async def call(self, context: StepContext) -> Any:
+        return self.success({"paid": context.get_input("amount")}, metadata={"seconds": 1})
+
+    def refund(self, context: StepContext) -> Any:
+        return self.failure("no refunds", "RefundError", False)
+
+
+def _registry(**handlers: Any) -> HandlerRegistry:
+    registry = HandlerRegistry()
+    registry.register_all(handlers)
+    return registry
+
+
+def _template(*steps: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {"spec": {"steps": [{"handler": {"callable": step["name"]}, **step} for step in steps], **spec}}
+
+
+def test_a_handler_can_be_tried_alone() -> None:
+    result = run_handler(Charge, make_context(task_context={"amount": 5}))
+    assert (result.success, result.result, result.metadata) == (True, {"paid": 5}, {"seconds": 1})
+    refused = run_handler(Charge, method="refund")
+    assert (refused.success, refused.error_message, refused.error_type, refused.retryable) == (
+        False,
+        "no refunds",
+        "RefundError",
+        False,
+    )
+
+
+def test_what_the_engine_would_refuse_is_a_failure_here_too() -> None:
+    result = run_handler(lambda context: {"items": {1}})
+    assert result.error_message == "result of step 'step' is not JSON: $.items is a set"
+    assert run_handler(lambda context: exit(3)).error_message == "handler called sys.exit(3)"
+
+
+async def test_a_handler_can_be_tried_inside_a_loop() -> None:
+    assert (await run_handler_async(Charge, make_context(task_context={"amount": 5}))).result == {"paid": 5}
+
+
+def test_a_diamond_runs_in_order_and_hands_results_on() -> None:
+    @depends_on(left="b", right="c")
+    def average(left: int, right: int) -> float:
+        return (left + right) / 2
+
+    registry = _registry(
+        a=lambda context: context.get_input("value") ** 2,
+        b=lambda context: context.get_dependency_result("a") + 25,
+        c=lambda context: context.get_dependency_result("a") * 2,
+        d=average,
+    )
+    template = _template(
+        {"name": "d", "dependsOn": ["b", "c"]},
+        {"name": "b", "dependsOn": ["a"]},
+        {"name": "c", "dependsOn": ["a"]},
+        {"name": "a"},
+    )
+    run = LocalRunner(template, registry).run({"value": 4})
+    assert run.state == "complete"
+    assert run.results == {"a": 16, "b": 41, "c": 32, "d": 36.5}
+    order = [attempt.step for attempt in run.attempts]
+    assert (order[0], order[-1]) == ("a", "d")
+
+
+def test_retries_wait_on_the_runs_own_clock() -> None:
+    def flaky(context: StepContext) -> Any:
+        if context.attempt < 3:
+            raise RetryableError("not yet")
+        return context.attempt
+
+    clock = LocalClock()
+    run = LocalRunner(_template({"name": "flaky"}), _registry(flaky=flaky), clock=clock).run()
+    assert run.state == "complete"
+    assert [attempt.at for attempt in run.attempts] == [0, 1, 3]
+    assert clock.now == 3
+    assert run.attempts_of("flaky") == 3
+    assert len(run.failures) == 2
+
+
+def test_a_run_can_be_taken_step_by_step() -> None:
+    clock = LocalClock()
+    runner = LocalRunner(
+        _template({"name": "a"}, defaults={"retry": {"baseMs": 5000, "backoff": "linear"}}),
+        _registry(a=lambda context: "done"),
+        clock=clock,
+    )
+    runner.fail("a")
+
+    async def drive() -> None:
+        run = runner.start()
+        assert await run.run_ready() == 1
+        assert (run.state, run.next_due) == ("waiting_for_retry", 5)
+        clock.advance(4.9)
+        assert await run.run_ready() == 0
+        clock.advance(0.1)
+        assert await run.run_ready() == 1
+        assert run.state == "complete"
+
+    asyncio.run(drive())
+
+
+def test_a_permanent_failure_ends_what_depends_on_it_and_nothing_else() -> None:
+    def fails(context: StepContext) -> Any:
+        raise PermanentError("declined")
+
+    registry = _registry(pay=fails, ship=lambda context: 1, audit=lambda context: 2)
+    template = _template({"name": "pay"}, {"name": "ship", "dependsOn": ["pay"]}, {"name": "audit"})
+    run = LocalRunner(template, registry).run()
+    assert run.state == "error"
+    assert run.results == {"audit": 2}
+    [failure] = run.failures
+    assert (failure.step, failure.result.error_message) == ("pay", "declined")
+
+
+def test_faults_can_be_put_in() -> None:
+    registry = _registry(work=lambda context: context.attempt)
+    template = _template({"name": "work", "timeoutSeconds": 5, "retry": {"maxAttempts": 5, "backoff": "none"}})
+    runner = LocalRunner(template, registry)
+    runner.crash("work")
+    runner.time_out("work")
+    runner.fail("work", error=OSError("gone"))
+    run = runner.run()
+    assert run.results == {"work": 4}
+    assert [(each.result.error_type, each.result.error_message) for each in run.failures] == [
+        ("worker_crash_loop", "the worker was lost"),
+        ("Timeout", "step 'work' exceeded its timeout of 5 s"),
+        ("HandlerError", "OSError: gone"),
+    ]
+    with pytest.raises(ConfigurationError, match="the template has no step 'other'"):
+        runner.fail("other")
+
+
+def test_attempts_end_at_the_maximum_and_a_step_that_is_not_retryable_has_one() -> None:
+    for retry, attempts in (({"maxAttempts": 2}, 2), ({"maxAttempts": 5, "retryable": False}, 1)):
+        runner = LocalRunner(_template({"name": "a", "retry": retry}), _registry(a=lambda context: 1))
+        runner.fail("a", times=10)
+        run = runner.run()
+        assert (run.state, run.attempts_of("a")) == ("error", attempts)
+
+
+def test_configuration_method_and_attempt_counts_reach_the_handler() -> None:
+    class Work(StepHandler):
+        def special(self, context: StepContext) -> Any:
+            return [context.get_config("a"), context.get_config("b"), context.max_retries]
+
+    step = {"name": "work", "handler": {"callable": "work", "method": "special", "initialization": {"b": 2}}}
+    template = _template(step, defaults={"handler": {"initialization": {"a": 1, "b": 1}}, "retry": {"maxAttempts": 7}})
+    assert LocalRunner(template, _registry(work=Work)).run().results == {"work": [1, 2, 6]}
+
+
+def test_an_unknown_callable_fails_its_step() -> None:
+    run = LocalRunner(_template({"name": "a"}), HandlerRegistry()).run()
+    assert run.failures[0].result.error_message == "no handler is registered for the callable 'a'"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (_template(), "the template has no steps"),
+        (_template({"name": "a"}, {"name": "a"}), "two steps of the template are named 'a'"),
+        (_template({"name": "a", "dependsOn": ["b"]}), "step 'a' depends on 'b', which the template does not have"),
+        (
+            _template({"name": "a", "dependsOn": ["b"]}, {"name": "b", "dependsOn": ["a"]}),
+            "the steps depend on each other: a → b → a",
+        ),
+    ],
+)
+def test_a_template_that_cannot_run_is_refused(template: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        LocalRunner(template)
+    assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("backoff", list(Backoff))
+def test_waits_are_those_of_the_engine(backoff: Backoff) -> None:
+    for failures, (base, most) in itertools.product(range(1, 12), [(1000, 30_000), (250, 100_000), (0, 0)]):
+        ours = _retry_delay({"backoff": str(backoff), "baseMs": base, "maxMs": most}, failures, None)
+        assert ours * 1000 == retry_delay_ms(backoff, base_ms=base, max_ms=most, failures=failures)
+    assert _retry_delay({}, 1, 99_999) * 1000 == retry_delay_ms(
+        backoff, base_ms=0, max_ms=0, failures=1, retry_after_ms=99_999_000
+    )

@@ -1,0 +1,119 @@
+"""Threads for sync handlers: never more than the slots, one for many short jobs, a new one for one that is stuck."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from support.waiting import eventually
+from tasker_worker.threads import HandlerThreads
+
+
+@pytest.fixture
+def threads() -> Iterator[HandlerThreads]:
+    pool = HandlerThreads(2)
+    yield pool
+    pool.close()
+
+
+class Held:
+    """Jobs that say when they began, and end when they are let go."""
+
+    def __init__(self) -> None:
+        self.began = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.ended = threading.Semaphore(0)
+        self.where: list[threading.Thread] = []
+
+    def __call__(self) -> None:
+        self.where.append(threading.current_thread())
+        self.began.release()
+        self.go.wait(10)
+        self.ended.release()
+
+    def wait_begun(self, count: int) -> bool:
+        return all(self.began.acquire(timeout=5) for _ in range(count))
+
+    def wait_ended(self, count: int) -> bool:
+        return all(self.ended.acquire(timeout=5) for _ in range(count))
+
+
+def test_jobs_that_block_run_beside_each_other_up_to_the_size(threads: HandlerThreads) -> None:
+    held = Held()
+    for _ in range(3):
+        threads.submit(held)
+    assert held.wait_begun(2)
+    assert not held.began.acquire(blocking=False)
+    held.go.set()
+    assert held.wait_begun(1)
+    assert held.wait_ended(3)
+    assert len(set(held.where)) == 2
+
+
+def test_a_thread_that_is_stuck_is_replaced_and_ends_when_it_is_let_go(threads: HandlerThreads) -> None:
+    stuck, next_ones = Held(), Held()
+    jobs = [threads.submit(stuck) for _ in range(2)]
+    assert stuck.wait_begun(2)
+    for _ in range(2):
+        threads.submit(next_ones)
+    for job in jobs:
+        threads.give_up(job)
+        threads.give_up(job)  # once is enough
+    assert next_ones.wait_begun(2)
+    assert threads.stuck == 2
+    assert not set(stuck.where) & set(next_ones.where)
+    stuck.go.set()
+    eventually(lambda: threads.stuck == 0)
+    eventually(lambda: not any(thread.is_alive() for thread in stuck.where))
+    next_ones.go.set()
+    assert next_ones.wait_ended(2)
+
+
+def test_a_job_given_up_before_it_began_never_runs(threads: HandlerThreads) -> None:
+    held, never, after = Held(), Held(), Held()
+    for _ in range(2):
+        threads.submit(held)
+    assert held.wait_begun(2)
+    given_up = threads.submit(never)
+    threads.submit(after)
+    threads.give_up(given_up)
+    assert threads.stuck == 0
+    held.go.set()
+    after.go.set()
+    assert after.wait_ended(1)
+    assert not never.where
+
+
+def test_giving_up_a_job_that_has_ended_changes_nothing(threads: HandlerThreads) -> None:
+    held = Held()
+    held.go.set()
+    job = threads.submit(held)
+    eventually(lambda: job.ended)
+    threads.give_up(job)
+    assert threads.stuck == 0
+    again = Held()
+    again.go.set()
+    threads.submit(again)
+    assert again.wait_ended(1)
+
+
+def test_a_batch_of_short_jobs_loses_none(threads: HandlerThreads) -> None:
+    done = threading.Semaphore(0)
+    for _ in range(2000):
+        threads.submit(done.release)
+    assert all(done.acquire(timeout=5) for _ in range(2000))
+
+
+def test_closing_ends_idle_threads_at_once_and_the_others_after_their_job() -> None:
+    pool = HandlerThreads(2)
+    held, short = Held(), Held()
+    short.go.set()
+    pool.submit(short)
+    assert short.wait_ended(1)
+    pool.submit(held)
+    assert held.wait_begun(1)
+    pool.close()
+    held.go.set()
+    eventually(lambda: not any(thread.is_alive() for thread in (*held.where, *short.where)))
