@@ -7,6 +7,7 @@ SHELL := bash
 BIN := .venv/bin
 READY := .venv/.ready
 
+.DELETE_ON_ERROR:
 .PHONY: help demo dev test lint types bench parity examples format
 
 help:      ## This list
@@ -38,5 +39,6 @@ $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; name one with make PYTHON=…" >&2; exit 1; }
 	@echo "Setting up .venv with $(PYTHON): once, about a minute"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]' | sed -u -n 's/^Collecting \([^ ]*\).*/  \1/p'
+	@{ $(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' 2> .venv/pip.log || { cat .venv/pip.log >&2; exit 1; }; } \
+	| sed -u -n 's/^Collecting \([^ ]*\).*/  \1/p'
 	@$(BIN)/tasker version > /dev/null && touch $@

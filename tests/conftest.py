@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["support.parity_report", "support.postgres"]
+pytest_plugins = ["support.cluster", "support.parity_report", "support.postgres"]

@@ -1,4 +1,8 @@
-"""The cluster under test: the embedded API server, or the one that TASKER_TEST_KUBECONFIG names."""
+"""A cluster with the project's CRDs, and kubectl in a namespace of its own for each test.
+
+By default an embedded API server; ``TASKER_TEST_KUBECONFIG`` names another cluster. The tests of the operator take the
+fixtures of `support.cluster` instead, where the whole product runs.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.apiserver import REPOSITORY, Kubectl, api_server
 
-CRDS = REPOSITORY / "crds"
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cluster that has the CRDs."""
     given = os.environ.get("TASKER_TEST_KUBECONFIG")
     if given:
-        Kubectl(kubeconfig=Path(given))("apply", "-f", str(CRDS))
         yield Path(given)
         return
-    with api_server(tmp_path_factory.mktemp("cluster")) as server:
-        server.kubectl("apply", "-f", str(CRDS))
+    with api_server(tmp_path_factory.mktemp("apiserver")) as server:
+        server.kubectl("apply", "-f", str(REPOSITORY / "crds"))
         yield server.kubeconfig
 
 
 @pytest.fixture
 def kubectl(kubeconfig: Path) -> Iterator[Kubectl]:
-    """kubectl in a namespace of the test's own."""
-    namespace = f"test-{uuid.uuid4().hex[:8]}"
-    everywhere = Kubectl(kubeconfig=kubeconfig)
-    everywhere("create", "namespace", namespace)
-    yield Kubectl(kubeconfig=kubeconfig, namespace=namespace)
-    everywhere("delete", "namespace", namespace, "--wait=false")
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    Kubectl(kubeconfig=kubeconfig)("create", "namespace", name)
+    yield Kubectl(kubeconfig=kubeconfig, namespace=name)
+    Kubectl(kubeconfig=kubeconfig)("delete", "namespace", name, "--wait=false")

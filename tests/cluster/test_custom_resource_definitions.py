@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support.apiserver import Kubectl
 from support.waiting import eventually
 
@@ -32,7 +33,11 @@ GADGET_SCHEMA: dict[str, Any] = {
         },
         "status": {
             "type": "object",
-            "properties": {"replicas": {"type": "integer"}, "selector": {"type": "string"}, "phase": {"type": "string"}},
+            "properties": {
+                "replicas": {"type": "integer"},
+                "selector": {"type": "string"},
+                "phase": {"type": "string"},
+            },
         },
     },
 }
@@ -187,7 +192,9 @@ def test_a_second_version_shows_the_same_objects(kubectl: Kubectl) -> None:
     beta = {"apiVersion": f"{group}/v1beta1", "kind": "Gadget", "metadata": {"name": "g"}, "spec": {"size": 3}}
     kubectl.apply(beta)
     assert kubectl.get(f"gadgets.v1beta1.{group}", "g")["apiVersion"] == f"{group}/v1beta1"
-    assert kubectl.get(f"gadgets.{group}", "g")["apiVersion"] == f"{group}/v1", "the preferred version is the stable one"
+    assert kubectl.get(f"gadgets.{group}", "g")["apiVersion"] == f"{group}/v1", (
+        "the preferred version is the stable one"
+    )
     kubectl("delete", "crd", f"gadgets.{group}")
 
 

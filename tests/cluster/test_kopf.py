@@ -12,6 +12,7 @@ from queue import Queue
 from threading import Thread
 
 import pytest
+
 from support.apiserver import Kubectl
 
 HANDLERS = Path(__file__).with_name("kopf_handlers.py")
@@ -76,7 +77,12 @@ def test_handlers_follow_resources_through_their_life(kubectl: Kubectl, operator
         "metadata": {"name": "t"},
         "spec": {"templateRef": {"name": "x"}},
     }
-    pool = {"apiVersion": "tasker.dev/v1alpha1", "kind": "WorkerPool", "metadata": {"name": "p"}, "spec": {"handlers": ["h"]}}
+    pool = {
+        "apiVersion": "tasker.dev/v1alpha1",
+        "kind": "WorkerPool",
+        "metadata": {"name": "p"},
+        "spec": {"handlers": ["h"]},
+    }
     kubectl.apply(task)
     operator_lines.wait_for("event ADDED t")
     kubectl("patch", "task", "t", "--type=merge", "-p", '{"spec":{"suspend":true}}')

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support.apiserver import Kubectl
 from support.waiting import eventually
 
@@ -108,7 +109,12 @@ def test_apply_takes_away_what_the_manifest_no_longer_has(kubectl: Kubectl) -> N
 def test_apply_on_server_side_reports_conflicts_and_can_take_over(kubectl: Kubectl) -> None:
     kubectl.apply(task("t", priority=1), options=("--server-side", "--field-manager=first"))
     refused = kubectl.run(
-        "apply", "--server-side", "--field-manager=second", "-f", "-", stdin=json.dumps(task("t", suspend=True, priority=2))
+        "apply",
+        "--server-side",
+        "--field-manager=second",
+        "-f",
+        "-",
+        stdin=json.dumps(task("t", suspend=True, priority=2)),
     )
     assert refused.code == 1
     assert 'conflict with "first"' in refused.err
@@ -181,12 +187,16 @@ def test_field_selectors_find_by_name_and_refuse_what_they_do_not_know(kubectl: 
     kubectl.apply(task("t"), task("u"))
     assert kubectl("get", "tasks", "--field-selector", "metadata.name=u", "-o", "name") == "task.tasker.dev/u\n"
     assert kubectl("get", "tasks", "--field-selector", "metadata.name!=u", "-o", "name") == "task.tasker.dev/t\n"
-    assert "field label not supported: spec.priority" in kubectl.fails("get", "tasks", "--field-selector", "spec.priority=1")
+    assert "field label not supported: spec.priority" in kubectl.fails(
+        "get", "tasks", "--field-selector", "spec.priority=1"
+    )
 
 
 def test_the_three_patches(kubectl: Kubectl) -> None:
     kubectl.apply(deployment(env=[{"name": "A", "value": "1"}]), task("t"))
-    strategic = {"spec": {"template": {"spec": {"containers": [{"name": "main", "env": [{"name": "B", "value": "2"}]}]}}}}
+    strategic = {
+        "spec": {"template": {"spec": {"containers": [{"name": "main", "env": [{"name": "B", "value": "2"}]}]}}}
+    }
     kubectl("patch", "deployment", "web", "-p", json.dumps(strategic))
     container = kubectl.get("deployment", "web")["spec"]["template"]["spec"]["containers"][0]
     assert {item["name"] for item in container["env"]} == {"A", "B"}
@@ -194,7 +204,9 @@ def test_the_three_patches(kubectl: Kubectl) -> None:
     kubectl("patch", "task", "t", "--type=json", "-p", '[{"op":"replace","path":"/spec/suspend","value":false}]')
     assert kubectl.get("task", "t")["spec"]["suspend"] is False
     assert "(no change)" in kubectl("patch", "task", "t", "--type=merge", "-p", '{"spec":{"suspend":false}}')
-    failed = kubectl.fails("patch", "task", "t", "--type=json", "-p", '[{"op":"test","path":"/spec/suspend","value":true}]')
+    failed = kubectl.fails(
+        "patch", "task", "t", "--type=json", "-p", '[{"op":"test","path":"/spec/suspend","value":true}]'
+    )
     assert "The request is invalid: the server rejected our request due to an error in our request" in failed
     assert "media type" in kubectl.fails("patch", "task", "t", "--type=strategic", "-p", "{}")
 
@@ -203,7 +215,9 @@ def test_scale_changes_replicas_and_minds_the_current_count(kubectl: Kubectl) ->
     kubectl.apply(deployment())
     kubectl("scale", "deployment/web", "--replicas=3")
     assert kubectl.get("deployment", "web")["spec"]["replicas"] == 3
-    assert "Expected replicas to be 1, was 3" in kubectl.fails("scale", "deployment/web", "--current-replicas=1", "--replicas=5")
+    assert "Expected replicas to be 1, was 3" in kubectl.fails(
+        "scale", "deployment/web", "--current-replicas=1", "--replicas=5"
+    )
 
 
 def test_replace_refuses_a_state_that_is_not_the_newest(kubectl: Kubectl) -> None:
@@ -284,7 +298,7 @@ def test_describe_shows_the_object_and_its_events(kubectl: Kubectl) -> None:
     event = {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"generateName": "t."},
+        "metadata": {"generateName": "t.", "namespace": kubectl.namespace},
         "involvedObject": {
             "apiVersion": "tasker.dev/v1alpha1",
             "kind": "Task",
@@ -300,7 +314,7 @@ def test_describe_shows_the_object_and_its_events(kubectl: Kubectl) -> None:
         "firstTimestamp": "2026-01-01T00:00:00Z",
         "lastTimestamp": "2026-01-01T00:00:00Z",
     }
-    kubectl("create", "-f", "-", stdin=json.dumps({**event, "metadata": {**event["metadata"], "namespace": kubectl.namespace}}))
+    kubectl("create", "-f", "-", stdin=json.dumps(event))
     described = kubectl("describe", "task", "t")
     assert "API Version:  tasker.dev/v1alpha1" in described
     assert "the run has been queued" in described

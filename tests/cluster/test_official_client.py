@@ -14,6 +14,7 @@ from kubernetes.aio import config as aio_config
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+
 from support.apiserver import Kubectl
 
 GROUP = ("tasker.dev", "v1alpha1")
@@ -21,7 +22,8 @@ GROUP = ("tasker.dev", "v1alpha1")
 
 @pytest.fixture
 def api_client(kubectl: Kubectl) -> client.ApiClient:
-    return config.new_client_from_config(str(kubectl.kubeconfig))
+    found: client.ApiClient = config.new_client_from_config(str(kubectl.kubeconfig))
+    return found
 
 
 @pytest.fixture
@@ -37,6 +39,7 @@ def test_typed_objects_round_trip(kubectl: Kubectl, api_client: client.ApiClient
     created = core.create_namespaced_config_map(
         namespace, client.V1ConfigMap(metadata=client.V1ObjectMeta(name="a"), data={"k": "v"})
     )
+    assert created.metadata is not None
     assert created.metadata.uid
     assert core.read_namespaced_config_map("a", namespace).data == {"k": "v"}
     template = client.V1PodTemplateSpec(
@@ -46,10 +49,9 @@ def test_typed_objects_round_trip(kubectl: Kubectl, api_client: client.ApiClient
     spec = client.V1DeploymentSpec(
         replicas=0, selector=client.V1LabelSelector(match_labels={"app": "w"}), template=template
     )
-    apps.create_namespaced_deployment(
-        namespace, client.V1Deployment(metadata=client.V1ObjectMeta(name="w"), spec=spec)
-    )
+    apps.create_namespaced_deployment(namespace, client.V1Deployment(metadata=client.V1ObjectMeta(name="w"), spec=spec))
     scale = apps.patch_namespaced_deployment_scale("w", namespace, {"spec": {"replicas": 2}})
+    assert scale.spec is not None
     assert scale.spec.replicas == 2
     assert apps.read_namespaced_deployment("w", namespace).spec.replicas == 2
     with pytest.raises(client.ApiException) as refused:
@@ -83,7 +85,7 @@ def test_watch_streams_from_a_list_on(kubectl: Kubectl, api_client: client.ApiCl
         "metadata": {"name": "t"},
         "spec": {"templateRef": {"name": "x"}},
     }
-    listed = custom.list_namespaced_custom_object(*GROUP, namespace, "tasks")
+    listed: Any = custom.list_namespaced_custom_object(*GROUP, namespace, "tasks")
     custom.create_namespaced_custom_object(*GROUP, namespace, "tasks", body)
     custom.patch_namespaced_custom_object_status(*GROUP, namespace, "tasks", "t", {"status": {"state": "pending"}})
     custom.delete_namespaced_custom_object(*GROUP, namespace, "tasks", "t")
@@ -114,7 +116,12 @@ async def test_one_of_two_candidates_leads_and_the_other_takes_over(kubectl: Kub
 
         lock = LeaseLock("leader", kubectl.namespace, name, aio_api_client)
         settings = Config(
-            lock, lease_duration=2, renew_deadline=1.5, retry_period=1, onstarted_leading=started, onstopped_leading=stopped
+            lock,
+            lease_duration=2,
+            renew_deadline=1.5,
+            retry_period=1,
+            onstarted_leading=started,
+            onstopped_leading=stopped,
         )
         return asyncio.create_task(LeaderElection(settings).run())
 

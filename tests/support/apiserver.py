@@ -143,7 +143,7 @@ class Api:
         *,
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
-        **query: object,
+        **query: Any,
     ) -> Reply:
         connection = self._connection(30)
         sent = self._headers(headers)
@@ -160,28 +160,30 @@ class Api:
         warnings = response.headers.get_all("Warning") or []
         return Reply(code=response.status, body=content, headers=dict(response.headers), warnings=warnings)
 
-    def get(self, path: str, **query: object) -> Reply:
+    def get(self, path: str, **query: Any) -> Reply:
         return self.request("GET", path, **query)
 
-    def create(self, path: str, body: Mapping[str, Any], **query: object) -> dict[str, Any]:
+    def create(self, path: str, body: Mapping[str, Any], **query: Any) -> dict[str, Any]:
         """The object created; fails unless the answer is 201."""
         reply = self.request("POST", path, body, **query)
         assert reply.code == 201, reply.body
         created: dict[str, Any] = reply.json
         return created
 
-    def merge(self, path: str, patch: Mapping[str, Any], **query: object) -> dict[str, Any]:
+    def merge(self, path: str, patch: Mapping[str, Any], **query: Any) -> dict[str, Any]:
         reply = self.request("PATCH", path, patch, content_type="application/merge-patch+json", **query)
         assert reply.code == 200, reply.body
         patched: dict[str, Any] = reply.json
         return patched
 
     @contextmanager
-    def watch(self, path: str, *, timeout: float = 10.0, **query: object) -> Iterator[Watch]:
+    def watch(
+        self, path: str, *, timeout: float = 10.0, headers: Mapping[str, str] | None = None, **query: Any
+    ) -> Iterator[Watch]:
         """A watch; each event must come within `timeout` seconds of the one before."""
         connection = self._connection(timeout)
         try:
-            connection.request("GET", _url(path, {"watch": "true", **query}), headers=self._headers(None))
+            connection.request("GET", _url(path, {"watch": "true", **query}), headers=self._headers(headers))
             response = connection.getresponse()
             assert response.status == 200, response.read()
             yield Watch(response)
@@ -209,7 +211,7 @@ class Watch:
         return [json.loads(line) for line in self._response]
 
 
-def _url(path: str, query: Mapping[str, object]) -> str:
+def _url(path: str, query: Mapping[str, Any]) -> str:
     given = {key: value for key, value in query.items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path
 

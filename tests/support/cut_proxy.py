@@ -65,9 +65,10 @@ class CutProxy:
                     to_server.write(request)
                 if cut == "after":
                     # ReadyForQuery ends the server's answer: what was asked for is committed by then.
-                    answer = b""
-                    while not answer.endswith(_READY_FOR_QUERY):
-                        answer += await from_server.read(65536)
+                    answer = part = await from_server.read(65536)
+                    while part and not answer.endswith(_READY_FOR_QUERY):
+                        part = await from_server.read(65536)
+                        answer += part
                 if cut is not None:
                     break
         except ConnectionError:
@@ -84,6 +85,7 @@ class CutProxy:
             while answer := await from_server.read(65536):
                 to_client.write(answer)
                 await to_client.drain()
+            to_client.close()  # the server hung up
 
 
 _READY_FOR_QUERY = (b"Z\0\0\0\5I", b"Z\0\0\0\5T", b"Z\0\0\0\5E")

@@ -146,7 +146,8 @@ spec: {maxReplicas: 3}
     assert pool["spec"]["maxReplicas"] == 3
     assert pool["spec"]["handlersFrom"] == {"configMapRef": {"name": "diamond-handlers"}}
     (entry,) = [entry for entry in pool["metadata"]["managedFields"] if entry["manager"] == "other"]
-    assert (entry["operation"], entry["fieldsV1"]["f:spec"]) == ("Apply", {"f:maxReplicas": {}})
+    assert entry["operation"] == "Apply"
+    assert "f:maxReplicas" in entry["fieldsV1"]["f:spec"]
 
 
 def test_edit_changes_the_object_and_shows_what_is_refused(dev: Dev, diamond: str, tmp_path: Path) -> None:

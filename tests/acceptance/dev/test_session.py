@@ -43,7 +43,7 @@ spec: {templateRef: {name: slow}}
     dev.kubectl("create", "configmap", "slow", f"--from-file={folder / 'handlers.py'}")
     dev.kubectl("apply", "-f", str(folder / "slow.yaml"))
     eventually(
-        lambda: dev.get("task", "slow").get("status", {}).get("steps", {}).get("running") == 1,
+        lambda: dev.get("workerpool", "slow").get("status", {}).get("running") == 1,
         timeout=20,
         what="the step runs",
     )

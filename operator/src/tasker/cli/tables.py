@@ -35,7 +35,7 @@ def tasks_table(state: RunState, now: float) -> Table:
 
 
 def _pools_table(state: RunState) -> Table:
-    table = _table("WorkerPool", "Wanted", "Ready", "Queued", "Running", "")
+    table = _table("WorkerPool", "Desired", "Ready", "Queued", "Running", "")
     for pool in state.pools.values():
         table.add_row(
             pool.name,

@@ -56,6 +56,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+SILENT_DATABASE_SECONDS = 15.0
+"""The operator is not ready once it could not read changes for so long: some rounds of its loop, and a time-out."""
+
 _WAIT_FROM_SECONDS = 0.5
 _WAIT_TO_SECONDS = 10.0
 
@@ -135,16 +138,30 @@ async def run(database: DatabaseSettings, settings: OperatorSettings) -> None:
         await _until(parts.resync.run, "the Kubernetes API and the tasker.dev CRDs", readiness)
         await stack.enter_async_context(_running(_loops(parts)))
         readiness.waiting_for = None
+        readiness.check = lambda: "the database" if parts.changes.lag_seconds() > SILENT_DATABASE_SECONDS else None
         logger.info("tasker operator %s is running", __version__)
-        await kopf.operator(
-            registry=make_registry(parts.intake),
-            settings=make_settings(watch_silence_seconds=settings.watch_silence_seconds),
-            standalone=True,
-            clusterwide=not settings.watch_namespaces,
-            namespaces=settings.watch_namespaces,
-        )
-        readiness.waiting_for = "the operator to stop"
-        logger.info("tasker operator %s is stopping", __version__)
+        try:
+            await _watch(parts)
+        finally:
+            readiness.waiting_for = "the operator to stop"
+            logger.info("tasker operator %s is stopping", __version__)
+
+
+async def _watch(parts: Parts) -> None:
+    """kopf, until the process is told to stop. Raises what makes kopf give up."""
+    settings = parts.world.settings
+    cluster_wide = not settings.watch_namespaces
+    before = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=make_registry(parts.intake, cluster_wide=cluster_wide),
+        settings=make_settings(settings.watch_silence_seconds, cluster_wide=cluster_wide),
+        standalone=True,
+        clusterwide=cluster_wide,
+        namespaces=settings.watch_namespaces,
+    )
+    # kopf has taken the signals, and would wait for the requests under way.
+    _end_on_signals(_main_task())
+    await kopf.run_tasks(tasks, ignored=before)
 
 
 def _loops(parts: Parts) -> list[Awaitable[None]]:
@@ -208,13 +225,25 @@ async def _until(attempt: Callable[[], Awaitable[Result]], what: str, readiness:
 
 
 async def _run_until_signalled(database: DatabaseSettings, settings: OperatorSettings) -> None:
-    """kopf takes the signals over once it runs; until then they end the waiting."""
-    loop = asyncio.get_running_loop()
-    main_task = asyncio.ensure_future(run(database, settings))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, main_task.cancel)
+    _end_on_signals(_main_task())
     with contextlib.suppress(asyncio.CancelledError):
-        await main_task
+        await run(database, settings)
+
+
+def _main_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+def _end_on_signals(task: asyncio.Task[object]) -> None:
+    def end() -> None:
+        # It complains of requests that the end cuts off.
+        logging.getLogger("kopf").setLevel(logging.CRITICAL)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end)
 
 
 def main() -> int:

@@ -22,11 +22,13 @@ SERVER_TIMEOUT_SECONDS = 300
 """Watches end and begin again this often even when all is well: a second guard against silent ones."""
 
 
-def make_settings(*, watch_silence_seconds: float) -> kopf.OperatorSettings:
+def make_settings(watch_silence_seconds: float, *, cluster_wide: bool) -> kopf.OperatorSettings:
     """kopf's settings for an operator that only watches."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
+    # Serving some namespaces only, it may not be allowed to watch namespaces and CRDs themselves.
+    settings.scanning.disabled = not cluster_wide
     settings.watching.inactivity_timeout = watch_silence_seconds
     settings.watching.server_timeout = SERVER_TIMEOUT_SECONDS
     settings.watching.chunk_size = 500
@@ -37,7 +39,7 @@ def make_settings(*, watch_silence_seconds: float) -> kopf.OperatorSettings:
     return settings
 
 
-def make_registry(intake: Intake) -> kopf.OperatorRegistry:
+def make_registry(intake: Intake, *, cluster_wide: bool) -> kopf.OperatorRegistry:
     """The handlers, on a registry of their own."""
     registry = kopf.OperatorRegistry()
 
@@ -72,9 +74,11 @@ def make_registry(intake: Intake) -> kopf.OperatorRegistry:
     def config_map_event(event: Mapping[str, Any], **_: Any) -> None:
         intake.config_map(event["object"], event["type"])
 
-    @kopf.on.event(NAMESPACE.version, NAMESPACE.plural, registry=registry)
-    def namespace_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.namespace(event["object"], event["type"])
+    if cluster_wide:
+
+        @kopf.on.event(NAMESPACE.version, NAMESPACE.plural, registry=registry)
+        def namespace_event(event: Mapping[str, Any], **_: Any) -> None:
+            intake.namespace(event["object"], event["type"])
 
     return registry
 

@@ -18,10 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Why the operator is not ready yet, in words; None once it is."""
+    """Why the operator cannot work now, in words: what it waits for at its start, and what has failed since."""
 
     def __init__(self) -> None:
         self.waiting_for: str | None = "the operator to start"
+        self.check: Callable[[], str | None] = lambda: None
+        """Asked once nothing is waited for at the start any more."""
+
+    def obstacle(self) -> str | None:
+        """What is waited for; None when the operator is ready."""
+        return self.waiting_for or self.check()
 
 
 @asynccontextmanager
@@ -34,9 +40,10 @@ async def serve_health(
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        if readiness.waiting_for is None:
+        obstacle = readiness.obstacle()
+        if obstacle is None:
             return web.Response(text="ok\n")
-        return web.Response(status=503, text=f"waiting for {readiness.waiting_for}\n")
+        return web.Response(status=503, text=f"waiting for {obstacle}\n")
 
     async def show_metrics(_: web.Request) -> web.Response:
         body = generate_latest(metrics.registry)

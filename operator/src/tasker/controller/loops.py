@@ -74,7 +74,11 @@ class ChangeReader:
         self._world = world
         self._cursor: ChangeCursor | None = None
         self._read_at = time.monotonic()
-        world.metrics.change_lag.set_function(lambda: time.monotonic() - self._read_at)
+        world.metrics.change_lag.set_function(self.lag_seconds)
+
+    def lag_seconds(self) -> float:
+        """How long ago changes were last read: while this grows, the database does not answer."""
+        return time.monotonic() - self._read_at
 
     async def start(self) -> None:
         """Takes the place to begin from. Everything that moved before it is for the resync to show."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tasker.devcluster.node import launcher
 from tasker.errors import ConfigurationError, KubectlFailed
 
 COMMAND_SECONDS = 60.0
@@ -59,12 +60,7 @@ class Kubectl:
 
     async def run(self, *arguments: str, timeout: float = COMMAND_SECONDS) -> str:
         """Run a command to its end. What it printed; raises `KubectlFailed` with its message when it failed."""
-        process = await asyncio.create_subprocess_exec(
-            *self._command(arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        process = await self._start(arguments)
         told = f"kubectl {' '.join(arguments)}"
         try:
             async with asyncio.timeout(timeout):
@@ -84,13 +80,7 @@ class Kubectl:
         could not be begun.
         """
         while True:
-            process = await asyncio.create_subprocess_exec(
-                *self._command(("get", resource, "--watch", "--output-watch-events", "--output=json")),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                limit=_LINE_BYTES,
-            )
+            process = await self._start(("get", resource, "--watch", "--output-watch-events", "--output=json"))
             assert process.stdout is not None
             assert process.stderr is not None
             told = False
@@ -105,6 +95,18 @@ class Kubectl:
             if process.returncode and not told:
                 raise KubectlFailed(f"kubectl get {resource} --watch: {complaint}")
             await asyncio.sleep(WATCH_AGAIN_SECONDS)
+
+    async def _start(self, arguments: Sequence[str]) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            # Through the launcher, so that a watch ends with this process whatever ends it.
+            *(sys.executable, "-I", "-S", launcher.__file__, str(os.getpid())),
+            *self._command(arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+            start_new_session=True,  # Ctrl-C is for `tasker dev`, which then ends this in its turn
+        )
 
     def _command(self, arguments: Sequence[str]) -> list[str]:
         command = [str(self.executable)]

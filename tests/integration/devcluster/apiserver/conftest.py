@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+
 from support.apiserver import Api, RunningApiServer, api_server
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from support.apiserver import Api, RunningApiServer, api_server
 
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
@@ -42,7 +43,11 @@ def test_a_watch_from_a_list_sees_each_later_change_once(api: Api, config_maps: 
 
 def test_resource_versions_grow_over_all_resources(api: Api, config_maps: str, namespace: str) -> None:
     first = int(api.create(config_maps, config_map("a"))["metadata"]["resourceVersion"])
-    second = int(api.create(f"/api/v1/namespaces/{namespace}/secrets", {"metadata": {"name": "s"}})["metadata"]["resourceVersion"])
+    second = int(
+        api.create(f"/api/v1/namespaces/{namespace}/secrets", {"metadata": {"name": "s"}})["metadata"][
+            "resourceVersion"
+        ]
+    )
     third = int(api.merge(f"{config_maps}/a", {"data": {"k": "1"}})["metadata"]["resourceVersion"])
     assert first < second < third
 
@@ -50,8 +55,8 @@ def test_resource_versions_grow_over_all_resources(api: Api, config_maps: str, n
 @pytest.mark.parametrize("truth", ["true", "True", "1", "t"])
 def test_query_booleans_are_go_s(api: Api, config_maps: str, truth: str) -> None:
     api.create(config_maps, config_map("a"))
-    with api.watch(config_maps, watch=truth, timeoutSeconds=1) as watch:
-        assert [event["type"] for event in watch.rest()] == ["ADDED"]
+    with api.watch(config_maps, watch=truth) as watch:
+        assert watch.take(1) == [("ADDED", "a")]
 
 
 def test_the_server_ends_a_watch_after_its_time_with_a_bookmark(api: Api, config_maps: str) -> None:
@@ -67,8 +72,9 @@ def test_the_server_ends_a_watch_after_its_time_with_a_bookmark(api: Api, config
 
 def test_initial_events_end_with_the_marked_bookmark(api: Api, config_maps: str) -> None:
     api.create(config_maps, config_map("a"))
-    query = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "allowWatchBookmarks": "true"}
-    with api.watch(config_maps, **query) as watch:
+    with api.watch(
+        config_maps, sendInitialEvents="true", resourceVersionMatch="NotOlderThan", allowWatchBookmarks="true"
+    ) as watch:
         assert watch.take(1) == [("ADDED", "a")]
         end = watch.next()
         assert end["type"] == "BOOKMARK"
@@ -139,15 +145,10 @@ def test_a_watch_in_table_form_sends_columns_once(api: Api, config_maps: str) ->
     since = version(api, config_maps)
     reply = api.request("GET", config_maps, headers={"Accept": TABLE})
     assert [column["name"] for column in reply.json["columnDefinitions"]] == ["Name", "Data", "Age"]
-    connection = api._connection(10)
     api.merge(f"{config_maps}/a", {"data": {"k": "1"}})
     api.merge(f"{config_maps}/a", {"data": {"k": "2"}})
-    path = f"{config_maps}?watch=true&resourceVersion={since}&timeoutSeconds=1"
-    connection.request("GET", path, headers={**api._headers(None), "Accept": TABLE})
-    import json
-
-    events = [json.loads(line) for line in connection.getresponse()]
-    connection.close()
+    with api.watch(config_maps, headers={"Accept": TABLE}, resourceVersion=since) as watch:
+        events = [watch.next(), watch.next()]
     assert [event["object"]["kind"] for event in events] == ["Table", "Table"]
     assert [bool(event["object"]["columnDefinitions"]) for event in events] == [True, False]
 
@@ -183,7 +184,9 @@ def test_lists_come_page_by_page_from_one_state(api: Api, config_maps: str) -> N
     assert "continue" not in third["metadata"]
 
 
-def test_a_page_of_a_server_that_has_forgotten_the_list_gets_410_and_a_way_on(server: RunningApiServer, config_maps: str) -> None:
+def test_a_page_of_a_server_that_has_forgotten_the_list_gets_410_and_a_way_on(
+    server: RunningApiServer, config_maps: str
+) -> None:
     api = server.api
     for number in range(4):
         api.create(config_maps, config_map(f"m{number}"))

@@ -6,6 +6,7 @@ calls the part that knows how, and turns an `ApiError` into its Status.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -34,6 +35,14 @@ class Dispatcher:
         self._documents = documents
         self._faults = faults
         self._authorization = f"Bearer {token}".encode()
+        self._streaming: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+
+    def end_streams(self) -> None:
+        """Ends all watches and followed logs as if their time were over; for when the server stops."""
+        self._stopping = True
+        for task in self._streaming:
+            task.cancel()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -110,8 +119,37 @@ class Dispatcher:
                 )
         self._faults.after(verb, served.qualified)
         if isinstance(answer, Stream):
-            return await _send(request, answer)
+            return await self._send(request, answer)
         return _respond(answer)
+
+    async def _send(self, request: web.BaseRequest, stream: Stream) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={"Content-Type": stream.content_type, "Cache-Control": "no-cache, private"}
+        )
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._streaming.add(task)
+        try:
+            async with aclosing(stream.lines) as lines:
+                async for line in lines:
+                    await response.write(line)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            task.uncancel()
+        except Exception as error:
+            if not isinstance(error, ConnectionError):
+                _logger.exception("%s %s failed", request.method, request.path)
+            # The head is out already: only a broken body can tell the client.
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+        finally:
+            self._streaming.discard(task)
+        await response.write_eof()
+        return response
 
     async def _read_object(self, request: web.BaseRequest, options: QueryOptions) -> Body:
         data = await _read(request)
@@ -181,15 +219,4 @@ def _respond(answer: Answer) -> web.Response:
     response = web.Response(body=answer.body, status=answer.code, content_type=answer.content_type)
     for name, value in headers:
         response.headers.add(name, value)
-    return response
-
-
-async def _send(request: web.BaseRequest, stream: Stream) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": stream.content_type, "Cache-Control": "no-cache, private"})
-    response.enable_chunked_encoding()
-    await response.prepare(request)
-    async with aclosing(stream.lines) as lines:
-        async for line in lines:
-            await response.write(line)
-    await response.write_eof()
     return response

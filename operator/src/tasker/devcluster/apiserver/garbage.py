@@ -28,6 +28,7 @@ EVENT_LIFETIME = timedelta(hours=1)
 EVENT_SWEEP_SECONDS = 60.0
 SERVICE_ACCOUNTS = "serviceaccounts"
 _BATCH = 100
+_DRAINED_AT_ONCE = 200
 
 ObjectKey = tuple[str, str, str]
 """Resource in storage, namespace, name."""
@@ -175,26 +176,35 @@ class Collector:
         self._storage.put(dependent.resource, obj)
 
     def _drain_namespace(self, namespace: Stored, obj: dict[str, Any]) -> None:
-        left = 0
-        for served in self._cluster.registry.stored():
-            if served.info.namespaced:
-                left += self._drain(served, namespace.name)
+        left = sum(
+            self._drain(served, namespace.name, namespace)
+            for served in self._cluster.registry.stored()
+            if served.info.namespaced
+        )
         if not left and obj.get("spec", {}).get("finalizers"):
             obj["spec"] = {key: value for key, value in obj["spec"].items() if key != "finalizers"}
             self._deleter.settle(namespace, obj)
 
     def _drain_crd(self, crd: Stored) -> None:
         served = self._cluster.registry.for_storage(crd.name)
-        if served is None or not self._drain(served, None):
+        if served is None or not self._drain(served, None, crd):
             self._deleter.release(crd, CRD_FINALIZER)
 
-    def _drain(self, served: Served, namespace: str | None) -> int:
-        """Deletes all objects of a resource; the number of those that still wait for a finalizer or for grace."""
-        left = 0
+    def _drain(self, served: Served, namespace: str | None, container: Stored) -> int:
+        """Deletes the objects of a resource; the number of those that are left.
+
+        Some wait for a finalizer or for grace. When there are many, the rest is left for another look at `container`,
+        so that requests are served in between.
+        """
+        left = deleted = 0
         for stored in self._storage.objects(served.storage, namespace):
             if b'"deletionTimestamp"' in stored.data and "deletionTimestamp" in stored.load()["metadata"]:
                 left += 1
+            elif deleted == _DRAINED_AT_ONCE:
+                self._later(container)
+                return left + 1
             else:
+                deleted += 1
                 left += not self._delete(served, stored, DeleteOptions(propagation="Background"))
         return left
 

@@ -85,7 +85,8 @@ def faults(served: Served, new: dict[str, Any], old: Mapping[str, Any] | None) -
     """Faults of a new object, or of a change, that the kind's schema cannot express."""
     match served.storage:
         case "pods" if old is not None:
-            if _frozen_pod_spec(new["spec"]) != _frozen_pod_spec(old["spec"]):
+            bound = "nodeName" in old["spec"]  # the embedded node binds a pod by writing its name there
+            if _frozen_pod_spec(new["spec"], bound=bound) != _frozen_pod_spec(old["spec"], bound=bound):
                 yield forbidden("spec", _POD_CHANGES)
         case "customresourcedefinitions.apiextensions.k8s.io":
             try:
@@ -140,14 +141,13 @@ def is_established(crd: Mapping[str, Any]) -> bool:
     return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
 
 
-def _frozen_pod_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    frozen = {key: value for key, value in spec.items() if key not in _POD_SPEC_MAY_CHANGE}
+def _frozen_pod_spec(spec: Mapping[str, Any], *, bound: bool) -> dict[str, Any]:
+    free = _POD_SPEC_MAY_CHANGE if bound else _POD_SPEC_MAY_CHANGE | {"nodeName"}
+    frozen = {key: value for key, value in spec.items() if key not in free}
     for field in ("containers", "initContainers"):
         frozen[field] = [
             {key: value for key, value in container.items() if key != "image"} for container in spec.get(field) or []
         ]
-    if spec.get("nodeName") is None:
-        frozen.pop("nodeName", None)
     return frozen
 
 

@@ -81,11 +81,8 @@ class Lister:
             else:
                 inconsistent = ContinueToken(resource_version=newest, snapshot="", after=token.after)
                 raise errors.expired(
-                    "The provided continue parameter is too old to display a consistent list result. You can start a "
-                    "new list without the continue parameter, or use the continue token in this response to retrieve "
-                    "the remainder of the results. Continuing with the provided token results in an inconsistent list - "
-                    "objects that were created, modified, or deleted between the time the first chunk was returned and "
-                    "now may show up in the list.",
+                    "The provided continue parameter is too old to display a consistent list result: start a new list, "
+                    "or take the rest as it is now with the continue token of this response.",
                     continue_token=inconsistent.encode(),
                 )
         left = [stored for stored in snapshot.objects if stored.key > token.after]

@@ -79,11 +79,13 @@ def check_log_exists(path: Path, pod: Mapping[str, Any], options: LogOptions) ->
     raise errors.bad_request(f'container "{options.container}" in pod "{name}" is waiting to start: PodInitializing')
 
 
-async def log_stream(path: Path, options: LogOptions, has_ended: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
-    """The log's bytes; with `follow` until `has_ended` says that no more will come."""
+async def log_stream(
+    path: Path, start: int, options: LogOptions, has_ended: Callable[[], bool]
+) -> AsyncGenerator[bytes, None]:
+    """The log's bytes from `start` on; with `follow` until `has_ended` says that no more will come."""
     left = options.limit_bytes
     with path.open("rb") as file:
-        file.seek(_start(path, options))
+        file.seek(start)
         while True:
             ended = has_ended()
             while chunk := file.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left)):
@@ -95,8 +97,8 @@ async def log_stream(path: Path, options: LogOptions, has_ended: Callable[[], bo
             await asyncio.sleep(POLL_SECONDS)
 
 
-def _start(path: Path, options: LogOptions) -> int:
-    """The offset of the first byte to send."""
+def start_offset(path: Path, options: LogOptions) -> int:
+    """The offset of the first byte to send. Raises ApiError 400 when a time is asked for that no line tells."""
     start = 0
     if options.since is not None:
         start = _offset_since(path, options.since)

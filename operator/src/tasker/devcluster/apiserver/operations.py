@@ -16,7 +16,7 @@ from tasker.devcluster.apiserver.bodies import APPLY_PATCH, Body, check_kind, ex
 from tasker.devcluster.apiserver.cluster import Cluster
 from tasker.devcluster.apiserver.deleting import Deleter, read_delete_options
 from tasker.devcluster.apiserver.listing import Lister
-from tasker.devcluster.apiserver.registry import PODS, Served
+from tasker.devcluster.apiserver.registry import NAMESPACES, PODS, Served
 from tasker.devcluster.apiserver.requests import QueryOptions, RequestTarget
 from tasker.devcluster.apiserver.selection import select
 from tasker.devcluster.apiserver.storage import encode
@@ -39,6 +39,7 @@ _ABSENT_SUBRESOURCES = frozenset(
         "approval",
     }
 )
+UNDELETABLE_NAMESPACES = frozenset({"default", "kube-system", "kube-public"})
 Query = Mapping[str, str]
 
 
@@ -124,13 +125,14 @@ class Operations:
         options = logs.read_log_options(pod, query, self._cluster.clock())
         path = logs.log_path(self._logs_folder, pod, options)
         logs.check_log_exists(path, pod, options)
+        start = logs.start_offset(path, options)
         uid = pod["metadata"]["uid"]
 
         def has_ended() -> bool:
             newest = self._cluster.storage.by_uid(uid)
             return newest is None or newest.load().get("status", {}).get("phase") in ("Succeeded", "Failed")
 
-        return Stream(lines=logs.log_stream(path, options, has_ended), content_type="text/plain")
+        return Stream(lines=logs.log_stream(path, start, options, has_ended), content_type="text/plain")
 
     def list(self, served: Served, target: RequestTarget, options: QueryOptions, query: Query, accept: str) -> Answer:
         view = choose_view(accept, query)
@@ -201,6 +203,8 @@ class Operations:
     def delete(self, served: Served, target: RequestTarget, body: Mapping[str, Any] | None, query: Query) -> Answer:
         if target.subresource:
             raise errors.method_not_allowed()
+        if served.storage == NAMESPACES and target.name in UNDELETABLE_NAMESPACES:
+            raise errors.forbidden("", NAMESPACES, target.name, "this namespace may not be deleted")
         options = read_delete_options(body, query)
         stored = self._cluster.find(served, target.namespace, target.name)
         gone, obj = self._deleter.delete(served, stored, options)

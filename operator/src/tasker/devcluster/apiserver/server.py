@@ -71,6 +71,7 @@ class ApiServer:
         self._storage: Storage | None = None
         self._collector: Collector | None = None
         self._runner: web.ServerRunner | None = None
+        self._dispatcher: Dispatcher | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -118,6 +119,7 @@ class ApiServer:
             )
             documents = Documents(cluster.registry, lambda: f"{HOST}:{self._port}")
             dispatcher = Dispatcher(operations, documents, self.faults, self._credentials.token)
+            self._dispatcher = dispatcher
             await self._listen(dispatcher, self._credentials.ssl_context())
             self._tasks = [asyncio.create_task(collector.run(), name="apiserver-collector")]
         except BaseException:
@@ -145,6 +147,9 @@ class ApiServer:
             with suppress(asyncio.CancelledError):
                 await task
         self._tasks = []
+        if self._dispatcher is not None:
+            self._dispatcher.end_streams()
+            self._dispatcher = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

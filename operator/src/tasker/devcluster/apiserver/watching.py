@@ -113,7 +113,8 @@ async def _follow(
         timeout = MIN_TIMEOUT_SECONDS * (1 + random.random())  # noqa: S311 - spreads reconnections, no secret
     ends_at = loop.time() + timeout
     bookmark_at = loop.time() + request.bookmark_seconds
-    while not feed.overrun:
+    info = request.served.info
+    while not feed.overrun and cluster.registry.lookup(info.group, info.version, info.plural) is not None:
         feed.arrived.clear()
         while feed.waiting:
             change = feed.waiting.popleft()

@@ -42,6 +42,14 @@ class RuleError(Exception):
     """A rule could not be evaluated; the message is the one that the API server shows."""
 
 
+def _words_of(message: str) -> str:
+    """The library's message in the words of an API server."""
+    if message.startswith("Undefined variable or function"):
+        return "no such overload"  # that it exists was checked with the definition: it is not for this type
+    inner = re.search(r"Python function call failed: \w+: (.*)\. Check function arguments", message, re.DOTALL)
+    return inner.group(1) if inner else message
+
+
 class Expression:
     """One compiled CEL expression over ``self`` and ``oldSelf``."""
 
@@ -79,7 +87,7 @@ class Expression:
         except TypeError as error:
             raise RuleError("no such overload") from error
         except (IndexError, RuntimeError, ValueError) as error:
-            raise RuleError(str(error)) from error
+            raise RuleError(_words_of(str(error))) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tasker.devcluster.machinery.builtin_kinds import BUILTIN_KINDS, ROOT_DEFINITIONS
+from tasker.devcluster.machinery.schema_node import QUANTITY
 
 TARGET = Path(__file__).with_name("builtin_schemas.json")
 RELEASE = "v1.37.0-local"
@@ -25,7 +26,6 @@ CORE = "io.k8s.api.core.v1."
 APPS = "io.k8s.api.apps.v1."
 META = "io.k8s.apimachinery.pkg.apis.meta.v1."
 INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
-QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 
 _POD_DEFAULTS: dict[str, Any] = {
     "restartPolicy": "Always",
@@ -107,10 +107,8 @@ def cut() -> dict[str, Any]:
 
 def _structural(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     description = {"description": schema["description"]} if "description" in schema else {}
-    if name == INT_OR_STRING:
+    if name in (INT_OR_STRING, QUANTITY):
         return {**description, "x-kubernetes-int-or-string": True}
-    if name == QUANTITY:
-        return {**description, "x-kubernetes-int-or-string": True, "format": "quantity"}
     result = _convert(schema)
     if "type" not in result or (
         result["type"] == "object" and "properties" not in result and "additionalProperties" not in result

@@ -39,7 +39,7 @@ def default_value(node: SchemaNode, value: Any) -> Any:
             return copy_json(value)
         has_default = items.default is not NO_DEFAULT and not items.nullable
         return [default_value(items, items.default if item is None and has_default else item) for item in value]
-    return canonical(value) if node.format == "quantity" else value
+    return canonical(value) if node.is_quantity else value
 
 
 def spell_quantities(node: SchemaNode | None, value: Any) -> Any:
@@ -50,7 +50,7 @@ def spell_quantities(node: SchemaNode | None, value: Any) -> Any:
         return {field: spell_quantities(node.field(field), item) for field, item in value.items()}
     if isinstance(value, list):
         return [spell_quantities(node.items, item) for item in value]
-    return canonical(value) if node.format == "quantity" else value
+    return canonical(value) if node.is_quantity else value
 
 
 def prune_value(node: SchemaNode | None, value: Any) -> Any:

@@ -15,7 +15,6 @@ _TIME: Final = r"(?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d+)?(?:[Zz]|[+-]\
 _UUID: Final = "[0-9a-f]{8}-?[0-9a-f]{4}-?%s[0-9a-f]{3}-?%s[0-9a-f]{3}-?[0-9a-f]{12}"
 _ANY_HEX: Final = "[0-9a-f]"
 _LABEL: Final = "[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
-_QUANTITY: Final = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+|[KMGTPE]i|[numkMGTPE])?"
 _DURATION: Final = r"[+-]?(?:0|(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h|d|w))+)"
 
 
@@ -70,7 +69,6 @@ _CHECKS: Final[dict[str, Callable[[str], bool]]] = {
     "k8s-short-name": lambda text: len(text) <= 63 and re.fullmatch(_LABEL, text) is not None,
     "mac": _matches(r"[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}"),
     "password": lambda _text: True,
-    "quantity": _matches(_QUANTITY),
     "uri": _is_uri,
     "uuid": _matches(_UUID % (_ANY_HEX, _ANY_HEX), re.IGNORECASE),
     "uuid3": _matches(_UUID % ("3", _ANY_HEX), re.IGNORECASE),

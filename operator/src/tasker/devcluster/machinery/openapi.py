@@ -15,6 +15,7 @@ from typing import Any, Final
 from tasker.devcluster.machinery.builtin_kinds import LIST_META, SCALE
 from tasker.devcluster.machinery.builtin_schemas import builtin_definitions
 from tasker.devcluster.machinery.resources import ResourceInfo
+from tasker.devcluster.machinery.schema_node import QUANTITY
 
 VERSION: Final = "v1.37.0"
 _REFERENCE: Final = "#/components/schemas/"
@@ -135,11 +136,11 @@ def _list_schema(resource: ResourceInfo, name: str) -> dict[str, Any]:
 
 
 def _definition(name: str) -> dict[str, Any]:
-    return _publish(builtin_definitions()[name], is_builtin=True)
+    return _publish(builtin_definitions()[name], is_builtin=True, name=name)
 
 
-def _publish(schema: Mapping[str, Any], *, is_builtin: bool) -> dict[str, Any]:
-    """A schema of ours as OpenAPI writes it."""
+def _publish(schema: Mapping[str, Any], *, is_builtin: bool, name: str = "") -> dict[str, Any]:
+    """A schema of ours as OpenAPI writes it; `name` is that of a built-in definition."""
     reference = schema.get("$ref")
     if isinstance(reference, str):
         rest = {key: value for key, value in schema.items() if key != "$ref"}
@@ -147,7 +148,7 @@ def _publish(schema: Mapping[str, Any], *, is_builtin: bool) -> dict[str, Any]:
         return {"allOf": [target], **rest} if rest else target
     if is_builtin and schema.get("x-kubernetes-int-or-string"):
         words = {"description": schema["description"]} if "description" in schema else {}
-        if schema.get("format") == "quantity":
+        if name == QUANTITY:
             return {**words, "oneOf": [{"type": "string"}, {"type": "number"}]}
         return {**words, "format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]}
     published: dict[str, Any] = {}
@@ -155,7 +156,7 @@ def _publish(schema: Mapping[str, Any], *, is_builtin: bool) -> dict[str, Any]:
         if is_builtin and keyword == "x-kubernetes-preserve-unknown-fields":
             continue
         if keyword == "properties":
-            published[keyword] = {name: _publish(part, is_builtin=is_builtin) for name, part in value.items()}
+            published[keyword] = {field: _publish(part, is_builtin=is_builtin) for field, part in value.items()}
         elif keyword in _SUBSCHEMAS and isinstance(value, Mapping):
             published[keyword] = _publish(value, is_builtin=is_builtin)
         elif keyword in _SUBSCHEMA_LISTS:

@@ -14,6 +14,7 @@ from tasker.devcluster.machinery.go_values import compile_go_pattern
 
 ListType = Literal["atomic", "set", "map"]
 NO_DEFAULT: Final = object()
+QUANTITY: Final = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 
 _RESOURCE_FIELDS: Final[Mapping[str, Any]] = {
     "apiVersion": {"type": "string"},
@@ -32,6 +33,7 @@ class SchemaNode:
         self.raw = raw
         self._definitions = definitions
         self.definition: str | None = reference
+        self.is_quantity = reference == QUANTITY
         self.type: str | None = raw.get("type")
         self.format: str | None = raw.get("format")
         self.nullable: bool = raw.get("nullable", False)

@@ -12,6 +12,7 @@ from tasker.errors import EmbeddedError
 Operator = Literal["in", "notin", "exists", "absent", "gt", "lt"]
 
 _VALUE: Final = re.compile(r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
+_PREFIX: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _TOKEN: Final = re.compile(r"\s*(?:(!=|==|=|!|<|>|\(|\)|,)|([^\s!=<>(),]+))")
 _EXPRESSION_OPERATORS: Final[Mapping[str, Operator]] = {
@@ -172,7 +173,12 @@ def _value_list(tokens: Sequence[str], position: int) -> tuple[list[str], int]:
 
 def _checked_key(key: str) -> str:
     prefix, _, name = key.rpartition("/")
-    if not _NAME.fullmatch(name) or len(name) > 63 or len(prefix) > 253 or ("/" in key and not prefix):
+    if "/" in key and (not _PREFIX.fullmatch(prefix) or len(prefix) > 253):
+        raise InvalidSelector(
+            f'unable to parse requirement: <nil>: Invalid value: "{key}": prefix part must be a lowercase RFC 1123 '
+            "subdomain"
+        )
+    if not _NAME.fullmatch(name) or len(name) > 63:
         raise InvalidSelector(
             f'unable to parse requirement: <nil>: Invalid value: "{key}": name part must consist of alphanumeric '
             "characters, '-', '_' or '.', and must start and end with an alphanumeric character"

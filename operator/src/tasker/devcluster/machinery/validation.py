@@ -13,6 +13,7 @@ from typing import Any, Final
 from tasker.devcluster.machinery import field_errors, formats
 from tasker.devcluster.machinery.field_errors import FieldError, Reason, go_quote, render_number
 from tasker.devcluster.machinery.go_values import equal_json, type_name
+from tasker.devcluster.machinery.quantities import InvalidQuantity, parse_quantity
 from tasker.devcluster.machinery.schema_node import SchemaNode
 
 ABSENT: Final[Any] = object()
@@ -96,6 +97,11 @@ def _check_string(node: SchemaNode, value: str, path: str) -> Iterator[FieldErro
         yield field_errors.invalid(path, value, detail)
     elif node.pattern is not None and not node.pattern.search(value):
         yield field_errors.invalid(path, value, f"{path} in body should match '{node.raw['pattern']}'")
+    if node.is_quantity:
+        try:
+            parse_quantity(value)
+        except InvalidQuantity as error:
+            yield field_errors.invalid(path, value, str(error))
     if node.format is not None and not formats.is_valid(node.format, value):
         detail = f"{path} in body must be of type {node.format}: {go_quote(value)}"
         yield field_errors.type_invalid(path, value, detail)

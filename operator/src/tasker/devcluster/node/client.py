@@ -5,7 +5,6 @@ The node is an ordinary client of the API server, with nothing but a URL, a cert
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import ssl
@@ -87,7 +86,7 @@ EVENTS = Resource(group="", version="v1", plural="events", kind="Event")
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """How to reach an API server. `authority` is the PEM text of the certificate to trust; None: the system's."""
+    """How to reach an API server. `authority` is the PEM text of the certificate to trust; None: the system's own."""
 
     server_url: str
     token: str
@@ -95,7 +94,7 @@ class Connection:
 
 
 def read_kubeconfig(path: Path) -> Connection:
-    """The current context of a kubeconfig, with a bearer token. Raises ``ConfigurationError`` for what it cannot use."""
+    """The current context of a kubeconfig, with a bearer token. Raises ``ConfigurationError`` when it has none."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         context = _named(content["contexts"], content["current-context"])["context"]
@@ -155,7 +154,7 @@ class ApiClient:
     async def patch(
         self, resource: Resource, key: Key, changes: Mapping[str, Any], *, subresource: str = ""
     ) -> KubeObject:
-        """Change an object by a JSON merge patch. With `metadata.uid` or `.resourceVersion` in it, only that very one."""
+        """Change an object by a JSON merge patch; with `metadata.uid` in it, only that very one."""
         return await self._request("PATCH", resource.path(key, subresource), body=changes, content_type=MERGE_PATCH)
 
     async def delete(
@@ -172,7 +171,7 @@ class ApiClient:
     async def watch(
         self, resource: Resource, resource_version: str, *, timeout_seconds: int, silence_seconds: float
     ) -> AsyncIterator[tuple[str, KubeObject]]:
-        """Changes since a version as (type, object); ends when the server ends it, `silence_seconds` without a byte included."""
+        """Changes since a version as (type, object), until the server ends it. Silence for so long is an error."""
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -192,7 +191,7 @@ class ApiClient:
                         if line.strip():
                             event = json.loads(line)
                             yield event["type"], event["object"]
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError, KeyError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError, KeyError) as error:
             raise ApiError(0, "Unreachable", f"the watch of {resource.plural} broke: {error!r}") from error
 
     async def _request(
@@ -213,7 +212,7 @@ class ApiClient:
                     raise await _refusal(response)
                 answer: KubeObject = await response.json(content_type=None)
                 return answer
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(0, "Unreachable", f"{method} {path} failed: {error!r}") from error
 
 

@@ -35,7 +35,10 @@ class Counts:
 
         updated = integer((new.get("status") or {}).get("replicas"), 0) if new is not None else 0
         return Counts(
-            replicas=total("replicas"), updated=updated, ready=total("readyReplicas"), available=total("availableReplicas")
+            replicas=total("replicas"),
+            updated=updated,
+            ready=total("readyReplicas"),
+            available=total("availableReplicas"),
         )
 
 

@@ -108,9 +108,7 @@ class DeploymentController:
             present=sum(1 for pod in self._pods.select(namespace) if is_controlled_by(pod, replica_set)),
         )
 
-    async def _make(
-        self, deployment: KubeObject, label: str, revision: int, old: Sequence[KubeObject]
-    ) -> KubeObject:
+    async def _make(self, deployment: KubeObject, label: str, revision: int, old: Sequence[KubeObject]) -> KubeObject:
         """The ReplicaSet of the template, with as many pods as the first step allows."""
         metadata, spec = deployment["metadata"], deployment["spec"]
         desired = integer(spec.get("replicas"), 1)
@@ -145,7 +143,9 @@ class DeploymentController:
                 if is_controlled_by(known, deployment) and not is_deleting(known):
                     self._replica_sets.observe(known)
                     return known
-            self._tell(deployment, "ReplicaSetCreateError", f'Failed to create new replica set "{name}": {error}', warning=True)
+            self._tell(
+                deployment, "ReplicaSetCreateError", f'Failed to create new replica set "{name}": {error}', warning=True
+            )
             raise
         self._replica_sets.observe(made)
         if replicas:
@@ -179,7 +179,9 @@ class DeploymentController:
         self._replica_sets.observe(await self._client.patch(REPLICA_SETS, key_of(replica_set), changes))
         direction = "up" if replicas > before else "down"
         name = replica_set["metadata"]["name"]
-        self._tell(deployment, "ScalingReplicaSet", f"Scaled {direction} replica set {name} from {before} to {replicas}")
+        self._tell(
+            deployment, "ScalingReplicaSet", f"Scaled {direction} replica set {name} from {before} to {replicas}"
+        )
 
     async def _write_status(self, key: Key, label: str, *, made: bool) -> None:
         deployment = self._deployments.get(key)
@@ -235,9 +237,7 @@ def _passed_on(deployment: KubeObject) -> dict[str, str]:
     """The Deployment's annotations that its ReplicaSets carry too, the cause of a change among them."""
     annotations: dict[str, str] = deployment["metadata"].get("annotations") or {}
     return {
-        name: value
-        for name, value in annotations.items()
-        if name != _APPLIED and not name.startswith(_OWN_ANNOTATIONS)
+        name: value for name, value in annotations.items() if name != _APPLIED and not name.startswith(_OWN_ANNOTATIONS)
     }
 
 

@@ -1,7 +1,7 @@
 """The environment of a container's process, and the arguments with their references filled in. Called by ``kubelet``.
 
-The references are Kubernetes' own: ``$(NAME)`` in a value or an argument is the variable defined before it, ``$$(NAME)`` is the
-text ``$(NAME)``, and an unknown name stays as it is written.
+The references are Kubernetes' own: ``$(NAME)`` in a value or an argument is the variable defined before it,
+``$$(NAME)`` is the text ``$(NAME)``, and an unknown name stays as it is written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from tasker.devcluster.node.objects import KubeObject
 HOST_ADDRESS = "127.0.0.1"
 
 # What a process on this machine needs to run at all. The rest of the node's own environment is nobody's business.
-_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+_INHERITED = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "PYTHONDONTWRITEBYTECODE",
+)
 _REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
 
 Source = Literal["ConfigMap", "Secret"]
@@ -97,9 +107,7 @@ async def build_environment(
     return inherited | defined
 
 
-def build_arguments(
-    container: Mapping[str, Any], environment: Mapping[str, str], mounts: Sequence[Mount]
-) -> list[str]:
+def build_arguments(container: Mapping[str, Any], environment: Mapping[str, str], mounts: Sequence[Mount]) -> list[str]:
     """The container's args, references filled in and mounted paths placed."""
     return [place_on_host(expand(argument, environment), mounts) for argument in container.get("args") or ()]
 
@@ -142,7 +150,7 @@ def read_field(pod: KubeObject, path: str) -> str:
     match = re.fullmatch(r"metadata\.(labels|annotations)\['([^']*)'\]", path)
     if match:
         return str((metadata.get(match.group(1)) or {}).get(match.group(2), ""))
-    simple = {
+    simple: dict[str, str] = {
         "metadata.name": metadata["name"],
         "metadata.namespace": metadata.get("namespace", ""),
         "metadata.uid": metadata["uid"],
@@ -165,7 +173,9 @@ def _text(value: bytes, kind: str, name: str) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the entry {name} of a {kind} is not UTF-8 text: it cannot be an environment variable") from error
+        raise ConfigError(
+            f"the entry {name} of a {kind} is not UTF-8 text: it cannot be an environment variable"
+        ) from error
 
 
 def _is_variable_name(name: str) -> bool:

@@ -1,7 +1,7 @@
 """A local copy of all objects of one kind, kept by list and watch; tells which object changed.
 
-Survives whatever the server does: a watch that ends, breaks, falls silent or is too old is begun again, with a growing delay
-when that does not help.
+Survives whatever the server does: a watch that ends, breaks, falls silent or is too old is begun again, with a growing
+delay when that does not help.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Informer:
         return list(self._objects.values())
 
     def observe(self, obj: KubeObject) -> None:
-        """Take in an object: from the watch, or the answer to a write of our own, which is there before the watch tells."""
+        """Take in an object: from the watch, or from the answer to a write of our own, which comes before the watch."""
         key, uid = key_of(obj), uid_of(obj)
         known = self._objects.get(key)
         if uid in self._gone or (known is not None and version_of(known) >= version_of(obj)):

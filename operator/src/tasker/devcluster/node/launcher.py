@@ -1,7 +1,8 @@
 """Becomes a container's program, after making sure that the program cannot outlive the node.
 
-Run by path as ``python -I -S launcher.py <node's process number> program argument…`` from ``process``; imports little, so
-that it takes some ten milliseconds. Doing this between fork and exec in the node itself would be unsafe: it has threads.
+Run by path as ``python -I -S launcher.py <node's process number> program argument…`` from ``process``; imports little,
+so that it takes some ten milliseconds. Doing this between fork and exec in the node itself would be unsafe: it has
+threads.
 """
 
 from __future__ import annotations

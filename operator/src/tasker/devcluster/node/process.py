@@ -21,7 +21,7 @@ _LAUNCHER = Path(__file__).with_name("launcher.py")
 class ContainerProcess:
     """One run of a program. `on_exit` is called in the event loop with the exit code, negative for a signal.
 
-    It must be started on the thread that lives as long as the node: the kernel takes the program along with that thread.
+    It must be started on a thread that lives as long as the node: the kernel takes the program along with that thread.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ContainerProcess:
                 stderr=log,
                 env=dict(environment),
                 cwd=folder,
-                # A session of its own: Ctrl-C at the terminal reaches the node only, which then ends its pods in good order.
+                # A session of its own: Ctrl-C at the terminal reaches the node only, which then ends its pods in order.
                 start_new_session=True,
             )
         finally:

@@ -67,9 +67,7 @@ def _portion(value: object, whole: int, rounding: Any) -> int:
     return integer(value, 0)
 
 
-def plan_rolling(
-    desired: int, bounds: Bounds, new: ReplicaSetView, old: Sequence[ReplicaSetView]
-) -> dict[str, int]:
+def plan_rolling(desired: int, bounds: Bounds, new: ReplicaSetView, old: Sequence[ReplicaSetView]) -> dict[str, int]:
     """The next step of a rolling update: ReplicaSet name → replicas to ask for. Empty: nothing to do now.
 
     `old` oldest first.
@@ -118,7 +116,7 @@ def plan_recreate(desired: int, new: ReplicaSetView, old: Sequence[ReplicaSetVie
 
 
 def plan_paused(desired: int, new: ReplicaSetView | None, old: Sequence[ReplicaSetView]) -> dict[str, int]:
-    """The next step while paused: no new template, but the number of replicas is followed by the newest that has any."""
+    """The next step while paused: no new template, but the newest that has any pods follows the number of replicas."""
     views = [*old, *([new] if new is not None else [])]
     active = [view for view in views if view.replicas] or views[-1:]
     if not active:

@@ -40,6 +40,14 @@ def mounts_of(container: Mapping[str, Any], folder: Path) -> list[Mount]:
     return mounts
 
 
+def make_subfolders(mounts: Sequence[Mount]) -> None:
+    """Make the folders of subPath mounts that are not there yet; one that names a file is left alone."""
+    for mount in mounts:
+        folder = Path(mount.folder)
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True)
+
+
 Files = dict[str, tuple[bytes, int]]
 """Relative path → content and mode."""
 
@@ -144,8 +152,8 @@ def unsupported_volumes(volumes: Sequence[Mapping[str, Any]]) -> list[str]:
     known = {"name", "configMap", "secret", "emptyDir", "projected", "downwardAPI"}
     refusals = []
     for index, volume in enumerate(volumes):
-        for kind in sorted(set(volume) - known):
-            refusals.append(f"spec.volumes[{index}].{kind}: this kind of volume is not supported")
+        kinds = sorted(set(volume) - known)
+        refusals += [f"spec.volumes[{index}].{kind}: this kind of volume is not supported" for kind in kinds]
         for number, source in enumerate((volume.get("projected") or {}).get("sources") or ()):
             for kind in sorted(set(source) - {"configMap", "secret", "downwardAPI"}):
                 path = f"spec.volumes[{index}].projected.sources[{number}].{kind}"

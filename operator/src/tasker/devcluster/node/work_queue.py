@@ -19,7 +19,7 @@ FIRST_DELAY_SECONDS = 0.02
 LONGEST_DELAY_SECONDS = 15.0
 
 
-class RetryLater(Exception):  # noqa: N818 - it is an answer, not a failure
+class RetryLater(Exception):
     """Raised by a reconcile function: try this key again after so many seconds, nothing is wrong."""
 
     def __init__(self, seconds: float) -> None:
@@ -104,7 +104,7 @@ class WorkQueue(Generic[KeyType]):
         delay = min(FIRST_DELAY_SECONDS * 2.0**failures, LONGEST_DELAY_SECONDS) * random.uniform(0.8, 1.2)  # noqa: S311
         wanted: float | None = getattr(error, "retry_after", None)
         delay = max(delay, wanted or 0.0)
-        # A refusal or two is everyday life (a conflict, a full server); what lasts, and what is our own mistake, is told.
+        # A refusal or two is everyday life (a conflict, a busy server); what lasts, or is our own mistake, is told.
         known = hasattr(error, "retry_after")
         level = logging.DEBUG if known and failures < 3 else logging.WARNING
         logger.log(level, "%s: %s; again in %.2f s", key, error, delay, exc_info=None if known else error)

@@ -214,14 +214,14 @@ begin
         select task_id from tasker.timers where due_at <= v_now and kind = 'deadline' order by due_at limit p_limit
     ) as due;
     -- Steps that could run and are in nobody's hands. There should never be one; a hundred open runs are looked at each
-    -- time, in turn.
+    -- time, in turn, and from the first again after the last.
     select array_agg(task_id order by task_id) into v_looked_at from (
         select task_id from tasker.tasks
         where completed_at is null and not suspended and task_id > tasker.setting('sweep_cursor', 0)::bigint
         order by task_id limit 100
     ) as looked_at;
     insert into tasker.settings (key, value)
-    values ('sweep_cursor', to_jsonb(coalesce(v_looked_at[cardinality(v_looked_at)], 0)))
+    values ('sweep_cursor', to_jsonb(coalesce(v_looked_at[100], 0)))
     on conflict (key) do update set value = excluded.value where settings.value <> excluded.value;
     v_lost := tasker.find_lost_steps(v_looked_at, v_now);
 

@@ -1,0 +1,193 @@
+"""The operator process: it waits instead of crashing, gets over a faulty API server, leaves no trace on resources."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.apiserver import REPOSITORY, Kubectl, RunningApiServer, api_server
+from support.cluster import pool, step, task, template
+from support.operator_process import OperatorProcess, running_operator
+from support.waiting import eventually
+from support.workers import worker_processes
+from tasker.factory import migrate
+
+HANDLERS = """
+from tasker_worker import step_handler
+
+
+@step_handler("succeed")
+def succeed(context):
+    return {"done": context.step_name}
+"""
+
+StartOperator = Callable[..., OperatorProcess]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningApiServer]:
+    """An embedded API server of the test's own, without the CRDs."""
+    with api_server(tmp_path / "apiserver") as running:
+        yield running
+
+
+@pytest.fixture
+def kubectl(server: RunningApiServer) -> Kubectl:
+    """kubectl in the namespace default, with the CRDs there."""
+    found = Kubectl(kubeconfig=server.kubeconfig, namespace="default")
+    found("apply", "-f", str(REPOSITORY / "crds"))
+    return found
+
+
+@pytest.fixture
+def start_operator(server: RunningApiServer, database_url: str, tmp_path: Path) -> Iterator[StartOperator]:
+    with ExitStack() as stack:
+
+        def start(url: str = database_url, **environment: str) -> OperatorProcess:
+            log = tmp_path / "operator.log"
+            return stack.enter_context(running_operator(url, server.kubeconfig, log, **environment))
+
+        yield start
+
+
+def set_faults(server: RunningApiServer, *rules: dict[str, Any]) -> None:
+    reply = server.api.request("PUT", "/debug/faults", {"rules": list(rules)})
+    assert reply.code < 300, reply.body
+
+
+async def test_it_waits_for_the_migration_and_says_so(
+    kubectl: Kubectl, start_operator: StartOperator, empty_database_url: str
+) -> None:
+    operator = start_operator(empty_database_url)
+    operator.await_log("waiting for the migration")
+    assert operator.fetch("/healthz") == (200, "ok\n")
+    code, text = operator.fetch("/readyz")
+    assert code == 503
+    assert "the database schema is behind" in text
+    await migrate(empty_database_url)
+    operator.await_ready()
+    assert operator.log.count("waiting for the migration") == 1, "said once, not with every try"
+
+
+def test_it_waits_for_the_crds_and_then_works(server: RunningApiServer, start_operator: StartOperator) -> None:
+    operator = start_operator()
+    operator.await_log("waiting for the Kubernetes API and the tasker.dev CRDs")
+    kubectl = Kubectl(kubeconfig=server.kubeconfig, namespace="default")
+    kubectl("apply", "-f", str(REPOSITORY / "crds"))
+    operator.await_ready()
+    kubectl.apply(template("quick", step("a")))
+    kubectl("wait", "--for=condition=Ready", "tasktemplate/quick", "--timeout=10s")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(kubectl: Kubectl, start_operator: StartOperator, number: signal.Signals) -> None:
+    operator = start_operator()
+    operator.await_ready()
+    assert operator.end(number) == 0
+    assert "Traceback" not in operator.log
+    assert "ERROR" not in operator.log
+
+
+def test_a_signal_ends_the_waiting_too(server: RunningApiServer, start_operator: StartOperator) -> None:
+    operator = start_operator("postgresql://nobody@127.0.0.1:1/none")
+    operator.await_log("waiting for the database")
+    assert operator.end() == 0
+
+
+def test_a_wrong_setting_is_named_and_ends_it(server: RunningApiServer, start_operator: StartOperator) -> None:
+    operator = start_operator(TASKER_LOG="loud")
+    assert operator.wait() == 2
+    assert "TASKER_LOG='loud' is none of debug, info, warning, error" in operator.log
+
+
+def test_every_status_becomes_right_although_the_api_server_fails_often(
+    server: RunningApiServer, kubectl: Kubectl, start_operator: StartOperator, database_url: str, tmp_path: Path
+) -> None:
+    operator = start_operator()
+    operator.await_ready()
+    faults = [{"action": "error", "verb": "patch", "status": status, "probability": 0.08} for status in (409, 429, 500)]
+    set_faults(server, *faults, {"action": "error", "verb": "patch", "status": 500, "probability": 0.05, "late": True})
+    (tmp_path / "succeeding.py").write_text(HANDLERS)
+    with worker_processes(database_url, tmp_path, ["w"], ["succeeding"], PYTHONPATH=str(tmp_path)):
+        kubectl.apply(template("two", step("a"), step("b", after=["a"])), pool(handlersFrom=None, handlers=["x"]))
+        kubectl.apply(*(task(f"t{number}", "two") for number in range(30)))
+        kubectl("wait", "--for=condition=Succeeded", "task", "--all", "--timeout=50s")
+        kubectl("wait", "--for=jsonpath={.status.observedGeneration}=1", "workerpool/default", "--timeout=20s")
+    kubectl("get", "deployment", "tasker-worker-default")
+    assert operator.metric("tasker_operator_reconcile_errors_total", kind="Task") > 0
+    server.api.request("DELETE", "/debug/faults")
+    for found in kubectl.get("tasks")["items"]:
+        assert found["status"]["progress"] == "2/2"
+
+
+def test_a_silent_watch_is_restarted_and_counted(
+    server: RunningApiServer, kubectl: Kubectl, start_operator: StartOperator
+) -> None:
+    set_faults(server, {"action": "silence-watch", "resource": "tasktemplates.tasker.dev", "count": 1})
+    operator = start_operator(TASKER_WATCH_SILENCE_SECONDS="2")
+    operator.await_ready()
+    kubectl.apply(template("quick", step("a")))
+    kubectl("wait", "--for=condition=Ready", "tasktemplate/quick", "--timeout=15s")
+    eventually(lambda: operator.metric("tasker_operator_watch_restarts_total") >= 1)
+
+
+def test_a_deletion_that_no_event_told_of_is_found_by_the_resync(
+    server: RunningApiServer, kubectl: Kubectl, start_operator: StartOperator
+) -> None:
+    set_faults(server, {"action": "silence-watch", "resource": "tasks.tasker.dev", "count": 1})
+    operator = start_operator(TASKER_RESYNC_SECONDS="2")
+    operator.await_ready()
+    kubectl.apply(template("quick", step("a")))
+    kubectl.apply(task("unseen", "quick"))
+    kubectl("wait", "--for=condition=Accepted", "task/unseen", "--timeout=15s")
+    kubectl("delete", "task", "unseen")
+    eventually(lambda: operator.metric("tasker_operator_reconciles_total", kind="origin", outcome="success") >= 1)
+
+
+def test_resources_carry_no_annotation_or_finalizer_of_the_operator(
+    kubectl: Kubectl, start_operator: StartOperator
+) -> None:
+    operator = start_operator()
+    operator.await_ready()
+    kubectl("create", "-f", "-", stdin=json.dumps(template("quick", step("a"))))
+    kubectl("create", "-f", "-", stdin=json.dumps(task("one", "quick")))
+    kubectl("create", "-f", "-", stdin=json.dumps(pool(handlersFrom=None, handlers=["x"])))
+    kubectl("wait", "--for=condition=Accepted", "task/one", "--timeout=10s")
+    eventually(lambda: kubectl.get("workerpool", "default").get("status"))
+    for kind, name in (("tasktemplate", "quick"), ("task", "one"), ("workerpool", "default")):
+        metadata = kubectl.get(kind, name)["metadata"]
+        assert "annotations" not in metadata
+        assert "finalizers" not in metadata
+
+
+def test_no_password_reaches_a_log_a_status_an_event_or_a_metric(
+    kubectl: Kubectl, start_operator: StartOperator
+) -> None:
+    operator = start_operator(
+        TASKER_WORKER_DATABASE_URL="postgresql://worker:open-sesame@db/tasker", TASKER_LOG="debug"
+    )
+    operator.await_ready()
+    kubectl.apply(template("quick", step("a")), pool(handlersFrom=None, handlers=["x"]), task("one", "quick"))
+    kubectl("wait", "--for=condition=Accepted", "task/one", "--timeout=10s")
+    eventually(lambda: kubectl.get("workerpool", "default").get("status"))
+    shown = operator.log + operator.fetch("/metrics")[1]
+    for kinds in ("tasktemplates,tasks,workerpools", "deployments,serviceaccounts,networkpolicies", "events"):
+        shown += kubectl("get", kinds, "--output=yaml", "--show-managed-fields")
+    assert "open-sesame" not in shown
+
+
+def test_only_the_named_namespaces_are_served(kubectl: Kubectl, start_operator: StartOperator) -> None:
+    operator = start_operator(TASKER_WATCH_NAMESPACES="default")
+    operator.await_ready()
+    kubectl("create", "namespace", "other")
+    other = Kubectl(kubeconfig=kubectl.kubeconfig, namespace="other")
+    other.apply(template("quick", step("a")))
+    kubectl.apply(template("quick", step("a")))
+    kubectl("wait", "--for=condition=Ready", "tasktemplate/quick", "--timeout=10s")
+    assert "status" not in other.get("tasktemplate", "quick")

@@ -1,0 +1,389 @@
+"""`python -m tasker_worker` as a process: its start, its work, its end, and what it lives through."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+
+from support.engine import NAMESPACE, Lab, open_lab, step
+from support.waiting import eventually, eventually_async
+from support.workers import WorkerProcess, worker_processes
+from tasker.devcluster.postgres import EmbeddedPostgres
+from tasker.factory import migrate
+
+HANDLERS = """
+    import asyncio, os, sys, threading, time
+    from pathlib import Path
+    from tasker_worker import step_handler
+    from tasker_worker.logging import log_info
+
+    def signals(context):
+        return Path(context.task_context["folder"])
+
+    @step_handler("do")
+    def do(context):
+        log_info("doing", api_token="hunter2")
+        return {"worker": os.environ["TASKER_WORKER_NAME"], "attempt": context.attempt}
+
+    @step_handler("held")
+    async def held(context):
+        (signals(context) / f"held.{context.attempt}").touch()
+        while not (signals(context) / "go").exists():
+            await asyncio.sleep(0.005)
+        return {"worker": os.environ["TASKER_WORKER_NAME"], "attempt": context.attempt}
+
+    @step_handler("blocks_the_loop")
+    async def blocks_the_loop(context):
+        while not (signals(context) / "go").exists():
+            time.sleep(0.005)
+        (signals(context) / "unblocked").touch()
+
+    @step_handler("exits_in_a_child")
+    async def exits_in_a_child(context):
+        async def child():
+            sys.exit(5)
+        await asyncio.get_running_loop().create_task(child())
+
+    @step_handler("leaves_a_thread")
+    def leaves_a_thread(context):
+        threading.Thread(target=time.sleep, args=(3600,), daemon=False).start()
+"""
+
+
+@pytest_asyncio.fixture
+async def lab(database_url: str) -> AsyncIterator[Lab]:
+    """The engine that the processes work for."""
+    async with open_lab(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+def handlers(tmp_path: Path) -> str:
+    """A folder of handlers, as a ConfigMap would be mounted."""
+    folder = tmp_path / "handlers"
+    folder.mkdir()
+    (folder / "shop_handlers.py").write_text(textwrap.dedent(HANDLERS))
+    return str(folder)
+
+
+Start = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def start(database_url: str, tmp_path: Path, handlers: str) -> Any:
+    """Starts worker processes, which end with the test."""
+    started: list[WorkerProcess] = []
+
+    def begin(name: str = "w-1", *modules: str, **environment: str) -> WorkerProcess:
+        variables = {
+            "TASKER_NAMESPACE": NAMESPACE,
+            "TASKER_HANDLERS_PATH": handlers,
+            "TASKER_SHUTDOWN_GRACE_SECONDS": "10",
+            **environment,
+        }
+        worker = WorkerProcess(database_url, name, modules, tmp_path / f"{name}.log", variables)
+        started.append(worker)
+        return worker
+
+    yield begin
+    for worker in started:
+        worker.stop()
+
+
+async def _ended(lab: Lab, task: UUID, state: str = "complete") -> dict[str, dict[str, Any]]:
+    async def there() -> bool:
+        return await lab.state(task) == state
+
+    await eventually_async(there, timeout=30, what=f"{task} ended as {state}")
+    return await lab.steps(task)
+
+
+def _appears(path: Path) -> Awaitable[bool]:
+    async def there() -> bool:
+        return await asyncio.to_thread(path.exists)
+
+    return eventually_async(there, timeout=20, what=f"{path.name} appeared")
+
+
+def _lines(worker: WorkerProcess) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in worker.log.read_text().splitlines()]
+
+
+def _get(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def _port(worker: WorkerProcess) -> int:
+    """The port that the worker's log tells."""
+
+    def told() -> int | None:
+        found = [line for line in _lines(worker) if line["message"] == "the worker runs"] if worker.log.exists() else []
+        return int(found[0]["port"]) if found else None
+
+    return eventually(told, timeout=20, what="the worker told its port") or 0
+
+
+# The start
+
+
+def _run(*modules: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    return subprocess.run(
+        [sys.executable, "-m", "tasker_worker", *modules],
+        env={**variables, "TASKER_WEB_ENABLED": "false", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_without_a_database_url_it_exits_with_1_and_says_so() -> None:
+    ended = _run("json")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "tasker_worker: DATABASE_URL is required: the URL of the engine's Postgres database\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("modules", "environment", "message"),
+    [
+        (
+            ["no_such_module"],
+            {},
+            r"the handlers module 'no_such_module' cannot be imported: ModuleNotFoundError: No mod",
+        ),
+        ([], {}, r"there are no handlers to run \(looked in nothing: name modules on the command line or set TASKER_"),
+        (["json"], {}, r"there are no handlers to run \(looked in json\)"),
+        ([], {"TASKER_SLOTS": "none"}, r"TASKER_SLOTS is to be a number, not 'none'"),
+        ([], {"TASKER_CONFIG_PATH": "/none.toml"}, r"TASKER_CONFIG_PATH: /none.toml cannot be read: No such file"),
+        ([], {"TASKER_HANDLERS_PATH": "/none"}, r"TASKER_HANDLERS_PATH: /none is no folder"),
+        ([], {"DATABASE_URL": "not a url"}, r"DATABASE_URL is not a Postgres connection URL"),
+    ],
+)
+def test_a_wrong_configuration_exits_with_1_and_names_what_is_wrong(
+    modules: list[str], environment: dict[str, str], message: str, handlers: str
+) -> None:
+    if environment.get("DATABASE_URL"):
+        environment = {**environment, "TASKER_HANDLERS_PATH": handlers}
+    ended = _run(*modules, **{"DATABASE_URL": "postgresql://localhost/x", **environment})
+    assert ended.returncode == 1
+    assert re.search(message, ended.stderr)
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_broken_file_of_handlers_exits_with_1_and_names_file_line_and_reason(tmp_path: Path) -> None:
+    (tmp_path / "broken_handlers.py").write_text("x = 1\nraise ValueError('half written')\n")
+    ended = _run(DATABASE_URL="postgresql://localhost/x", TASKER_HANDLERS_PATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert f"{tmp_path}/broken_handlers.py:2: ValueError: half written" in ended.stderr
+
+
+def test_an_unreachable_database_exits_with_2_after_telling_that_it_waits(tmp_path: Path, handlers: str) -> None:
+    url = f"postgresql://me:hunter2@/none?host={tmp_path}"
+    ended = _run(DATABASE_URL=url, TASKER_HANDLERS_PATH=handlers, TASKER_STARTUP_SECONDS="0.3")
+    assert ended.returncode == 2
+    messages = [json.loads(line)["message"] for line in ended.stderr.splitlines()]
+    assert messages[0] == "waiting for the database"
+    assert messages[-1].startswith("the database cannot be reached after 0.3 s: ")
+    assert "hunter2" not in ended.stderr
+
+
+def test_a_port_that_is_taken_exits_with_1_and_names_it(database_url: str, handlers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = _run(
+            DATABASE_URL=database_url,
+            TASKER_HANDLERS_PATH=handlers,
+            TASKER_WEB_ENABLED="true",
+            TASKER_WEB_HOST="127.0.0.1",
+            PORT=str(port),
+        )
+    assert ended.returncode == 1
+    assert f"port {port} on 127.0.0.1 cannot be used for health and metrics: Address already in use" in ended.stderr
+
+
+def test_a_signal_ends_the_wait_for_a_database(start: Start, tmp_path: Path) -> None:
+    worker = start(DATABASE_URL=f"postgresql://nobody@/none?host={tmp_path}", TASKER_STARTUP_SECONDS="600")
+    eventually(lambda: "waiting for the database" in worker.log.read_text(), timeout=20)
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
+# Its work and its end
+
+
+async def test_it_works_answers_over_http_logs_json_and_signs_off(lab: Lab, start: Start) -> None:
+    task = await lab.run(step("a"), step("b", "a"))
+    worker = start(
+        TASKER_WEB_ENABLED="true", TASKER_WEB_HOST="127.0.0.1", PORT="0", TASKER_LOG="debug", TASKER_ENV="test"
+    )
+    steps = await _ended(lab, task)
+    assert steps["b"]["result"] == {"worker": "w-1", "attempt": 1}
+    port = await asyncio.to_thread(_port, worker)
+    assert await asyncio.to_thread(_get, port, "/health") == (200, b'{"status": "healthy"}')
+    assert (await asyncio.to_thread(_get, port, "/health/live"))[0] == 200
+    assert (await asyncio.to_thread(_get, port, "/health/ready"))[0] == 200
+    detailed = json.loads((await asyncio.to_thread(_get, port, "/health/detailed"))[1])
+    assert (detailed["worker"], detailed["steps_succeeded"], detailed["environment"]) == ("w-1", 2, "test")
+    assert sorted(detailed["handlers"]) == ["blocks_the_loop", "do", "exits_in_a_child", "held", "leaves_a_thread"]
+    metrics = (await asyncio.to_thread(_get, port, "/metrics"))[1].decode()
+    assert 'tasker_worker_steps_total{outcome="success"} 2.0' in metrics
+    worker.send(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait) == 0
+    assert await lab.rows("select from tasker.workers") == []
+    lines = _lines(worker)
+    [first, _] = [line for line in lines if line["message"] == "doing"]
+    assert (first["step"], first["task_uuid"], first["attempt"]) == ("a", str(task), 1)
+    assert (first["environment"], first["worker"], first["api_token"]) == ("test", "w-1", "***")
+    assert [line["message"] for line in lines if line["level"] == "info"][-1] == "stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_running_handlers_end_and_settles_them(
+    lab: Lab, start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    task = await lab.run(step("a", callable="held"), step("b", "a", callable="held"), context={"folder": str(tmp_path)})
+    worker = start()
+    await _appears(tmp_path / "held.1")
+    worker.send(number)
+    await eventually_async(_log_says(worker, "stopping: no new work is taken"))
+    (tmp_path / "go").touch()
+    assert await asyncio.to_thread(worker.wait) == 0
+    steps = await lab.steps(task)
+    assert (steps["a"]["state"], steps["b"]["state"]) == ("complete", "enqueued")
+
+
+async def test_what_does_not_end_within_the_grace_is_given_back_unharmed(
+    lab: Lab, start: Start, tmp_path: Path
+) -> None:
+    task = await lab.run(step("a", callable="held"), context={"folder": str(tmp_path)})
+    worker = start(TASKER_SHUTDOWN_GRACE_SECONDS="0.2")
+    await _appears(tmp_path / "held.1")
+    worker.send(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait) == 0
+    steps = await lab.steps(task)
+    assert (steps["a"]["state"], steps["a"]["attempts"]) == ("enqueued", 0)
+    (tmp_path / "go").touch()
+    start("w-2")
+    assert (await _ended(lab, task))["a"]["result"] == {"worker": "w-2", "attempt": 1}
+
+
+async def test_a_second_signal_ends_it_at_once(lab: Lab, start: Start, tmp_path: Path) -> None:
+    await lab.run(step("a", callable="held"), context={"folder": str(tmp_path)})
+    worker = start(TASKER_SHUTDOWN_GRACE_SECONDS="600")
+    await _appears(tmp_path / "held.1")
+    worker.send(signal.SIGTERM)
+    await eventually_async(_log_says(worker, "stopping: no new work is taken"))
+    worker.send(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait, 10) == 128 + signal.SIGTERM
+
+
+async def test_threads_that_a_handler_left_behind_do_not_keep_it_alive(lab: Lab, start: Start) -> None:
+    task = await lab.run(step("a", callable="leaves_a_thread"))
+    worker = start()
+    await _ended(lab, task)
+    worker.send(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait, 20) == 0
+
+
+# What it lives through
+
+
+async def test_a_killed_worker_costs_one_attempt_and_its_steps_go_elsewhere(
+    lab: Lab, start: Start, tmp_path: Path
+) -> None:
+    task = await lab.run(
+        step("a", callable="held", retry={"backoff": "none", "jitter": 0}), context={"folder": str(tmp_path)}
+    )
+    first = start("w-1", TASKER_LEASE_SECONDS="1")
+    await _appears(tmp_path / "held.1")
+    start("w-2", TASKER_LEASE_SECONDS="1")
+    first.kill()
+    await _appears(tmp_path / "held.2")
+    (tmp_path / "go").touch()
+    steps = await _ended(lab, task)
+    assert steps["a"]["result"] == {"worker": "w-2", "attempt": 2}
+
+
+async def test_a_handler_that_blocks_the_loop_is_timed_out_and_the_worker_lives(
+    lab: Lab, start: Start, tmp_path: Path
+) -> None:
+    context = {"folder": str(tmp_path)}
+    blocked = await lab.run(
+        step("a", callable="blocks_the_loop", timeoutSeconds=2, retry={"maxAttempts": 1}), context=context
+    )
+    worker = start(TASKER_LEASE_SECONDS="2")
+    steps = await _ended(lab, blocked, "error")
+    assert steps["a"]["error"]["message"] == "step 'a' exceeded its timeout of 2 s"
+    assert not (tmp_path / "unblocked").exists()  # the loop is still blocked: the lease thread has told the engine
+    (tmp_path / "go").touch()
+    await lab.template(step("b"), name="other")
+    await _ended(lab, await lab.submit("other"))
+    assert (tmp_path / "unblocked").exists()
+    warnings = [line for line in _lines(worker) if line["message"].startswith("the event loop is blocked")]
+    assert [line["step"] for line in warnings] == ["a"]
+    assert "shop_handlers.py" in warnings[0]["at"]
+
+
+async def test_sys_exit_in_a_task_of_a_handler_fails_the_attempt_and_nothing_else(lab: Lab, start: Start) -> None:
+    task = await lab.run(step("a", callable="exits_in_a_child", retry={"maxAttempts": 1}))
+    worker = start()
+    steps = await _ended(lab, task, "error")
+    assert steps["a"]["error"]["message"] == "handler called sys.exit(5)"
+    await lab.template(step("b"), name="other")
+    await _ended(lab, await lab.submit("other"))
+    assert worker.running()
+
+
+async def test_a_restart_of_the_database_under_load_loses_and_doubles_nothing(tmp_path: Path, handlers: str) -> None:
+    with EmbeddedPostgres(tmp_path / "postgres", {"fsync": "off"}) as server:
+        url = server.ensure_database("restarted")
+        await migrate(url)
+        environment = {"TASKER_NAMESPACE": NAMESPACE, "TASKER_HANDLERS_PATH": handlers, "TASKER_LEASE_SECONDS": "5"}
+        with worker_processes(url, tmp_path, ["w-1", "w-2"], [], **environment):
+            async with open_lab(url) as lab:
+                await lab.template(step("a"), step("b", "a"), step("c", "b"))
+                tasks = [await lab.submit() for _ in range(100)]
+
+                async def begun() -> bool:
+                    return int(await lab.value("select count(*) from tasker.steps where state = 'complete'")) > 30
+
+                await eventually_async(begun, timeout=30, interval=0.005)
+            await asyncio.to_thread(server.restart)
+            async with open_lab(url) as lab:
+                for task in tasks:
+                    await _ended(lab, task)
+                completions = await lab.rows(
+                    "select step_id, count(*) from tasker.step_transitions where to_state = 'complete' group by 1"
+                )
+        assert len(completions) == 300
+        assert {row["count"] for row in completions} == {1}
+
+
+def _log_says(worker: WorkerProcess, message: str) -> Callable[[], Awaitable[bool]]:
+    async def told() -> bool:
+        return message in worker.log.read_text()
+
+    return told

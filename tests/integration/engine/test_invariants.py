@@ -1,0 +1,127 @@
+"""The checker of invariants can fail: each kind of damage, done by hand, is found by the query that is there for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.engine import NO_DELAY, Lab, failure, release, step, success
+from support.invariants import check_invariants, invariants
+
+STEP_HOP = "insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at) values "
+TASK_HOP = "insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at) values "
+
+
+async def busy_database(lab: Lab) -> None:
+    """Runs in many states, honestly come by: what the damage is done to."""
+    await lab.clock.freeze()
+    await lab.template(step("a", retry=NO_DELAY), step("b"), step("c", "a", "b"), step("d", retry={"retryable": False}))
+    worker = await lab.worker()
+    done = await lab.submit()
+    await worker.run_all()
+    failed = await lab.submit()
+    claims = {claim.step: claim for claim in await worker.claim()}
+    await worker.settle(success(claims["a"]), failure(claims["d"], retryable=False), release(claims["b"]))
+    await worker.run_all()
+    await lab.submit()
+    claims = {claim.step: claim for claim in await worker.claim()}
+    await worker.settle(failure(claims["a"]), release(claims["b"]))
+    await lab.clock.advance(1)
+    cancelled = await lab.submit()
+    await worker.claim(1)
+    await lab.engine.cancel_task(cancelled, actor="ann", reason="x")
+    await lab.submit(suspended=True)
+    await lab.submit()
+    assert await lab.state(done) == "complete" and await lab.state(failed) == "error"
+
+
+PICK = {
+    "done": "(select min(step_id) from tasker.steps where state = 'complete')",
+    "held": "(select min(step_id) from tasker.leases)",
+    "queued": "(select min(step_id) from tasker.ready_steps)",
+    "waiting": "(select min(step_id) from tasker.steps where state = 'waiting_for_retry')",
+    "pending": "(select min(step_id) from tasker.steps where state = 'pending')",
+    "failed": "(select min(step_id) from tasker.steps where state = 'error')",
+    "open": "(select max(task_id) from tasker.tasks where completed_at is null)",
+    "ended": "(select min(task_id) from tasker.tasks where completed_at is not null)",
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "invariant"),
+    [
+        ("delete from tasker.ready_steps where tasker.task_of_step(step_id) = {open}", "I1_an_open_run_has"),
+        ("delete from tasker.ready_steps where step_id = {queued}", "I1_a_step_is_where"),
+        ("delete from tasker.leases where step_id = {held}", "I1_a_step_is_where"),
+        ("delete from tasker.timers where step_id = {waiting}", "I1_a_step_is_where"),
+        (
+            "insert into tasker.ready_steps select step_id, 'shop', 'do', 0, now(), now() from tasker.steps"
+            " where step_id = {held}",
+            "I1_a_step_is_where",
+        ),
+        ("update tasker.tasks set active_steps = active_steps - 1 where task_id = {open}", "I1_the_counts_of_a_run"),
+        ("update tasker.tasks set cancelled_steps = 1 where task_id = {ended}", "I1_the_counts_of_a_run"),
+        ("update tasker.steps set unmet_dependencies = 1 where step_id = {pending}", "I1_a_step_waits_for"),
+        (
+            STEP_HOP + "({done}, 'in_progress', 'submit_result', 'enqueued_for_orchestration', 'x', now())",
+            "I2_an_attempt",
+        ),
+        (
+            STEP_HOP + "({done}, 'enqueued_for_orchestration', 'complete', 'complete', 'x', now())",
+            "I2_a_result_is_recorded",
+        ),
+        ("delete from tasker.step_failures where step_id = {failed}", "I2_a_result_is_recorded"),
+        ("update tasker.step_failures set final = true where step_id = {waiting}", "I2_a_result_is_recorded"),
+        ("update tasker.step_failures set attempt = 2 where step_id = {waiting}", "I2_a_result_is_recorded"),
+        (
+            STEP_HOP + "({pending}, 'pending', 'enqueue', 'enqueued', 'x', now())",
+            "I3_no_step_starts",
+        ),
+        ("update tasker.steps set attempts = attempts + 1 where step_id = {done}", "I4_attempts_are"),
+        ("update tasker.steps set attempts = 0 where step_id = {held}", "I4_attempts_are"),
+        ("update tasker.leases set fence = (select max(fence) from tasker.leases)", "I5_a_lease_is"),
+        ("update tasker.leases set attempt = 9 where step_id = {held}", "I5_a_lease_is"),
+        ("delete from tasker.workers", "I5_a_lease_is"),
+        (
+            TASK_HOP + "({open}, 'pending', 'start', 'initializing', 'x', now())",
+            "I12_the_log_of_every_task",
+        ),
+        (
+            "delete from tasker.task_transitions where task_id = {ended} and event = 'start'",
+            "I12_the_log_of_every_task",
+        ),
+        ("delete from tasker.step_transitions where step_id = {done} and event = 'start'", "I12_the_log_of_every_step"),
+        (
+            "update tasker.steps set state = 'error', completed_at = null where step_id = {done}",
+            "I12_the_log_of_every_step",
+        ),
+        ("delete from tasker.steps where step_id = {pending}", "I1_the_counts_of_a_run"),
+        ("update tasker.tasks set total_steps = 9 where task_id = {open}", "I12_every_row_belongs"),
+        (
+            "insert into tasker.timers (due_at, kind, task_id) values (now(), 'deadline', {ended})",
+            "I12_every_row_belongs",
+        ),
+        ("insert into tasker.leases values (5, 1, 1, 1, now(), now())", "I12_every_row_belongs"),
+    ],
+)
+async def test_damage_is_found(lab: Lab, damage: str, invariant: str) -> None:
+    await busy_database(lab)
+    assert await check_invariants(lab.connection) == []
+    for table in ("tasks", "steps", "leases", "task_transitions", "step_transitions"):
+        await lab.execute(f"alter table tasker.{table} disable trigger all")
+    assert await lab.execute(damage.format(**PICK)) > 0
+    violations = await check_invariants(lab.connection)
+    assert [found for found in violations if found.startswith(invariant)], violations
+
+
+async def test_a_maximum_that_was_passed_is_found(lab: Lab) -> None:
+    await busy_database(lab)
+    await lab.execute("alter table tasker.steps disable trigger all")
+    await lab.execute("update tasker.template_steps set max_attempts = 1")
+    await lab.clock.advance(1)
+    await lab.engine.sweep()
+    await (await lab.worker()).run_all()
+    assert [found for found in await check_invariants(lab.connection) if found.startswith("I4_")]
+
+
+def test_every_invariant_is_named_for_its_number_in_the_design() -> None:
+    assert {name.split("_")[0] for name in invariants()} == {"I1", "I2", "I3", "I4", "I5", "I12"}

@@ -1,0 +1,153 @@
+"""A worker's claims live by one row that it renews; when it goes, well or badly, they go elsewhere."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from support.engine import NO_DELAY, Lab, SimulatedWorker, failure, step, success
+
+
+async def test_renewing_moves_the_lease_on_and_loses_nothing(lab: Lab) -> None:
+    now = await lab.clock.freeze()
+    await lab.run(step("a"))
+    worker = await lab.worker(lease_seconds=30)
+    claim = await worker.claim_one()
+    for _ in range(5):
+        now = await lab.clock.advance(29)
+        renewal = await worker.renew(claim)
+        assert (renewal.known, renewal.draining, renewal.lost_fences) == (True, False, [])
+        assert await lab.engine.sweep() == {}
+        (info,) = await lab.engine.read_workers("shop")
+        assert (info.lease_until, info.running) == (now + timedelta(seconds=30), 1)
+    assert (await worker.settle(success(claim))).settled == [claim.step_id]
+
+
+async def test_renewing_tells_which_claims_are_lost(lab: Lab) -> None:
+    task = await lab.run(step("a"), step("b"))
+    await lab.template(step("c"), name="other")
+    other = await lab.submit("other")
+    worker = await lab.worker()
+    claims = {claim.step: claim for claim in await worker.claim()}
+    assert (await worker.renew(*claims.values())).lost_fences == []
+    await lab.engine.cancel_task(task, actor="me", reason="x")
+    renewal = await worker.renew(*claims.values())
+    assert renewal.known and sorted(renewal.lost_fences) == sorted([claims["a"].fence, claims["b"].fence])
+    assert (await worker.renew(claims["c"])).lost_fences == []
+    assert (await lab.engine.read_task(other)).counts.running == 1
+
+
+async def test_a_worker_whose_row_is_gone_is_told_so_and_has_lost_everything(lab: Lab) -> None:
+    await lab.clock.freeze()
+    await lab.run(step("a"), step("b"))
+    worker = await lab.worker(lease_seconds=10)
+    claims = await worker.claim()
+    await lab.clock.advance(10)
+    assert await lab.engine.sweep() == {}, "a lease ends after its time, not at it"
+    await lab.clock.advance(0.001)
+    assert await lab.engine.sweep() == {"workers_expired": 1, "leases_expired": 2}
+    renewal = await worker.renew(*claims)
+    assert not renewal.known and sorted(renewal.lost_fences) == sorted(claim.fence for claim in claims)
+    assert not (await SimulatedWorker(lab.connection, "never-seen").renew()).known
+    await worker.register()
+    assert (await worker.renew()).known
+
+
+async def test_claims_that_the_worker_does_not_know_of_expire_after_half_a_lease(lab: Lab) -> None:
+    """The answer to its claim was lost, or it is a new process under the old name."""
+    await lab.clock.freeze()
+    task = await lab.run(step("a", retry=NO_DELAY), step("b"))
+    worker = await lab.worker(lease_seconds=30)
+    lost, known = await worker.claim()
+    await lab.clock.advance(15)
+    assert (await worker.renew(known)).lost_fences == []
+    assert await lab.step_states(task) == {"a": "in_progress", "b": "in_progress"}, "it may just be on its way"
+    await lab.clock.advance(0.001)
+    assert (await worker.renew(known)).lost_fences == []
+    assert await lab.step_states(task) == {"a": "waiting_for_retry", "b": "in_progress"}
+    assert (await worker.settle(success(lost), success(known))).stale == [lost.step_id]
+    (failed,) = (await lab.engine.read_task(task)).failures
+    assert failed.message == "worker worker-1 was lost during attempt 1: the worker does not know of this claim"
+    assert (await lab.step_log(task, "a"))[-1] == "in_progress -lease_expired-> waiting_for_retry"
+    await lab.engine.sweep()
+    (again,) = await worker.claim()
+    assert (again.step, again.attempt) == ("a", 2)
+
+
+async def test_leaving_in_good_order_releases_what_is_held(lab: Lab) -> None:
+    task = await lab.run(step("a", retry={"maxAttempts": 1}), step("b"), step("c"))
+    worker = await lab.worker()
+    a, b, c = await worker.claim()
+    await worker.settle(success(c))
+    assert await worker.deregister() == 2
+    assert await worker.deregister() == 0
+    assert await lab.engine.read_workers("shop") == []
+    assert await lab.queue() == ["a", "b"]
+    assert {name: row["attempts"] for name, row in (await lab.steps(task)).items()} == {"a": 0, "b": 0, "c": 1}
+    assert (await worker.settle(success(a), failure(b))).stale == [a.step_id, b.step_id]
+    assert await (await lab.worker("worker-2")).run_all() == ["a", "b"]
+    assert await lab.state(task) == "complete"
+
+
+async def test_workers_known_to_be_gone_are_expired_at_once(lab: Lab) -> None:
+    await lab.clock.freeze()
+    task = await lab.run(step("a", retry={"maxAttempts": 3, "backoff": "linear", "baseMs": 30_000}), step("b"))
+    gone, stays = await lab.worker("gone"), await lab.worker("stays")
+    await lab.worker("gone-elsewhere", namespace="other")
+    held = await gone.claim_one()
+    await stays.claim_one()
+    expired = await lab.engine.expire_workers(
+        "shop", ["gone", "never-seen", "gone-elsewhere"], actor="operator", reason="its pod is gone"
+    )
+    assert expired == 1
+    assert [info.name for info in await lab.engine.read_workers("shop")] == ["stays"]
+    assert [info.name for info in await lab.engine.read_workers("other")] == ["gone-elsewhere"]
+    # The worker was at fault, not the step: it does not wait for its backoff.
+    assert await lab.engine.sweep() == {"retries_due": 1}
+    assert (await stays.claim_one()).step_id == held.step_id
+    (failed,) = (await lab.engine.read_task(task)).failures
+    assert failed.message == "worker gone was lost during attempt 1: its pod is gone"
+    actors = {
+        row["actor"]
+        for row in await lab.rows("select actor from tasker.step_transitions where event = 'lease_expired'")
+    }
+    assert actors == {"operator"}
+
+
+async def test_registering_again_changes_the_row_and_keeps_the_claims(lab: Lab) -> None:
+    now = await lab.clock.freeze()
+    await lab.run(step("a"))
+    worker = await lab.worker(slots=1)
+    claim = await worker.claim_one()
+    await worker.register(["do", "other"], pool="second", slots=4, lease_seconds=60)
+    (info,) = await lab.engine.read_workers("shop")
+    assert (info.pool, info.slots, info.running, info.draining) == ("second", 4, 1, False)
+    assert info.lease_until == now + timedelta(seconds=60)
+    assert (await worker.settle(success(claim))).settled == [claim.step_id]
+
+
+async def test_workers_are_listed_by_namespace_with_what_they_hold(lab: Lab) -> None:
+    await lab.run(step("a"), step("b"), step("c"))
+    worker = await lab.worker("w-b", slots=3)
+    await lab.worker("w-a", pool="gpu")
+    await lab.worker("w-c", namespace="other")
+    await worker.claim(2)
+    assert [(info.name, info.pool, info.slots, info.running) for info in await lab.engine.read_workers("shop")] == [
+        ("w-a", "gpu", 10, 0),
+        ("w-b", "default", 3, 2),
+    ]
+    assert await lab.engine.read_workers("nowhere") == []
+
+
+async def test_only_idle_workers_of_the_namespace_are_drained_and_the_mark_can_be_taken_back(lab: Lab) -> None:
+    await lab.run(step("a"))
+    busy, idle = await lab.worker("busy"), await lab.worker("idle")
+    await lab.worker("elsewhere", namespace="other")
+    claim = await busy.claim_one()
+    names = ["busy", "idle", "elsewhere", "never-seen"]
+    assert await lab.engine.drain_workers("shop", names) == ["idle"]
+    assert await lab.engine.drain_workers("shop", names) == ["idle"], "asking again gives the same answer"
+    assert (await idle.renew()).draining and not (await busy.renew(claim)).draining
+    assert await lab.engine.undrain_workers("shop", names) == ["idle"]
+    assert await lab.engine.undrain_workers("shop", names) == []
+    await busy.settle(success(claim))
+    assert sorted(await lab.engine.drain_workers("shop", names)) == ["busy", "idle"]

@@ -1,0 +1,30 @@
+"""``python tests/support/bare_cluster.py DATA``: the embedded API server and node without CRDs, database or operator.
+
+It stands for a cluster of somebody's own on which the product is installed by hand. Prints its kubeconfig's path
+once it is up; SIGTERM ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from tasker.devcluster.apiserver import ApiServer
+from tasker.devcluster.node import Node
+
+
+async def serve(folder: Path) -> None:
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    async with ApiServer(folder / "apiserver") as server:
+        kubeconfig = folder / "kubeconfig"
+        server.write_kubeconfig(kubeconfig)
+        async with Node(kubeconfig, folder / "node", server.logs_folder):
+            print(kubeconfig, flush=True)
+            await stopped.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))

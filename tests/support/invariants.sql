@@ -1,0 +1,184 @@
+-- What must always hold of the rows of runs (I1 to I5 and I12 of the engine's design). Each query returns one column
+-- `violation`, one row for everything that is wrong, nothing when all is well. All are read in one snapshot.
+
+-- name: I1_an_open_run_has_something_to_wait_for
+-- A step in the queue, in somebody's hands or waiting for the time of its retry; or the run is suspended.
+select format('task %s is %s and waits for nothing', t.task_id, t.state) as violation
+from tasker.tasks t
+where t.completed_at is null and not t.suspended
+    and not exists (select from tasker.ready_steps r where tasker.task_of_step(r.step_id) = t.task_id)
+    and not exists (select from tasker.leases l where tasker.task_of_step(l.step_id) = t.task_id)
+    and not exists (select from tasker.timers x where x.task_id = t.task_id and x.kind = 'retry');
+
+-- name: I1_a_step_is_where_its_state_says
+-- In the queue exactly when enqueued in a run that is not suspended; held exactly when in progress; a timer for a retry.
+select format('step %s is %s with %s rows of ready_steps, %s leases and %s retry timers; its task is %s', s.step_id,
+    s.state, count(r.step_id), count(l.step_id), count(x.step_id), t.state) as violation
+from tasker.steps s
+join tasker.tasks t on t.task_id = tasker.task_of_step(s.step_id)
+left join tasker.ready_steps r on r.step_id = s.step_id
+left join tasker.leases l on l.step_id = s.step_id
+left join tasker.timers x on x.step_id = s.step_id and x.kind = 'retry' and x.due_at = s.next_attempt_at
+group by s.step_id, t.task_id
+having (count(r.step_id) > 0) <> (s.state = 'enqueued' and not t.suspended and t.completed_at is null)
+    or (count(l.step_id) > 0) <> (s.state = 'in_progress')
+    or (count(x.step_id) > 0) <> (s.state = 'waiting_for_retry' and t.completed_at is null)
+    or s.state in ('enqueued_for_orchestration', 'enqueued_as_error_for_orchestration')
+    or t.completed_at is not null and s.state in ('enqueued', 'in_progress', 'waiting_for_retry');
+
+-- name: I1_the_counts_of_a_run_are_those_of_its_steps
+-- And its state is the one that these counts mean.
+with counted as (
+    select tasker.task_of_step(step_id) as task_id, count(*) as total,
+        count(*) filter (where state in ('enqueued', 'in_progress')) as active,
+        count(*) filter (where state = 'waiting_for_retry') as retrying,
+        count(*) filter (where state = 'error') as failed,
+        count(*) filter (where state = 'cancelled') as cancelled,
+        count(*) filter (where state not in ('complete', 'resolved_manually', 'cancelled')) as remaining
+    from tasker.steps group by 1
+)
+select format('task %s says %s: total %s, remaining %s, active %s, retrying %s, failed %s, cancelled %s; its steps say '
+    '%s, %s, %s, %s, %s, %s', t.task_id, t.state, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps,
+    t.failed_steps, t.cancelled_steps, c.total, c.remaining, c.active, c.retrying, c.failed, c.cancelled) as violation
+from tasker.tasks t left join counted c using (task_id)
+where (t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps, t.cancelled_steps)
+        is distinct from (c.total, c.remaining, c.active, c.retrying, c.failed, c.cancelled)
+    or (t.state = 'complete') <> (c.remaining = 0 and c.cancelled = 0)
+    or t.state = 'steps_in_process' and c.active = 0
+    or t.state = 'waiting_for_retry' and (c.active > 0 or c.retrying = 0)
+    or t.state in ('pending', 'initializing', 'enqueuing_steps', 'evaluating_results', 'blocked_by_failures')
+    or t.state = 'error' and c.failed = 0 and c.cancelled = 0;
+
+-- name: I1_a_step_waits_for_as_many_as_are_not_done
+-- The count on a pending step is that of its parents that are not done, and only such a step is pending.
+select format('step %s is %s with %s unmet dependencies; %s of its parents are not done', s.step_id, s.state,
+    s.unmet_dependencies, count(p.step_id)) as violation
+from tasker.steps s
+left join tasker.template_edges e on e.template_id = s.template_id and e.to_position = s.template_position
+left join tasker.steps p on p.step_id = tasker.first_step_id(tasker.task_of_step(s.step_id)) + e.from_position
+    and p.state not in ('complete', 'resolved_manually')
+group by s.step_id
+having s.state <> 'cancelled'
+    and (s.unmet_dependencies <> count(p.step_id) or (s.state = 'pending') <> (count(p.step_id) > 0));
+
+-- name: I2_an_attempt_has_one_outcome
+-- Between two starts of a step exactly one thing ends the attempt; the last may be open or ended by the end of the run.
+select format('step %s: after %s at %s comes %s', step_id, event, transition_id, next_event) as violation
+from (
+    select step_id, event, transition_id,
+        lead(event) over (partition by step_id order by transition_id) as next_event
+    from tasker.step_transitions
+    where event in ('start', 'submit_result', 'submit_error', 'lease_expired', 'released')
+) as hops
+where (event = 'start') = (next_event = 'start')
+    or event <> 'start' and next_event is not null and next_event <> 'start'
+    or event = 'submit_result' and next_event is not null;
+
+-- name: I2_a_result_is_recorded_once_and_a_failure_once_an_attempt
+-- One hop to complete for a complete step, none for others; one row of step_failures for each failed attempt.
+select format('step %s is %s with %s completions, %s failed attempts and failures of attempts %s', s.step_id, s.state,
+    done.completions, done.failures, failed.attempts) as violation
+from tasker.steps s
+cross join lateral (
+    select count(*) filter (where x.event = 'complete') as completions,
+        count(*) filter (where x.event in ('submit_error', 'lease_expired')) as failures
+    from tasker.step_transitions x where x.step_id = s.step_id
+) as done
+cross join lateral (
+    select coalesce(array_agg(f.attempt order by f.failure_id), '{}') as attempts,
+        count(*) filter (where f.final) as final
+    from tasker.step_failures f where f.step_id = s.step_id
+) as failed
+where done.completions <> (s.state = 'complete')::integer
+    or failed.attempts <> array(select generate_series(1, done.failures)::integer)
+    or failed.final <> (s.state = 'error')::integer;
+
+-- name: I3_no_step_starts_before_its_dependencies_allow
+-- Every start comes after the completion of every parent.
+select format('step %s started at %s, its parent %s completed at %s', starts.step_id, starts.first_start,
+    tasker.first_step_id(t.task_id) + e.from_position, ends.completed) as violation
+from (
+    select step_id, min(transition_id) as first_start from tasker.step_transitions
+    where event in ('enqueue', 'start') group by step_id
+) as starts
+join tasker.tasks t on t.task_id = tasker.task_of_step(starts.step_id)
+join tasker.template_edges e on e.template_id = t.template_id
+    and e.to_position = starts.step_id - tasker.first_step_id(t.task_id)
+left join (
+    select step_id, max(transition_id) as completed from tasker.step_transitions
+    where to_state in ('complete', 'resolved_manually') group by step_id
+) as ends on ends.step_id = tasker.first_step_id(t.task_id) + e.from_position
+where ends.completed is null or ends.completed > starts.first_start;
+
+-- name: I4_attempts_are_starts_less_releases_and_never_over_the_maximum
+-- Starts and releases since the attempts were last zeroed.
+select format('step %s counts %s attempts of at most %s; its log %s starts and %s releases', s.step_id, s.attempts,
+    d.max_attempts, coalesce(log.starts, 0), coalesce(log.releases, 0)) as violation
+from tasker.steps s
+join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+left join lateral (
+    select count(*) filter (where x.event = 'start') as starts, count(*) filter (where x.event = 'released') as releases
+    from tasker.step_transitions x
+    where x.step_id = s.step_id and x.transition_id > coalesce((
+        select max(r.transition_id) from tasker.step_transitions r
+        where r.step_id = s.step_id and r.event = 'reset_for_retry'), 0)
+) as log on true
+where s.attempts <> log.starts - log.releases or s.attempts > d.max_attempts;
+
+-- name: I5_a_lease_is_the_latest_and_its_workers
+-- Of the attempt that the step counts, held by a worker that exists, with a fence that no other lease has.
+select format('the lease of step %s (attempt %s, fence %s, worker %s) is not its step''s or has no worker', l.step_id,
+    l.attempt, l.fence, l.worker_id) as violation
+from tasker.leases l
+left join tasker.steps s on s.step_id = l.step_id
+left join tasker.workers w on w.worker_id = l.worker_id
+where s.attempts is distinct from l.attempt or w.worker_id is null
+    or exists (select from tasker.leases other where other.fence = l.fence and other.step_id <> l.step_id);
+
+-- name: I12_the_log_of_every_task_is_a_chain
+-- It begins in pending, each hop where the one before ended, and it ends in the state of the row; all hops are legal.
+select format('task %s: hop %s is %s -%s-> %s after %s', task_id, transition_id, from_state, event, to_state,
+    coalesce(before::text, 'nothing')) as violation
+from (
+    select *, lag(to_state) over (partition by task_id order by transition_id) as before from tasker.task_transitions
+) as hops
+where from_state <> coalesce(before, 'pending')
+    or not coalesce(tasker.task_transition_is_legal(from_state, event, to_state), false)
+union all
+select format('task %s is %s and its log ends in %s', t.task_id, t.state, coalesce(last.to_state::text, 'nothing'))
+from tasker.tasks t
+left join lateral (
+    select x.to_state from tasker.task_transitions x where x.task_id = t.task_id order by x.transition_id desc limit 1
+) as last on true
+where coalesce(last.to_state, 'pending') <> t.state;
+
+-- name: I12_the_log_of_every_step_is_a_chain
+-- The same for steps.
+select format('step %s: hop %s is %s -%s-> %s after %s', step_id, transition_id, from_state, event, to_state,
+    coalesce(before::text, 'nothing')) as violation
+from (
+    select *, lag(to_state) over (partition by step_id order by transition_id) as before from tasker.step_transitions
+) as hops
+where from_state <> coalesce(before, 'pending')
+    or not coalesce(tasker.step_transition_is_legal(from_state, event, to_state), false)
+union all
+select format('step %s is %s and its log ends in %s', s.step_id, s.state, coalesce(last.to_state::text, 'nothing'))
+from tasker.steps s
+left join (
+    select distinct on (step_id) step_id, to_state from tasker.step_transitions order by step_id, transition_id desc
+) as last on last.step_id = s.step_id
+where coalesce(last.to_state, 'pending') <> s.state;
+
+-- name: I12_every_row_belongs_to_a_run
+-- A run has the steps of its template; nothing is queued, held or timed for a run that has ended or never was.
+select format('task %s has %s steps, its template %s', t.task_id, t.total_steps, p.step_count) as violation
+from tasker.tasks t join tasker.templates p using (template_id) where t.total_steps <> p.step_count
+union all
+select format('a row of %s for step %s, whose task has ended or does not exist', stray.source, stray.step_id)
+from (
+    select 'ready_steps' as source, step_id, tasker.task_of_step(step_id) as task_id from tasker.ready_steps
+    union all select 'leases', step_id, tasker.task_of_step(step_id) from tasker.leases
+    union all select 'timers of ' || kind, step_id, task_id from tasker.timers
+) as stray
+left join tasker.tasks t on t.task_id = stray.task_id
+where t.task_id is null or t.completed_at is not null;
