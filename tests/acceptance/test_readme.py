@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,7 +63,9 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
     folder.mkdir()
     for entry in ROOT.iterdir():
-        if entry.name not in {".tasker", ".venv", ".git"}:
+        if entry.name in {"crds", "examples"}:
+            shutil.copytree(entry, folder / entry.name)  # kubectl does not look into a linked folder
+        elif entry.name not in {".tasker", ".venv", ".git"}:
             (folder / entry.name).symlink_to(entry)
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)

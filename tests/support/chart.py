@@ -1,4 +1,4 @@
-"""Values that the chart is rendered with, each row a way that somebody installs it; and what to look for in the objects."""
+"""Values that the chart is rendered with, each row a way of installing it; and what to look for in the objects."""
 
 from __future__ import annotations
 
@@ -117,8 +117,13 @@ MATRIX: dict[str, dict[str, Any]] = {
 
 
 def render(helm: Helm, name: str) -> list[Manifest]:
-    """The objects of one row of the matrix."""
-    return helm.template("tasker", MATRIX[name])
+    """The objects of one row of the matrix, rendered once a process. Not to be changed by the caller."""
+    if name not in _RENDERED:
+        _RENDERED[name] = helm.template("tasker", MATRIX[name])
+    return list(_RENDERED[name])
+
+
+_RENDERED: dict[str, list[Manifest]] = {}
 
 
 def find(manifests: Iterable[Manifest], kind: str, name: str) -> Manifest:

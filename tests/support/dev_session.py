@@ -69,7 +69,8 @@ class Dev:
 
     def await_ready(self) -> None:
         def ready() -> bool:
-            assert self.process.poll() is None, f"tasker dev ended with {self.process.returncode}:\n{self.output}"
+            if self.process.poll() is not None:
+                raise RuntimeError(f"tasker dev ended with {self.process.returncode}:\n{self.output}")
             return READY in self.output
 
         eventually(ready, timeout=START_SECONDS, what="tasker dev is ready")

@@ -77,7 +77,7 @@ class Helm:
                 file.name,
                 *options,
             )
-        return [manifest for manifest in yaml.safe_load_all(text) if manifest]
+        return [manifest for manifest in yaml.load_all(text, Loader=yaml.CSafeLoader) if manifest]
 
 
 def _values_file(values: Mapping[str, Any]) -> Any:

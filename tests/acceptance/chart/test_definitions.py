@@ -1,4 +1,4 @@
-"""The custom resource definitions: the same in crds/ and in both charts, and small enough for any way of applying them."""
+"""The custom resource definitions: the same in crds/ and in both charts, and small enough to be applied in any way."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_the_migration_and_all_it_needs_come_before_anything_else(helm: Helm) ->
 
 
 def test_with_the_bundled_postgres_the_operators_pod_migrates_first(helm: Helm) -> None:
-    """No hook could: before the release there is no Postgres, and after it `--wait` waits for an operator that waits."""
+    """No hook could: before the release there is no Postgres, after it `--wait` waits for an operator that waits."""
     manifests = render(helm, "bundled-postgres")
     assert not of_kind(manifests, "Job")
     [deployment] = of_kind(manifests, "Deployment")
@@ -200,7 +200,8 @@ def test_the_bundled_postgres_says_that_it_is_for_development(helm: Helm) -> Non
 
 def test_a_made_password_is_long_and_new_each_time(helm: Helm) -> None:
     first, second = (
-        find(render(helm, "bundled-postgres-in-memory"), "Secret", "tasker-postgresql")["stringData"] for _ in range(2)
+        find(helm.template("tasker", MATRIX["bundled-postgres-in-memory"]), "Secret", "tasker-postgresql")["stringData"]
+        for _ in range(2)
     )
     assert re.fullmatch(r"[A-Za-z0-9]{32}", first["POSTGRES_PASSWORD"])
     assert first["POSTGRES_PASSWORD"] != second["POSTGRES_PASSWORD"]

@@ -1,4 +1,4 @@
-"""`support.pod_security` refuses each thing that the restricted standard refuses, and nothing of a pod that meets it."""
+"""`support.pod_security` refuses each thing that the restricted standard refuses, and nothing of a good pod."""
 
 from __future__ import annotations
 

@@ -227,6 +227,20 @@ async def test_a_handler_that_blocks_the_loop_past_its_timeout_is_timed_out_from
         rig.executor.watch.stepping = None
 
 
+async def test_a_claim_that_nobody_comes_to_run_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        attempt = Attempt(make_claim("work"), keeper.clock.now)
+        rig.exchange.held[attempt.claim.fence] = attempt
+        await keeper.tick(9)
+        assert rig.metrics.steps_starved == 0
+        await keeper.tick(2)
+        await keeper.tick(2)
+        assert rig.metrics.steps_starved == 1
+        assert "a claimed step waits for its handler to be called" in caplog.text
+        rig.exchange.held.clear()
+
+
 async def test_the_thread_lives_through_anything_and_closes_its_connection() -> None:
     async with Rig(_registry(Waiting())) as rig:
         keeper = Keeper(rig)

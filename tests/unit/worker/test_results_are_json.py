@@ -127,6 +127,29 @@ def test_no_value_whatever_makes_the_worker_raise(value: Any) -> None:
     assert from_value("x", {"value": value}).kind in (OutcomeKind.SUCCESS, OutcomeKind.ERROR)
 
 
+class Hostile(dict[str, Any]):
+    """A mapping that raises when it is read."""
+
+    def items(self) -> Any:
+        raise OSError("no")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Hostile(),
+        {"inner": Hostile()},
+        StepResult(success=False, error_message=5),  # type: ignore[arg-type]
+        StepResult(success=False, error_type=ValueError),  # type: ignore[arg-type]
+        StepResult(success=False, retryable="perhaps"),  # type: ignore[arg-type]
+        StepResult(success=False, metadata=[1]),  # type: ignore[arg-type]
+    ],
+    ids=range(6),
+)
+def test_what_cannot_even_be_read_fails_the_attempt(value: Any) -> None:
+    assert isinstance(_refusal(value)["message"], str)
+
+
 def test_metadata_is_stored_beside_the_result_and_held_to_the_same() -> None:
     outcome = from_value("x", StepResult.succeed({"a": 1}, metadata={"seconds": 2}))
     assert json.loads(outcome.payload or "") == {"result": {"a": 1}, "metadata": {"seconds": 2}}

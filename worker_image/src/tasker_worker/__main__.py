@@ -1,6 +1,8 @@
 """`python -m tasker_worker module…`: the worker process."""
 
-from .process import main
+from .process import leave_threads_behind, main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    leave_threads_behind(code)
+    raise SystemExit(code)

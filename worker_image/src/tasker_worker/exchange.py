@@ -147,6 +147,9 @@ class Exchange:
                 await self._claim(limit)
             else:
                 await self._wait(self._next_poll if limit else None)
+                continue
+            # Handlers that do not wait have ended after one turn; what they return goes with the very next call.
+            await asyncio.sleep(0)
 
     def _take_finished(self) -> list[Attempt]:
         batch: list[Attempt] = []

@@ -40,6 +40,7 @@ class Attempt:
     """A claim in this worker's hands, from the claim to its settling."""
 
     __slots__ = (
+        "begun",
         "claim",
         "context",
         "detail",
@@ -49,6 +50,7 @@ class Attempt:
         "outcome",
         "refused",
         "started",
+        "starved",
         "task",
         "timer",
         "unsure",
@@ -58,15 +60,23 @@ class Attempt:
         self.claim = claim
         self.context = StepContext(claim, on_heartbeat=self._heartbeat)
         self.started = started  # monotonic seconds: of the claim, then of the handler's beginning
+        self.begun = False  # its handler was called
         self.outcome: Outcome | None = None  # None while the handler runs
         self.lost = False  # the engine says that the lease is no longer this worker's
         self.expired = False  # it ran out by the local clock, and the handler was told
         self.unsure = False  # its outcome was sent once, with an effect that is not known
+        self.starved = False  # it was warned of
         self.refused = False  # by the database, which got an error in its place
         self.detail: object = None  # of the last heartbeat
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None  # the runner, once the handler has waited for something
         self.job: Job | None = None
+
+    def begin(self) -> None:
+        """Its handler is about to be called: from here its time counts."""
+        self.begun = True
+        self.started = time.monotonic()
+        self.context.begin()
 
     def _heartbeat(self, detail: object) -> None:
         self.detail = detail
@@ -190,8 +200,7 @@ class Executor:
 
     async def _run_async(self, attempt: Attempt, invocation: Invocation, task: asyncio.Task[None]) -> float:
         token = current_step.set(attempt.context)
-        attempt.started = time.monotonic()
-        attempt.context.begin()
+        attempt.begin()
         try:
             value = await self._steps_of(attempt, invocation, task)
         except BaseException as error:
@@ -276,7 +285,7 @@ class Executor:
         self._collect()  # it may have ended in time, and the loop been late
         if attempt.outcome is not None:
             return
-        if attempt.job is not None and not attempt.job.started:
+        if not attempt.begun:
             attempt.started = time.monotonic()  # no thread has come to it; its time has not begun
         ends = attempt.started + attempt.claim.timeout_ms / 1000
         if ends > self._loop.time():
@@ -348,8 +357,7 @@ def _ids(attempt: Attempt) -> dict[str, Any]:
 def _call(attempt: Attempt, invocation: Invocation) -> Outcome:
     """Run a sync handler, in its thread and in a context of its own."""
     current_step.set(attempt.context)
-    attempt.started = time.monotonic()
-    attempt.context.begin()
+    attempt.begin()
     try:
         return outcomes.from_value(attempt.claim.step_name, invocation.run(attempt.context))
     except BaseException as error:

@@ -29,6 +29,7 @@ logger = logging.getLogger("tasker_worker.leases")
 
 _TICK_SECONDS = 0.25
 _LAG_WARNING_SECONDS = 1.0
+_STARVED_SECONDS = 10.0
 _SWEEP_SECONDS = (0.7, 1.3)  # between two sweeps of one worker, drawn anew each time
 _SWEEP_LIMIT = 500
 _RETRY_SECONDS = 0.5  # after a renewal that failed
@@ -123,6 +124,7 @@ class LeaseKeeper:
         if not self._expired and self._clock() >= self.valid_until:
             self._expire()
         if self._clock() >= self._next_sweep:
+            self._find_starved()
             self._sweep()
 
     # leases
@@ -190,6 +192,19 @@ class LeaseKeeper:
             self._in_loop(self._on_repairs)
 
     # the loop
+
+    def _find_starved(self) -> None:
+        """Warn of claims whose handler nobody came to call, once each."""
+        now = self._clock()
+        for attempt in tuple(self._exchange.held.values()):
+            waiting = not attempt.begun and attempt.outcome is None and now - attempt.started > _STARVED_SECONDS
+            if waiting and not attempt.starved:
+                attempt.starved = True
+                self._metrics.steps_starved += 1
+                logger.warning(
+                    "a claimed step waits for its handler to be called: the worker is too busy for its slots",
+                    extra=with_fields(step=attempt.claim.step_name, seconds=round(now - attempt.started, 1)),
+                )
 
     def _watch_loop(self) -> None:
         now = self._clock()

@@ -102,8 +102,10 @@ class JsonLines(logging.Formatter):
                 "correlation_id": step.correlation_id,
             }
         for name, value in getattr(record, _FIELDS, {}).items():
-            hidden = any(word in name.lower() for word in _SECRET_WORDS)
-            line[name if name not in line else f"field_{name}"] = "***" if hidden else value
+            if any(word in name.lower() for word in _SECRET_WORDS):
+                line[name] = "***"
+            elif line.setdefault(name, value) != value:
+                line[f"field_{name}"] = value
         if record.exc_info and record.exc_info[0] is not None:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)

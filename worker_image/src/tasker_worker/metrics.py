@@ -58,6 +58,7 @@ class WorkerMetrics:
         self.threads_given_up = 0
         self.tasks_given_up = 0
         self.loop_blocked = 0
+        self.steps_starved = 0
         self.hints_received = 0
         self.hints_sent = 0
 
@@ -106,6 +107,11 @@ class _Families(Collector):
             ),
             ("tasks_given_up", "Async handlers that did not end when cancelled.", counted.tasks_given_up),
             ("loop_blocked", "Times that a handler blocked the event loop for over a second.", counted.loop_blocked),
+            (
+                "steps_starved",
+                "Claimed steps whose handler was not called for over ten seconds.",
+                counted.steps_starved,
+            ),
             ("hints_received", "Hints that steps are ready.", counted.hints_received),
             ("hints_sent", "Hints sent to others.", counted.hints_sent),
         ):

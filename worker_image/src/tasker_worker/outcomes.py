@@ -25,6 +25,18 @@ _PACKAGE = str(Path(__file__).parent)
 
 def from_value(step_name: str, value: Any) -> Outcome:
     """The outcome of a handler that returned."""
+    try:
+        return _from_value(step_name, value)
+    except Exception as error:  # what it returned is the user's, and may raise anything when it is read
+        return failure(
+            ErrorType.PERMANENT_ERROR,
+            f"what the handler of step {step_name!r} returned cannot be read: {type(error).__name__}",
+            retryable=False,
+            trace=_traceback(error),
+        )
+
+
+def _from_value(step_name: str, value: Any) -> Outcome:
     metadata: Mapping[str, Any] | None = None
     if isinstance(value, StepResult):
         if not value.success:
@@ -54,12 +66,19 @@ def from_value(step_name: str, value: Any) -> Outcome:
         return Outcome(OutcomeKind.SUCCESS, f'{{"result":{text},"metadata":{encode(dict(metadata))}}}')
     except NotJson as error:
         return failure(ErrorType.PERMANENT_ERROR, f"{what} of step {step_name!r} {error}", retryable=False)
-    except Exception as error:  # a model or a mapping of the user's may raise anything when read
-        return from_exception(error)
 
 
 def from_exception(error: BaseException) -> Outcome:
     """The outcome of a handler that raised; the traceback is kept unless the SDK's own errors say all there is."""
+    try:
+        return _from_exception(error)
+    except Exception as fault:  # the exception is the user's, too
+        return failure(
+            ErrorType.HANDLER_ERROR, f"{type(error).__name__}, which raises {type(fault).__name__} when read", True
+        )
+
+
+def _from_exception(error: BaseException) -> Outcome:
     judged = classify(error)
     metadata = None
     if isinstance(error, SystemExit):
@@ -97,8 +116,8 @@ def failure(
 ) -> Outcome:
     payload: dict[str, Any] = {
         "error_type": clean_text(str(error_type), 256),
-        "message": clean_text(message, _MESSAGE_CHARACTERS),
-        "retryable": retryable,
+        "message": clean_text(str(message), _MESSAGE_CHARACTERS),
+        "retryable": bool(retryable),
         "retry_after_ms": None if retry_after is None else round(min(retry_after, 1e9) * 1000),
         "traceback": trace,
     }

@@ -26,6 +26,7 @@ logger = logging.getLogger("tasker_worker.process")
 
 Result = TypeVar("Result")
 
+_LEFTOVER_SECONDS = 1.0  # for tasks that handlers left behind to end when cancelled
 _EXIT_SECONDS = 3.0  # for threads that handlers left behind to end by themselves
 
 
@@ -40,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     json_logging.configure(
         settings.log_level, worker=settings.name, namespace=settings.namespace, environment=settings.environment
     )
-    code = _run(modules, settings)
-    _leave_threads_behind(code)
-    return code
+    return _run(modules, settings)
 
 
 def _run(modules: list[str], settings: WorkerSettings) -> int:
@@ -81,12 +80,25 @@ def run_unharmed(work: Coroutine[Any, Any, Result]) -> Result:
                 logger.warning("a task that a handler started raised %r; the worker goes on", error)
         return main_task.result()
     finally:
+        loop.run_until_complete(_end_leftovers())
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
 
-def _leave_threads_behind(code: int) -> None:
-    """See to it that the process ends: threads that a handler started and left running would keep it alive."""
+async def _end_leftovers() -> None:
+    """Cancel what handlers started and did not wait for, without waiting long for those that will not go."""
+    leftovers = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in leftovers:
+        task.cancel()
+    if leftovers:
+        await asyncio.wait(leftovers, timeout=_LEFTOVER_SECONDS)
+
+
+def leave_threads_behind(code: int) -> None:
+    """See to it that the process ends: threads that a handler started and left running would keep it alive.
+
+    Only for the end of a program.
+    """
 
     def end() -> None:
         logger.warning("threads that handlers left behind are cut off")

@@ -77,6 +77,7 @@ class Worker:
         self._hint_tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_wanted: asyncio.Event | None = None
+        self._stop_requested = False  # the same for the time before there is a loop
         self._failure: BaseException | None = None
 
     @property
@@ -122,6 +123,7 @@ class Worker:
 
     def request_stop(self) -> None:
         """Ask `run` to end gracefully. May be called from any thread and from signal handlers."""
+        self._stop_requested = True
         if self._loop is not None and self._stop_wanted is not None:
             try:
                 self._loop.call_soon_threadsafe(self._stop_wanted.set)
@@ -142,6 +144,8 @@ class Worker:
         self._state = "starting"
         self._loop = asyncio.get_running_loop()
         self._stop_wanted = asyncio.Event()
+        if self._stop_requested:
+            self._stop_wanted.set()
         settings = self.settings
         try:
             folder = Path(settings.handlers_path) if settings.handlers_path else None

@@ -99,7 +99,7 @@ class Reporter:
             await asyncio.Event().wait()
         with self._console.status("") as status:
             while True:
-                status.update(session.summary())
+                status.update(f"{time.monotonic() - self._began:.0f} s; {await session.summary()}")
                 await asyncio.sleep(_STATUS_SECONDS)
 
 

@@ -5,6 +5,7 @@ Called by `example_run`, which watches, and by the command line, which draws.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ from tasker.devcluster.example import Example
 from tasker.devcluster.kubectl import WatchEvent
 
 FINAL_STATES = frozenset({"complete", "error", "cancelled", "resolved_manually"})
+
+# The reason of a decision repeats its numbers: "0 → 3: 5 queued, …".
+_MOVE = re.compile(r"^\d+ → \d+: ")
 
 # After the Tasks have ended, how long a pool that was never seen to have workers is waited for: its status may lag.
 UNSEEN_POOL_SECONDS = 10.0
@@ -118,9 +122,7 @@ class RunState:
         status = event.object.get("status") or {}
         desired = status.get("desiredReplicas", 0)
         if desired != pool.desired:
-            why = status.get("reason", "")
-            # The reason of a decision repeats the numbers: "0 → 3: 5 queued, …".
-            why = why.partition(": ")[2] if why.startswith(f"{pool.desired} → ") else why
+            why = _MOVE.sub("", status.get("reason", ""))
             pool.history.append(ScaleChange(at=now, before=pool.desired, after=desired, why=why))
         pool.minimum = (event.object.get("spec") or {}).get("minReplicas", 0)
         pool.desired = desired

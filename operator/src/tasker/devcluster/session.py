@@ -26,16 +26,21 @@ from typing import Any, Self, TypeVar
 from tasker.devcluster.apiserver import ApiServer
 from tasker.devcluster.crd_files import crd_folder
 from tasker.devcluster.kubectl import Kubectl
+from tasker.devcluster.node import Node
+from tasker.devcluster.node.client import ApiClient, ApiError, Resource, read_kubeconfig
 from tasker.devcluster.operator_process import OperatorProcess
 from tasker.devcluster.postgres import EmbeddedPostgres
 from tasker.devcluster.postgres.locks import FileLock
-from tasker.errors import EmbeddedError
+from tasker.errors import EmbeddedError, SchemaMismatch
 from tasker.factory import migrate
 
 Result = TypeVar("Result")
 
 DATABASE = "tasker"
 LOOPBACK = "127.0.0.1,localhost"
+WORKER_POOLS = Resource(group="tasker.dev", version="v1alpha1", plural="workerpools", kind="WorkerPool")
+
+_POOLS_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,7 @@ class DevSession:
         self._folder = settings.data_folder.absolute()
         self._stack = AsyncExitStack()
         self._server = ApiServer(self._folder / "apiserver")
+        self._client: ApiClient | None = None
         self._operator: OperatorProcess | None = None
 
     @property
@@ -74,6 +80,22 @@ class DevSession:
     def operator(self) -> OperatorProcess:
         assert self._operator is not None, "the session has not been started"
         return self._operator
+
+    async def summary(self) -> str:
+        """How the session is in one line: the operator and every pool."""
+        assert self._client is not None, "the session has not been started"
+        process = self.operator.pid
+        parts = ["the operator is being started again" if process is None else f"operator: process {process}"]
+        try:
+            pools = (await self._client.list(WORKER_POOLS, limit=_POOLS_SHOWN))["items"]
+        except ApiError as error:
+            return "; ".join([*parts, str(error)])
+        for pool in pools:
+            status = pool.get("status") or {}
+            ready, desired = status.get("readyReplicas", 0), status.get("desiredReplicas", 0)
+            steps = f"{status.get('queued', 0)} queued, {status.get('running', 0)} running"
+            parts.append(f"pool {pool['metadata']['name']}: {ready}/{desired} workers, {steps}")
+        return "; ".join(parts)
 
     async def __aenter__(self) -> Self:
         """Start everything. Raises a `TaskerError` when it cannot, and leaves nothing running then."""
@@ -98,7 +120,9 @@ class DevSession:
         await kubectl.run(
             "apply", "--server-side", "--force-conflicts", "--field-manager=tasker-dev", "-f", str(crd_folder())
         )
-        await self._start_node()
+        self._client = ApiClient(read_kubeconfig(self.kubeconfig))
+        self._stack.push_async_callback(self._client.close)
+        await self._stack.enter_async_context(Node(self.kubeconfig, self._folder / "node", self._server.logs_folder))
         await self._start_operator(database_url)
 
     def _take_folder(self) -> None:
@@ -114,13 +138,18 @@ class DevSession:
 
     async def _start_database(self) -> str:
         if self._settings.database_url:
-            url = self._settings.database_url
-        else:
-            server = EmbeddedPostgres(self._folder / "postgres")
-            self._stack.push_async_callback(_to_its_end, server.stop)
-            await _to_its_end(server.start)
-            url = await _to_its_end(lambda: server.ensure_database(DATABASE))
-        await migrate(url)
+            await migrate(self._settings.database_url)
+            return self._settings.database_url
+        server = EmbeddedPostgres(self._folder / "postgres")
+        self._stack.push_async_callback(_to_its_end, server.stop)
+        await _to_its_end(server.start)
+        url = await _to_its_end(lambda: server.ensure_database(DATABASE))
+        try:
+            await migrate(url)
+        except SchemaMismatch as error:
+            raise EmbeddedError(
+                f"{error}. What is in {self._folder} is of another release: remove it, or give another folder with --data"
+            ) from error
         return url
 
     async def _start_server(self) -> None:
@@ -142,9 +171,6 @@ class DevSession:
     async def _listen(self, port: int) -> None:
         self._server = ApiServer(self._folder / "apiserver", port=port)
         await self._server.start()
-
-    async def _start_node(self) -> None:
-        raise NotImplementedError
 
     async def _start_operator(self, database_url: str) -> None:
         without_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), LOOPBACK)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -124,9 +125,10 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeCursor:
-    """A place in the transition log: every transaction before it has been read."""
+    """A place in the transition log: every transaction before it has been read. `at` is the database's time then."""
 
     transaction_id: str
+    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +142,12 @@ class Changes:
 async def read_changes(database: Database, cursor: ChangeCursor | None) -> Changes:
     """What moved since `cursor`; from now on when that is None."""
     queries = load_queries("tasks")
-    horizon = await database.fetch_value(queries["changes_horizon"])
-    after = ChangeCursor(transaction_id=horizon)
-    if cursor is None or cursor == after:
+    [horizon] = await database.fetch(queries["changes_horizon"])
+    after = ChangeCursor(transaction_id=horizon["horizon"], at=horizon["at"])
+    if cursor is None:
         return Changes(origin_uids=frozenset(), cursor=after)
-    rows = await database.fetch(queries["changes"], {"cursor": cursor.transaction_id, "horizon": horizon})
+    rows = await database.fetch(
+        queries["changes"],
+        {"cursor": cursor.transaction_id, "horizon": after.transaction_id, "since": cursor.at},
+    )
     return Changes(origin_uids=frozenset(row["origin_uid"] for row in rows), cursor=after)

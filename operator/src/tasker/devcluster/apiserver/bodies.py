@@ -6,6 +6,7 @@ The dispatcher calls `decode_object` for what is created or replaced and `decode
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +80,8 @@ class _Duplicates:
         return result
 
     def note(self, mapping: dict[str, Any], keys: list[str]) -> None:
-        seen: set[str] = set()
-        twice = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-        self._found[id(mapping)] = (mapping, list(dict.fromkeys(twice)))
+        twice = [key for key, times in Counter(keys).items() if times > 1]
+        self._found[id(mapping)] = (mapping, twice)
 
     def paths(self, root: Any) -> tuple[str, ...]:
         return tuple(self._walk(root, "")) if self._found else ()

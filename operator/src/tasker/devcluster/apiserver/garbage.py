@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from tasker.devcluster.apiserver.cluster import Cluster
-from tasker.devcluster.apiserver.deleting import DeleteOptions, Deleter
+from tasker.devcluster.apiserver.deleting import DeleteOptions, Deleter, Propagation
 from tasker.devcluster.apiserver.kinds import CRD_FINALIZER
 from tasker.devcluster.apiserver.object_meta import FOREGROUND, ORPHAN, parse_timestamp
 from tasker.devcluster.apiserver.registry import CRDS, EVENTS, NAMESPACES, Served
@@ -132,8 +132,8 @@ class Collector:
         if len(absent) == len(stored.owners) or (waiting and len(absent) + len(waiting) == len(stored.owners)):
             served = self._cluster.registry.for_storage(stored.resource)
             if served is not None:
-                propagation = "Foreground" if waiting else "Background"
-                self._delete(served, stored, DeleteOptions(propagation=propagation, uid=stored.uid))  # type: ignore[arg-type]
+                propagation: Propagation = "Foreground" if waiting else "Background"
+                self._delete(served, stored, DeleteOptions(propagation=propagation, uid=stored.uid))
         elif absent:
             self._drop_owners(stored, frozenset(absent))
 

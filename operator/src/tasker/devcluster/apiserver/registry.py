@@ -86,11 +86,6 @@ class ResourceRegistry:
             served for served in self._served.values() if (served.info.group, served.info.version) == (group, version)
         ]
 
-    def versions_of(self, plural: str, group: str) -> list[Served]:
-        return [
-            served for served in self._served.values() if (served.info.plural, served.info.group) == (plural, group)
-        ]
-
     def groups(self) -> dict[str, list[str]]:
         """The versions of each group, the preferred one first; the core group is the empty string."""
         groups: dict[str, list[str]] = {}

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from tasker.devcluster.apiserver import errors
 
@@ -138,7 +138,7 @@ def parse_query(query: Mapping[str, str]) -> QueryOptions:
         send_initial_events=read_bool(query, "sendInitialEvents"),
         dry_run=read_dry_run(query.get("dryRun", "")),
         field_manager=manager,
-        field_validation=validation,  # type: ignore[arg-type]  # one of the three, checked above
+        field_validation=cast("FieldValidation", validation),
         force=read_bool(query, "force") or False,
     )
 

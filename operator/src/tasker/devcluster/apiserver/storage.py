@@ -172,9 +172,6 @@ class Storage:
             if (namespace is None or key[0] == namespace) and (found := objects.get(key)) is not None:
                 yield found
 
-    def count(self, resource: str) -> int:
-        return len(self._objects.get(resource, {}))
-
     def resources(self) -> list[str]:
         """The resources of which there is at least one object."""
         return [resource for resource, objects in self._objects.items() if objects]

@@ -372,7 +372,7 @@ create table tasker.timers (
     -- The step's attempt count when the timer was set: an older timer says nothing about a newer attempt.
     attempts integer
 );
-create index timers_by_time on tasker.timers (due_at);
+create index timers_by_time on tasker.timers (kind, due_at);
 create index timers_by_task on tasker.timers (task_id);
 
 create table tasker.step_failures (

@@ -25,7 +25,7 @@ end $$;
 -- was lost, or an earlier process of the same name died.
 create or replace function tasker.renew_worker(p_worker text, p_step_ids bigint[], p_fences bigint[])
 returns table (known boolean, draining boolean, lost_fences bigint[]) language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off as $$
+set enable_seqscan = off set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
     v_now timestamptz := tasker.now();
     v_worker tasker.workers;
@@ -64,7 +64,8 @@ end $$;
 
 -- Marks those of the given workers as draining that hold nothing, and returns their names. A claim holds the worker's
 -- row to its end, so one that is seen idle here stays idle.
-create or replace function tasker.drain_idle_workers(p_namespace text, p_names text[]) returns setof text language plpgsql as $$
+create or replace function tasker.drain_idle_workers(p_namespace text, p_names text[]) returns setof text language plpgsql
+set enable_seqscan = off as $$
 declare
     v_ids bigint[];
 begin
@@ -92,7 +93,8 @@ begin
 end $$;
 
 -- Ends a worker that leaves by itself: what it still holds is released unharmed. Returns how many steps that were.
-create or replace function tasker.deregister_worker(p_worker text) returns integer language plpgsql as $$
+create or replace function tasker.deregister_worker(p_worker text) returns integer language plpgsql
+set enable_seqscan = off as $$
 declare
     v_worker_id bigint;
     v_step_ids bigint[];
@@ -136,7 +138,8 @@ end $$;
 
 -- Ends workers that are gone, with the reason: their leases expire at once. Returns how many steps they held.
 create or replace function tasker.expire_workers(p_actor text, p_worker_ids bigint[], p_reason text)
-returns integer language plpgsql as $$
+returns integer language plpgsql
+set enable_seqscan = off as $$
 declare
     v_gone bigint[];
     v_step_ids bigint[];

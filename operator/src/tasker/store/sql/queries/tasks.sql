@@ -69,17 +69,23 @@ join tasker.templates template on template.template_id = t.template_id
 where t.origin_uid = any (%(origin_uids)s) or t.task_uuid = any (%(task_uuids)s);
 
 -- name: changes_horizon
--- The transaction before which nothing can change any more: where a new reader of the log begins.
-select pg_snapshot_xmin(pg_current_snapshot())::text as horizon;
+-- The transaction before which nothing can change any more, and the time: where a new reader of the log begins.
+select pg_snapshot_xmin(pg_current_snapshot())::text as horizon, tasker.now() as at;
 
 -- name: changes
 -- Resources whose runs moved in transactions from the cursor up to the horizon. A transaction still open is left for
--- the next time, so that a row committed late is never passed over.
-select distinct t.origin_uid
+-- the next time, so that a row committed late is never passed over. A claim moves no run but changes what is running,
+-- so runs with a lease since the cursor count too, with two seconds for claims that were not committed then.
+select t.origin_uid
 from tasker.task_transitions x
 join tasker.tasks t on t.task_id = x.task_id
 where x.transaction_id >= %(cursor)s::text::xid8 and x.transaction_id < %(horizon)s::text::xid8
-    and t.origin_uid is not null;
+    and t.origin_uid is not null
+union
+select t.origin_uid
+from tasker.leases l
+join tasker.tasks t on t.task_id = tasker.task_of_step(l.step_id)
+where l.started_at >= %(since)s::timestamptz - interval '2 seconds' and t.origin_uid is not null;
 
 -- name: finished_count
 -- How many of the given runs have ended.

@@ -1,0 +1,275 @@
+"""The hot statements read what they need and no more, however much else there is.
+
+Two accounts are taken. auto_explain shows every plan that was executed, inside functions too, so that a sequential
+scan of a table that grows is seen; and the server's own counters tell how many rows were touched, so that a scan of a
+whole index, which is no better, is seen as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from psycopg import AsyncConnection
+from psycopg.errors import Diagnostic
+from psycopg.rows import DictRow
+
+from support.engine import NAMESPACE, Lab, SimulatedWorker, connect, failure, open_lab, step, success
+from support.postgres import TestServer
+from tasker.factory import migrate
+from tasker.store.queries import load_queries
+
+LARGE = {"tasks", "steps", "ready_steps", "timers", "task_transitions", "step_transitions", "step_failures"}
+"""Tables that grow with the runs. `leases` is none: it never has more rows than all workers together have slots."""
+RUNS, STEPS = 4_000, 6
+
+
+async def populate(lab: Lab) -> None:
+    """4,000 runs of 6 steps in 20 namespaces: half have ended; much is queued, in hand, and waiting for a retry."""
+    retry = {"backoff": "linear", "baseMs": 30_000, "jitter": 0}
+    steps = [step("s0", retry=retry), *(step(f"s{n}", f"s{n - 1}") for n in range(1, STEPS))]
+    for n in range(20):
+        await lab.template(*steps, namespace=f"crowd-{n}")
+    await lab.template(*steps)
+    await lab.execute(
+        "select count(*) from generate_series(0, 19) n cross join lateral tasker.submit_tasks('crowd-' || n, ("
+        " select jsonb_agg(jsonb_build_object('template_name', 'order', 'origin_uid', n || '/' || i,"
+        " 'deadline_seconds', 3600)) from generate_series(1, %s) i)) submitted",
+        RUNS // 20,
+    )
+    # Every other run is brought to its end, as if long ago.
+    await lab.execute("alter table tasker.steps disable trigger all")
+    await lab.execute("alter table tasker.tasks disable trigger all")
+    await lab.execute(
+        "delete from tasker.ready_steps where tasker.task_of_step(step_id) % 2 = 0",
+    )
+    await lab.execute("delete from tasker.timers where task_id % 2 = 0")
+    await lab.execute(
+        "update tasker.steps set state = 'complete', unmet_dependencies = 0, completed_at = now(), result = '1',"
+        " attempts = 1 where tasker.task_of_step(step_id) % 2 = 0"
+    )
+    await lab.execute(
+        "update tasker.tasks set state = 'complete', completed_at = now(), remaining_steps = 0, active_steps = 0"
+        " where task_id % 2 = 0"
+    )
+    await lab.execute("alter table tasker.steps enable trigger all")
+    await lab.execute("alter table tasker.tasks enable trigger all")
+    for n in range(20):
+        worker = await lab.worker(f"crowd-worker-{n}", namespace=f"crowd-{n}", lease_seconds=100_000)
+        claims = await worker.claim(40)
+        await worker.settle(*(failure(claim, "no " * 50) for claim in claims[:20]))
+    for n in range(20):
+        await lab.template(*(step(f"s{place}") for place in range(200)), namespace=f"crowd-{n}", name="wide")
+        await lab.submit("wide", namespace=f"crowd-{n}")
+    await lab.execute("vacuum (analyze)")
+
+
+@pytest.fixture(scope="module")
+def populated_database(postgres_server: TestServer) -> Iterator[str]:
+    """The name of a large database, made once; each test gets a clone of it."""
+
+    async def build(url: str) -> None:
+        await migrate(url)
+        async with open_lab(url) as lab:
+            await populate(lab)
+
+    name = "populated_for_plans"
+    url = postgres_server.create(name)
+    asyncio.run(build(url))
+    yield name
+    postgres_server.drop(name)
+
+
+@pytest.fixture
+async def large(postgres_server: TestServer, populated_database: str) -> AsyncIterator[Lab]:
+    name = f"{populated_database}_clone"
+    async with open_lab(postgres_server.create(name, populated_database)) as lab:
+        yield lab
+    postgres_server.drop(name)
+
+
+@dataclass
+class Account:
+    """What a statement did: the plan nodes that scan, and the rows touched by table."""
+
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    rows_read: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def sequential_scans(self) -> set[str]:
+        """Large tables that were read from end to end, with rows in them; a partition counts as its table."""
+        return {
+            table
+            for node in self.nodes
+            for table in LARGE
+            if node["Node Type"] == "Seq Scan"
+            and node["Relation Name"].startswith(table)
+            and node["Actual Rows"] + node.get("Rows Removed by Filter", 0) > 0
+        }
+
+    def assert_modest(self, most_rows: int) -> None:
+        """No large table is read from end to end, and no more than `most_rows` rows of them altogether."""
+        assert self.sequential_scans == set()
+        assert sum(self.rows_read.values()) <= most_rows, self.rows_read
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The nodes of a plan that were executed."""
+    if plan["Actual Loops"] > 0:
+        yield plan
+        for part in plan.get("Plans", []):
+            yield from nodes_of(part)
+
+
+READ = """select coalesce(parent.relname, s.relname) as table,
+        sum(s.seq_tup_read + coalesce(s.idx_tup_fetch, 0)) as rows
+    from pg_stat_xact_user_tables s
+    left join pg_inherits i on i.inhrelid = s.relid left join pg_class parent on parent.oid = i.inhparent
+    where s.schemaname = 'tasker' group by 1 having sum(s.seq_tup_read + coalesce(s.idx_tup_fetch, 0)) > 0"""
+
+
+@asynccontextmanager
+async def accounting(lab: Lab) -> AsyncIterator[tuple[AsyncConnection[DictRow], Account]]:
+    """A connection in a transaction; the account of what is executed on it is complete at the end."""
+    account = Account()
+
+    def note(diagnostic: Diagnostic) -> None:
+        message = diagnostic.message_primary or ""
+        if "plan:" in message:
+            explained = json.loads(message.split("plan:\n", 1)[1])
+            account.nodes += nodes_of(explained["Plan"])
+
+    async with await connect(lab.url) as connection:
+        await connection.execute("load 'auto_explain'")
+        for setting, value in {
+            "log_min_duration": "0",
+            "log_analyze": "on",
+            "log_timing": "off",
+            "log_nested_statements": "on",
+            "log_format": "json",
+            "log_level": "notice",
+        }.items():
+            await connection.execute("select set_config(%s, %s, false)", (f"auto_explain.{setting}", value))
+        connection.add_notice_handler(note)
+        async with connection.transaction():
+            yield connection, account
+            await connection.execute("select set_config('auto_explain.log_min_duration', '-1', false)")
+            rows = await (await connection.execute(READ)).fetchall()
+            account.rows_read = {row["table"]: int(row["rows"]) for row in rows if row["table"] in LARGE}
+
+
+async def test_the_account_sees_a_sequential_scan_inside_a_function(large: Lab) -> None:
+    """Lest the other tests pass because nothing is seen at all."""
+    async with accounting(large) as (connection, account):
+        await connection.execute("do $$ begin perform count(*) from tasker.steps where state = 'in_progress'; end $$")
+    assert account.sequential_scans == {"steps"}
+    assert account.rows_read["steps"] >= RUNS * STEPS
+    with pytest.raises(AssertionError):
+        account.assert_modest(1_000_000)
+
+
+async def test_claiming(large: Lab) -> None:
+    async with accounting(large) as (connection, account):
+        worker = SimulatedWorker(connection, "crowd-worker-3")
+        assert len(await worker.claim(10)) == 10
+    account.assert_modest(200)
+
+
+async def test_claiming_in_an_empty_queue(large: Lab) -> None:
+    await large.worker("idle")
+    async with accounting(large) as (connection, account):
+        assert await SimulatedWorker(connection, "idle").claim(10) == []
+    account.assert_modest(0)
+
+
+async def test_settling_and_claiming_in_one_call(large: Lab) -> None:
+    worker = SimulatedWorker(large.connection, "crowd-worker-3")
+    claims = await worker.claim(10)
+    async with accounting(large) as (connection, account):
+        outcomes = [*(success(claim) for claim in claims[:8]), failure(claims[8]), failure(claims[9], retryable=False)]
+        settlement = await SimulatedWorker(connection, "crowd-worker-3").settle(*outcomes, claim_limit=10)
+        assert len(settlement.claims) == 10
+    account.assert_modest(800)
+
+
+async def test_renewing(large: Lab) -> None:
+    worker = SimulatedWorker(large.connection, "crowd-worker-3")
+    claims = await worker.claim(10)
+    async with accounting(large) as (connection, account):
+        assert len((await SimulatedWorker(connection, "crowd-worker-3").renew(*claims)).lost_fences) == 0
+    account.assert_modest(60)
+
+
+async def test_sweeping_with_nothing_to_do(large: Lab) -> None:
+    async with accounting(large) as (connection, account):
+        assert await (await connection.execute("select * from tasker.sweep(500)")).fetchall() == []
+    # It looks at a hundred open runs in turn, and at what of them is queued and held.
+    account.assert_modest(1_000)
+
+
+async def test_sweeping_with_everything_to_do(large: Lab) -> None:
+    await large.clock.advance(50)
+    assert await large.value("select count(*) from tasker.timers where kind = 'retry'") > 300
+    async with accounting(large) as (connection, account):
+        rows = await (await connection.execute("select * from tasker.sweep(20)")).fetchall()
+        assert {row["repair"]: row["repaired"] for row in rows} == {"retries_due": 20}
+    account.assert_modest(1_000)
+
+
+async def test_submitting(large: Lab) -> None:
+    async with accounting(large) as (connection, account):
+        await connection.execute(
+            'select * from tasker.submit_tasks(\'crowd-1\', \'[{"template_name": "order"}, {"template_name":'
+            ' "order", "origin_uid": "1/7"}]\')'
+        )
+    account.assert_modest(100)
+
+
+async def test_reading_summaries(large: Lab) -> None:
+    async with accounting(large) as (connection, account):
+        cursor = await connection.execute(
+            load_queries("tasks")["summaries"],
+            {"origin_uids": [f"1/{n}" for n in range(1, 21)], "task_uuids": [], "leaf_results_limit": 8192},
+        )
+        assert len(await cursor.fetchall()) == 20
+    account.assert_modest(400)
+
+
+async def test_reading_changes(large: Lab) -> None:
+    await large.clock.advance(60)  # claims just made count as changes too; these were made long ago
+    cursor = (await large.engine.read_changes(None)).cursor
+    for n in range(5):
+        await large.engine.cancel_by_origin(f"2/{2 * n + 1}", actor="me", reason="x")
+        await large.engine.cancel_by_origin(f"2/{2 * n + 2}", actor="me", reason="x")
+    async with accounting(large) as (connection, account):
+        result = await connection.execute(
+            load_queries("tasks")["changes"],
+            {"cursor": cursor.transaction_id, "horizon": str(2**60), "since": cursor.at},
+        )
+        assert len(await result.fetchall()) == 5
+    account.assert_modest(50)
+
+
+async def test_reading_the_demand_of_a_few_pools(large: Lab) -> None:
+    async with accounting(large) as (connection, account):
+        result = await connection.execute(
+            load_queries("workers")["demand"],
+            {"namespaces": ["crowd-1", NAMESPACE, "crowd-1"], "pools": ["default", "default", "other"]},
+        )
+        rows = await result.fetchall()
+        assert [(row["queued"], row["running"]) for row in rows if row["pool"] == "default"] == [(260, 20), (0, 0)]
+    # The queue of the namespaces asked for, and the claims of their workers.
+    account.assert_modest(400)
+
+
+async def test_cancelling_and_resuming(large: Lab) -> None:
+    async with accounting(large) as (connection, account):
+        for action in ("suspend_task(1)", "resume_task(1)", "cancel_task(1, 'me', 'x')"):
+            (row,) = await (await connection.execute(f"select tasker.{action} as done".encode())).fetchall()
+            assert row["done"]
+    account.assert_modest(150)
