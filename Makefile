@@ -6,9 +6,10 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 BIN := .venv/bin
 READY := .venv/.ready
+LOCK := .tasker/uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make locks' -q
 
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test lint types bench parity examples format
+.PHONY: help demo dev test lint types bench parity examples format chart locks images
 
 help:      ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -16,8 +17,8 @@ demo: $(READY)      ## Run examples/03-order-fulfillment on this machine, with p
 	@$(BIN)/tasker dev --run examples/03-order-fulfillment
 dev: $(READY)       ## Keep the embedded cluster running for kubectl
 	@$(BIN)/tasker dev
-test: $(READY)      ## All tests
-	$(BIN)/pytest -n 2
+test: $(READY)      ## All tests but those of the images
+	$(BIN)/pytest -n 2 -m 'not images'
 lint: $(READY)      ## Lint, formatting, import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 types: $(READY)     ## mypy --strict; the examples one by one, for each has a module called handlers
@@ -27,6 +28,16 @@ bench: $(READY)     ## Latency and throughput beside this machine's raw limits
 parity: $(READY)    ## How many rows of the parity checklist have a passing test
 	$(BIN)/pytest -n 2 -q -m parity --parity-report
 examples: $(READY) $(patsubst %.py,%.yaml,$(wildcard examples/*/handlers.py)) ## The examples' ConfigMaps, from their handlers.py
+chart: $(READY)     ## What in the charts follows from crds/, the version and the comments of values.yaml
+	@$(BIN)/python charts/generate.py
+images: $(READY)    ## Build the images with buildah and test them: root on Debian, about three minutes
+	$(BIN)/pytest -m images
+locks: $(READY)     ## The images' lock files, anew from the distributions' dependencies
+	@test -x .tasker/uv/bin/uv || { $(BIN)/python -m venv .tasker/uv && .tasker/uv/bin/pip install -q 'uv>=0.9,<1'; }
+	$(LOCK) pyproject.toml -o operator/requirements.lock
+	$(LOCK) worker_image/pyproject.toml -o worker_image/requirements.lock
+	echo 'hatchling>=1.27' | $(LOCK) - -o operator/requirements-build.lock
+	echo 'hatchling>=1.27' | $(LOCK) - -o worker_image/requirements-build.lock
 format: $(READY)    ## Put imports and layout in order
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
+
 from support.invariants import check_invariants
 from support.waiting import eventually, eventually_async
 from support.workers import chain, worker_processes
-
 from tasker.devcluster.postgres import EmbeddedPostgres
 from tasker.engine import Engine
 from tasker.errors import StoreError
@@ -23,9 +25,18 @@ HANDLERS = ["chaos.fault_handlers"]
 LEASE_SECONDS = "2"
 
 
-async def finished(engine: Engine, task_uuid: object) -> TaskSummary | None:
-    summary = await engine.read_task(task_uuid)  # type: ignore[arg-type]
-    return summary if summary.finished else None
+async def end_of(engine: Engine, task_uuid: UUID) -> TaskSummary:
+    """The run, once it has ended."""
+
+    async def ended() -> bool:
+        return (await engine.read_task(task_uuid)).finished
+
+    await eventually_async(ended, timeout=20, what="the run to end")
+    return await engine.read_task(task_uuid)
+
+
+def lines_exceed(file: Path, count: int) -> bool:
+    return len(file.read_text().splitlines()) > count
 
 
 async def assert_invariants(url: str) -> None:
@@ -38,7 +49,9 @@ async def test_a_step_whose_worker_was_killed_runs_elsewhere_and_the_attempt_cou
 ) -> None:
     async with open_engine(DatabaseSettings(url=database_url)) as engine:
         await engine.register_template("default", "held", chain(["held"]))
-        with worker_processes(database_url, tmp_path, ["first"], HANDLERS, TASKER_LEASE_SECONDS=LEASE_SECONDS) as [first]:
+        with worker_processes(database_url, tmp_path, ["first"], HANDLERS, TASKER_LEASE_SECONDS=LEASE_SECONDS) as [
+            first
+        ]:
             [task] = await engine.submit_tasks(
                 "default", [TaskRequest(template_name="held", context={"folder": str(tmp_path)})]
             )
@@ -50,7 +63,7 @@ async def test_a_step_whose_worker_was_killed_runs_elsewhere_and_the_attempt_cou
                 # Lease time, the sweep's second, and the poll: the same sum is 35 s for the default lease of 30 s.
                 assert time.monotonic() - killed_at < float(LEASE_SECONDS) + 5
                 (tmp_path / "go").touch()
-                summary = await eventually_async(lambda: finished(engine, task.task_uuid), timeout=20)
+                summary = await end_of(engine, task.task_uuid)
     assert summary.state == "complete"
     assert summary.leaf_results == {"step-0": {"worker": "second", "attempt": 2}}
     assert [(failure.attempt, failure.error_type) for failure in summary.failures] == [(1, "worker_crash_loop")]
@@ -69,11 +82,11 @@ async def test_a_worker_that_slept_through_its_lease_cannot_write_late(database_
             with worker_processes(database_url, tmp_path, ["other"], HANDLERS, TASKER_LEASE_SECONDS=LEASE_SECONDS):
                 eventually((tmp_path / "other.2.started").exists, timeout=20, what="the second attempt elsewhere")
                 (tmp_path / "go").touch()
-                summary = await eventually_async(lambda: finished(engine, task.task_uuid), timeout=20)
+                summary = await end_of(engine, task.task_uuid)
             # Woken up, its handler ends at once and hands in a result under the old fence.
             late.send(signal.SIGCONT)
             eventually(lambda: "discarded" in late.log.read_text(), timeout=20, what="the late result to be refused")
-            assert await finished(engine, task.task_uuid) == summary
+            assert await engine.read_task(task.task_uuid) == summary
     assert summary.leaf_results == {"step-0": {"worker": "other", "attempt": 2}}
     await assert_invariants(database_url)
 
@@ -95,7 +108,7 @@ async def test_killing_postgres_under_load_loses_and_doubles_nothing(tmp_path: P
                 submitted = await engine.submit_tasks("default", requests)
                 for kill in range(1, kills + 1):
                     goal = workflows * steps * kill // (kills + 2)
-                    eventually(lambda goal=goal: len(ledger.read_text().splitlines()) > goal, timeout=60)
+                    eventually(partial(lines_exceed, ledger, goal), timeout=60)
                     server.kill()
                     server.start()
 

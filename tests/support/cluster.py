@@ -43,7 +43,9 @@ HANDLERS = textwrap.dedent(
 
     @step_handler("sleep")
     def sleep(context):
-        time.sleep(context.configuration.get("seconds", 1.0))
+        end = time.monotonic() + context.get_config("seconds", 1.0)
+        while time.monotonic() < end and not context.cancelled:
+            time.sleep(0.05)
         return {"slept": True}
 
 

@@ -1,8 +1,8 @@
 """A program for pods of the node's tests, in place of an image: answers on its port with what it was given.
 
 ``serve`` answers until SIGTERM; ``stubborn`` also after it; ``exit CODE`` ends at once; ``family`` serves and has a
-child of its own. ``GET /`` gives arguments, environment, working folder and process numbers as JSON; ``GET /set/live/0``
-and the like change what ``/live`` and ``/ready`` answer; ``GET /file?PATH`` gives a file. Standard library only, and
+child of its own. ``GET /`` gives arguments, environment, working folder and process numbers as JSON; ``GET /file?PATH``
+gives a file; ``GET /set/live/0`` and the like change what ``/live`` and ``/ready`` answer. Standard library only, and
 little of it: it must be up within milliseconds.
 """
 

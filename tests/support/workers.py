@@ -77,8 +77,7 @@ def worker_processes(
     """Starts a worker for each name and stops all of them in the end."""
     started: list[WorkerProcess] = []
     try:
-        for name in names:
-            started.append(WorkerProcess(url, name, modules, folder / f"{name}.log", environment))
+        started.extend(WorkerProcess(url, name, modules, folder / f"{name}.log", environment) for name in names)
         yield started
     finally:
         for worker in started:

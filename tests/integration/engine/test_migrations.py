@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -39,14 +40,15 @@ def test_the_whole_schema_equals_the_sum_of_the_migrations(postgres_server: Test
     texts = {"schema_whole": [whole], "schema_steps": [migration.text for migration in migrations()]}
     dumps: dict[str, list[str]] = {}
     for name, parts in texts.items():
-        url = postgres_server.create(name)
+        database = f"{name}_{secrets.token_hex(4)}"
+        url = postgres_server.create(database)
         try:
             with psycopg.connect(url, autocommit=True) as connection:
                 for part in [*parts, functions().text]:
                     connection.execute(part.encode())
             dumps[name] = dump_schema(url)
         finally:
-            postgres_server.drop(name)
+            postgres_server.drop(database)
     assert any("create table tasker.steps" in line.lower() for line in dumps["schema_whole"])
     assert dumps["schema_whole"] == dumps["schema_steps"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ def populated_database(postgres_server: TestServer) -> Iterator[str]:
         async with open_lab(url) as lab:
             await populate(lab)
 
-    name = "populated_for_plans"
+    name = f"populated_{secrets.token_hex(4)}"
     url = postgres_server.create(name)
     asyncio.run(build(url))
     yield name

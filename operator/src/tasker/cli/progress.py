@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from tasker.cli.tables import live_view, scale_line, scale_table, tasks_table
 from tasker.devcluster.example import Example
@@ -99,7 +100,8 @@ class Reporter:
             await asyncio.Event().wait()
         with self._console.status("") as status:
             while True:
-                status.update(f"{time.monotonic() - self._began:.0f} s; {await session.summary()}")
+                text = f"{time.monotonic() - self._began:.0f} s; {await session.summary()}"
+                status.update(Text(text, no_wrap=True, overflow="ellipsis"))
                 await asyncio.sleep(_STATUS_SECONDS)
 
 

@@ -251,9 +251,9 @@ def main() -> int:
     try:
         database = DatabaseSettings.from_environment()
         settings = OperatorSettings.from_environment(version=__version__)
+        configure_logging(settings.log_level, settings.log_format)
+        asyncio.run(_run_until_signalled(database, settings))
     except ConfigurationError as error:
         print(f"tasker operator: {error}", file=sys.stderr)
         return 2
-    configure_logging(settings.log_level, settings.log_format)
-    asyncio.run(_run_until_signalled(database, settings))
     return 0

@@ -13,6 +13,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tasker.controller.metrics import OperatorMetrics
+from tasker.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,10 @@ async def serve_health(
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from error
         on_bound(runner.addresses[0][1])
         yield
     finally:

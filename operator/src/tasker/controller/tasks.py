@@ -31,7 +31,7 @@ PROGRESS_SECONDS = 1.0
 
 
 class TaskReconciler:
-    """Submits, steers and shows runs. Remembers when it last wrote a running Task's status, only to write less."""
+    """Submits, steers and shows runs. Remembers which are open and when it wrote their status, only to write less."""
 
     def __init__(self, world: World, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._world = world
@@ -126,8 +126,9 @@ class TaskReconciler:
 
     async def _show(self, task: Manifest, summary: TaskSummary) -> float | None:
         uid, old = task["metadata"]["uid"], task.get("status") or {}
+        last = self._written.setdefault(uid, float("-inf"))
         if not summary.finished and is_true(old, "Accepted"):
-            too_early = self._too_early(uid)
+            too_early = last + self._pause() - self._clock()
             if too_early > 0:
                 return too_early
         status = build_status(summary, previous=old, generation=task["metadata"]["generation"], now=self._world.now())
@@ -135,17 +136,14 @@ class TaskReconciler:
             self._written[uid] = self._clock()
             self._tell(task, old, status)
         if not summary.finished:
-            return None
+            # That a worker took a step is no move of the run, so nothing tells of it: it has to be looked at.
+            return 2 * self._pause() if summary.counts.ready else None
         self._written.pop(uid, None)
         return self._time_to_live(task, status)
 
-    def _too_early(self, uid: str) -> float:
-        """Seconds until the next progress write of this Task: one a second, fewer when very many Tasks run."""
-        last = self._written.get(uid)
-        if last is None:
-            return 0.0
-        pause = max(PROGRESS_SECONDS, len(self._written) / self._world.settings.progress_writes_per_second)
-        return last + pause - self._clock()
+    def _pause(self) -> float:
+        """Seconds between two progress writes of a Task: one, and more when very many Tasks are open."""
+        return max(PROGRESS_SECONDS, len(self._written) / self._world.settings.progress_writes_per_second)
 
     def _tell(self, task: Manifest, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         failures = new.get("failures")

@@ -82,10 +82,10 @@ class DevSession:
         return self._operator
 
     async def summary(self) -> str:
-        """How the session is in one line: the operator and every pool."""
+        """How the session is in one line: the operator, and each pool's ready workers and open steps."""
         assert self._client is not None, "the session has not been started"
         process = self.operator.pid
-        parts = ["the operator is being started again" if process is None else f"operator: process {process}"]
+        parts = ["operator starting again" if process is None else f"operator {process}"]
         try:
             pools = (await self._client.list(WORKER_POOLS, limit=_POOLS_SHOWN))["items"]
         except ApiError as error:
@@ -93,8 +93,8 @@ class DevSession:
         for pool in pools:
             status = pool.get("status") or {}
             ready, desired = status.get("readyReplicas", 0), status.get("desiredReplicas", 0)
-            steps = f"{status.get('queued', 0)} queued, {status.get('running', 0)} running"
-            parts.append(f"pool {pool['metadata']['name']}: {ready}/{desired} workers, {steps}")
+            steps = status.get("queued", 0) + status.get("running", 0)
+            parts.append(f"{pool['metadata']['name']}: {ready}/{desired} workers, {steps} steps")
         return "; ".join(parts)
 
     async def __aenter__(self) -> Self:

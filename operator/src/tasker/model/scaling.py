@@ -9,6 +9,7 @@ than were wanted at any moment of that time; the last ones go after `idle_second
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +75,7 @@ def decide(inputs: ScaleInputs) -> ScaleDecision:
     if wanted > current:
         waited = inputs.now - (memory.over_since if memory.over_since is not None else inputs.now)
         if waited < inputs.up_seconds:
-            return _stay(inputs, memory, f"{_demand(inputs)}; up in {_seconds(inputs.up_seconds - waited)}")
+            return _stay(inputs, memory, f"{_demand(inputs)}; up {_within(inputs.up_seconds - waited)}")
         return _move(inputs, memory, wanted, _demand(inputs))
     if wanted < current:
         return _shrink(inputs, memory)
@@ -109,7 +110,7 @@ def _since(old: float | None, holds: bool, now: float) -> float | None:
 
 def _shrink(inputs: ScaleInputs, memory: ScaleMemory) -> ScaleDecision:
     if memory.idle_since is not None and inputs.now - memory.idle_since >= inputs.idle_seconds:
-        return _move(inputs, memory, inputs.min_replicas, f"idle for {_seconds(inputs.now - memory.idle_since)}")
+        return _move(inputs, memory, inputs.min_replicas, f"idle for {inputs.now - memory.idle_since:.0f} s")
     waited = inputs.now - (memory.under_since if memory.under_since is not None else inputs.now)
     # Work may come back: while the pool is not idle for long enough, one worker stays warm.
     target = max(memory.under_peak, 1, inputs.min_replicas)
@@ -117,11 +118,11 @@ def _shrink(inputs: ScaleInputs, memory: ScaleMemory) -> ScaleDecision:
         return _move(inputs, memory, target, _demand(inputs))
     if memory.idle_since is not None:
         left = inputs.idle_seconds - (inputs.now - memory.idle_since)
-        return _stay(inputs, memory, f"idle; down to {inputs.min_replicas} in {_seconds(left)}")
+        return _stay(inputs, memory, f"idle; down to {inputs.min_replicas} {_within(left)}")
     if target >= inputs.current:
         return _stay(inputs, memory, _demand(inputs))
     left = inputs.down_seconds - waited
-    return _stay(inputs, memory, f"{_demand(inputs)}; down to {target} in {_seconds(left)}")
+    return _stay(inputs, memory, f"{_demand(inputs)}; down to {target} {_within(left)}")
 
 
 def _move(inputs: ScaleInputs, memory: ScaleMemory, target: int, why: str) -> ScaleDecision:
@@ -140,6 +141,6 @@ def _demand(inputs: ScaleInputs) -> str:
     return f"{inputs.queued} queued, {inputs.running} running, {inputs.slots} slots each"
 
 
-def _seconds(seconds: float) -> str:
-    # Rounded up to whole steps of 5 s, so that a status that shows it is not rewritten every second.
-    return f"{max(1, -(-int(seconds) // 5)) * 5} s"
+def _within(seconds: float) -> str:
+    # In steps of 5 s, so that a status that shows it is not rewritten every second.
+    return f"within {max(1, ceil(seconds / 5)) * 5} s"

@@ -31,6 +31,7 @@ from tasker.devcluster.node.environment import (
 )
 from tasker.devcluster.node.events import EventRecorder
 from tasker.devcluster.node.informer import Informer
+from tasker.devcluster.node.log_files import LogFiles
 from tasker.devcluster.node.objects import Key, KubeObject, integer, is_deleting, key_of, uid_of
 from tasker.devcluster.node.pod_runtime import ContainerRuntime, Exit, PodRuntime, Waiting, adopt
 from tasker.devcluster.node.pod_status import build_pod_status, build_unscheduled_status
@@ -75,7 +76,7 @@ class Kubelet:
         self._labels = labels
         self._images = images
         self._pods_folder = data_folder / "pods"
-        self._logs_folder = logs_folder
+        self._logs = LogFiles(logs_folder)
         self._requeue = requeue
         self._now = now
         self._runtimes: dict[Key, PodRuntime] = {}
@@ -161,6 +162,8 @@ class Kubelet:
                 await self._start(pod, runtime, container, found)
         if loop.time() - runtime.volumes_at > REFRESH_SECONDS and runtime.processes:
             runtime.volumes_at = loop.time()
+            for name in runtime.containers:
+                self._logs.shorten(runtime.key, name)
             with suppress(ConfigError):  # what a running program was given stays
                 await write_volumes(pod, runtime.volumes, self._reader(runtime.key.namespace))
 
@@ -213,16 +216,12 @@ class Kubelet:
         environment: Mapping[str, str],
         folder: Path,
     ) -> None:
-        log_file = self._logs_folder / runtime.key.namespace / runtime.key.name / f"{found.name}.log"
-        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            log_file.rename(log_file.with_suffix(".previous.log"))
         try:
             found.process = ContainerProcess(
                 command,
                 environment=environment,
                 folder=folder,
-                log_file=log_file,
+                log_file=self._logs.begin(runtime.key, found.name),
                 on_exit=lambda code: self._on_exit(pod, runtime, found, code),
             )
         except OSError as error:
@@ -311,6 +310,7 @@ class Kubelet:
         if runtime is not None:
             runtime.confirmed = True
             shutil.rmtree(runtime.folder, ignore_errors=True)
+        self._logs.prune(pod["metadata"]["namespace"], {key.name for key in self._runtimes})
 
     def _begin_ending(self, pod: KubeObject, runtime: PodRuntime) -> None:
         loop = asyncio.get_running_loop()

@@ -35,6 +35,7 @@ from tasker.devcluster.node.kubelet import Kubelet
 from tasker.devcluster.node.objects import Key, KubeObject, controller_of, format_time, key_of
 from tasker.devcluster.node.replica_sets import ReplicaSetController
 from tasker.devcluster.node.work_queue import WorkQueue
+from tasker.devcluster.postgres.locks import FileLock
 from tasker.errors import EmbeddedError
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Node:
         self._logs_folder = (logs_folder or data_folder / "logs").absolute()
         self._images = DEFAULT_IMAGES if images is None else images
         self._name = name
+        self._lock = FileLock(self._data_folder / "node.lock")
         self._client: ApiClient | None = None
         self._kubelet: Kubelet | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -98,9 +100,12 @@ class Node:
     async def start(self) -> None:
         """Register the node and begin to work; back when it has seen all there is.
 
-        Raises ``EmbeddedError`` when the API server cannot be used within half a minute.
+        Raises ``EmbeddedError`` when the API server cannot be used within half a minute, or another node has the folder.
         """
         self._data_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._lock.try_lock("exclusive"):
+            self._lock.release()
+            raise EmbeddedError(f"another node runs in {self._data_folder}")
         self._client = client = ApiClient(self._connection)
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -125,6 +130,7 @@ class Node:
         if self._client is not None:
             await self._client.close()
             self._client = None
+        self._lock.release()
 
     async def _begin(self, client: ApiClient, labels: Mapping[str, str]) -> None:
         queue: WorkQueue[WorkKey] = WorkQueue()

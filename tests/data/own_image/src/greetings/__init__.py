@@ -1,0 +1,1 @@
+"""Handlers delivered as a package in an image of their own."""
