@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.console_blocks import Command, difference, read_blocks, read_commands
+from support.console_blocks import Command, Shell, difference, read_blocks, read_commands
 from support.dev_session import ROOT, Dev, clean_environment, processes_of
 from support.waiting import eventually
 
@@ -27,34 +27,6 @@ def commands(*, real_cluster: bool) -> list[Command]:
     found = [command for command in read_commands(README) if (command.line > border) is real_cluster]
     assert len(found) > 3, "the README's commands are no longer found"
     return found
-
-
-class Shell:
-    """Runs commands one after the other in a folder; what one exports the next one has."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = clean_environment()
-
-    def run(self, command: Command) -> None:
-        exported = self.folder / ".exported"
-        ran = subprocess.run(
-            ["bash", "-c", f"{command.text}\ncode=$?; env -0 > {exported}; exit $code"],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        assert ran.returncode == 0, f"README.md:{command.line}: {command.text}\n{ran.stdout}"
-        missing = difference(command.output, ran.stdout)
-        assert missing is None, f"README.md:{command.line}: {command.text}\ndoes not print {missing!r}:\n{ran.stdout}"
-        self.environment = dict(
-            entry.split("=", 1) for entry in exported.read_text(encoding="utf-8").split("\0") if "=" in entry
-        )
 
 
 @pytest.fixture
@@ -80,7 +52,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_the_commands_for_this_machine_work_as_shown(checkout: Path) -> None:
-    shell = Shell(checkout)
+    shell = Shell(checkout, clean_environment(), README.name)
     background: Dev | None = None
     try:
         for command in commands(real_cluster=False):
@@ -114,7 +86,7 @@ def bare_cluster(tmp_path: Path) -> Iterator[Path]:
 def test_the_commands_for_a_real_cluster_work_as_shown(
     checkout: Path, bare_cluster: Path, empty_database_url: str
 ) -> None:
-    shell = Shell(checkout)
+    shell = Shell(checkout, clean_environment(), README.name)
     shell.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{shell.environment['PATH']}"
     shell.environment |= {"TASKER_HEALTH_PORT": "0"}
     in_place_of = {"KUBECONFIG": str(bare_cluster), "DATABASE_URL": empty_database_url}

@@ -7,7 +7,9 @@ and the length of rules do not matter; a line ``…`` stands for any lines, an `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,36 @@ def read_commands(file: Path) -> list[Command]:
                 last = commands.pop()
                 commands.append(Command(text=last.text, output=(*last.output, line), line=last.line))
     return commands
+
+
+class Shell:
+    """Runs commands one after the other in a folder; what one exports the next one has."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], document: str) -> None:
+        self.folder = folder
+        self.environment = dict(environment)
+        self._document = document
+
+    def run(self, command: Command) -> None:
+        """Fails when the command fails or does not print what the document shows."""
+        told = f"{self._document}:{command.line}: {command.text}"
+        with tempfile.NamedTemporaryFile() as exported:
+            ran = subprocess.run(
+                ["bash", "-c", f"{command.text}\ncode=$?; env -0 > {exported.name}; exit $code"],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=180,
+                check=False,
+            )
+            variables = exported.read().decode()
+        assert ran.returncode == 0, f"{told}\n{ran.stdout}"
+        missing = difference(command.output, ran.stdout)
+        assert missing is None, f"{told}\ndoes not print {missing!r}:\n{ran.stdout}"
+        self.environment = dict(entry.split("=", 1) for entry in variables.split("\0") if "=" in entry)
 
 
 def difference(shown: Sequence[str], came: str) -> str | None:

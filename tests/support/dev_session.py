@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,23 @@ def run_dev(data: Path, *arguments: str, timeout: float = 120) -> subprocess.Com
 class Dev:
     """A `tasker dev` that is kept running."""
 
-    def __init__(self, data: Path, *, command: Sequence[str] | None = None, cwd: Path = ROOT) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *arguments: str,
+        command: Sequence[str] | None = None,
+        cwd: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.data = data
         self.kubeconfig = data / "kubeconfig"
         self._output = data.with_name(data.name + ".out")
-        given = command or [sys.executable, "-m", "tasker", "dev", "--data", str(data)]
+        given = command or [sys.executable, "-m", "tasker", "dev", "--data", str(data), *arguments]
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
                 given,
                 cwd=cwd,
-                env=clean_environment(),
+                env=clean_environment(**(environment or {})),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -94,6 +102,12 @@ class Dev:
         """`kubectl get … -o json`, read."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
+    def story(self) -> str:
+        """The ends of what it, the operator and the workers wrote."""
+        files = [self._output, self.data / "operator.log", *sorted(self.data.glob("apiserver/logs/*/*/*.log"))]
+        parts = [f"== {file}\n" + "\n".join(file.read_text().splitlines()[-30:]) for file in files if file.exists()]
+        return "\n".join(parts)
+
     def interrupt(self) -> int:
         """Ctrl-C, as a terminal sends it. The exit code; fails when it takes too long."""
         os.killpg(self.process.pid, signal.SIGINT)
@@ -119,6 +133,16 @@ def running_dev(data: Path) -> Iterator[Dev]:
         assert dev.interrupt() == 0, dev.output
     finally:
         dev.kill()
+        print(dev.story())  # pytest shows it when a test failed
+
+
+def copy_of(name: str, folder: Path) -> Path:
+    """A copy of an example whose workers go after one second."""
+    copy = folder / name
+    shutil.copytree(ROOT / "examples" / name, copy)
+    pool = copy / "pool.yaml"
+    pool.write_text(pool.read_text().replace("idleSeconds: 4", "idleSeconds: 1"))
+    return copy
 
 
 def processes_of(folder: Path) -> dict[int, str]:

@@ -52,6 +52,9 @@ def step(name: str, *after: str, callable: str = CALLABLE, retry: Mapping[str, A
 
 
 NO_DELAY = {"backoff": "none", "jitter": 0}
+"""Tried again at once, in the call that settled the failure."""
+SOON = {"backoff": "linear", "baseMs": 1, "maxMs": 1, "jitter": 0}
+"""Tried again by the sweep, a millisecond later."""
 """Retry settings under which a failed step may be tried again at once."""
 
 

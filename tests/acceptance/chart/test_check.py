@@ -1,4 +1,4 @@
-"""The pod of `helm test`: the program as it is rendered, run as a process against a real API server (the embedded one)."""
+"""The pod of `helm test`: its program as rendered, run as a process against a real API server (the embedded one)."""
 
 from __future__ import annotations
 

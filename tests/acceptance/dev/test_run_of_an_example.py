@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from support.dev_session import ROOT, processes_of, run_dev
+from support.dev_session import copy_of, processes_of, run_dev
 
 TASKS = {
     "order-success": "complete",
@@ -74,12 +73,3 @@ def test_what_kubectl_refuses_is_told(tmp_path: Path) -> None:
     assert ran.returncode == 1, ran.stdout
     assert "error: kubectl apply -f" in ran.stdout
     assert "spec: Required value" in ran.stdout
-
-
-def copy_of(name: str, folder: Path) -> Path:
-    """A copy of an example whose workers go after one second."""
-    copy = folder / name
-    shutil.copytree(ROOT / "examples" / name, copy)
-    pool = copy / "pool.yaml"
-    pool.write_text(pool.read_text().replace("idleSeconds: 4", "idleSeconds: 1"))
-    return copy

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
-from support.dev_session import ROOT, Dev, processes_of, run_dev, running_dev
+import psycopg
+
+from support.dev_session import ROOT, Dev, copy_of, processes_of, run_dev, running_dev
 from support.waiting import eventually
 
 SLOW_HANDLERS = """
@@ -100,6 +103,34 @@ def test_sigterm_stops_everything(tmp_path: Path) -> None:
         assert processes_of(dev.data) == {}
     finally:
         dev.kill()
+
+
+def test_a_database_of_ones_own_is_used_and_a_kept_run_goes_on(tmp_path: Path, empty_database_url: str) -> None:
+    example = copy_of("01-linear", tmp_path)
+    dev = Dev(tmp_path / "data", "--run", str(example), "--keep", environment={"DATABASE_URL": empty_database_url})
+    try:
+        dev.await_ready()
+        assert "Every Task ended as expected" in dev.output
+        assert dev.get("task", "linear-16")["status"]["result"] == {"add_constant": {"value": 42}}
+        assert not (dev.data / "postgres").exists()
+        with psycopg.connect(empty_database_url) as connection:
+            assert connection.execute("select count(*) from tasker.tasks").fetchone() == (2,)
+        assert dev.interrupt() == 0, dev.output
+    finally:
+        dev.kill()
+
+
+def test_a_port_that_somebody_else_has_is_told(tmp_path: Path) -> None:
+    with running_dev(tmp_path / "data"):
+        pass
+    remembered = int((tmp_path / "data" / "apiserver" / "port").read_text())
+    with socket.create_server(("127.0.0.1", remembered)):
+        refused = run_dev(tmp_path / "data", "--port", str(remembered))
+        assert refused.returncode == 1
+        assert f"error: cannot listen on 127.0.0.1:{remembered}" in refused.stdout
+        with running_dev(tmp_path / "data") as dev:
+            assert f"port {remembered} of the session before is taken now" in dev.output
+            assert dev.get("nodes")["items"][0]["metadata"]["name"] == "tasker-dev"
 
 
 def test_a_second_session_on_the_folder_is_refused_and_a_dead_operator_comes_back(tmp_path: Path) -> None:

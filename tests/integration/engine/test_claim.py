@@ -142,6 +142,19 @@ async def test_claimers_at_once_never_get_the_same_step(lab: Lab) -> None:
     assert await lab.value("select count(*) from tasker.ready_steps") == 0
 
 
+async def test_a_claim_waits_for_no_other_claim(lab: Lab) -> None:
+    """What another worker is just taking is passed over."""
+    await lab.run(*(step(f"s{n}") for n in range(4)))
+    second = await lab.worker("second")
+    async with await connect(lab.url) as connection, connection.transaction():
+        first = SimulatedWorker(connection, "first")
+        await lab.worker("first")
+        taken = {claim.step for claim in await first.claim(2)}
+        await lab.execute("set lock_timeout = '2s'")
+        others = {claim.step for claim in await second.claim(4)}
+    assert len(taken) == 2 and taken | others == {"s0", "s1", "s2", "s3"} and not taken & others
+
+
 async def test_a_worker_drained_as_idle_never_holds_anything_afterwards(lab: Lab) -> None:
     """Claims and drains race; whoever wins, a worker that was told to go has nothing in hand."""
     rounds = 25

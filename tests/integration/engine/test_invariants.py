@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.engine import NO_DELAY, Lab, failure, release, step, success
+from support.engine import SOON, Lab, failure, release, step, success
 from support.invariants import check_invariants, invariants
 
 STEP_HOP = "insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at) values "
@@ -14,7 +14,7 @@ TASK_HOP = "insert into tasker.task_transitions (task_id, from_state, event, to_
 async def busy_database(lab: Lab) -> None:
     """Runs in many states, honestly come by: what the damage is done to."""
     await lab.clock.freeze()
-    await lab.template(step("a", retry=NO_DELAY), step("b"), step("c", "a", "b"), step("d", retry={"retryable": False}))
+    await lab.template(step("a", retry=SOON), step("b"), step("c", "a", "b"), step("d", retry={"retryable": False}))
     worker = await lab.worker()
     done = await lab.submit()
     await worker.run_all()

@@ -52,17 +52,30 @@ async def test_a_new_reader_begins_now_and_then_sees_every_resource_that_moved(l
     await lab.submit()  # of no resource: nobody's status
     await follower.read_until({"uid-1", "uid-2"})
     assert await follower.read() == set()
-    worker = await lab.worker()
-    claims = {
-        await lab.value("select origin_uid from tasker.tasks where task_uuid = %s", claim.task_uuid): claim
-        for claim in await worker.claim()
-    }
-    # A claim is no transition of the run, yet its status shows one step more as running.
-    await follower.read_until({"before", "uid-1", "uid-2"})
-    await worker.settle(success(claims["uid-2"]))
-    await follower.read_until({"uid-2"}, running={"before", "uid-1"})
     await lab.engine.cancel_by_origin("before", actor="ann", reason="x")
-    await follower.read_until({"before"}, running={"uid-1"})
+    await follower.read_until({"before"})
+    assert await follower.read() == set()
+
+
+async def test_a_claim_and_its_outcome_are_changes_too(lab: Lab) -> None:
+    """What runs is part of a resource's status. A claim is reported for two seconds: it may have been committed late."""
+    await lab.clock.freeze()
+    await lab.template(step("a", retry={"backoff": "linear", "baseMs": 60_000}))
+    for uid in ("uid-1", "uid-2"):
+        await lab.submit(origin_uid=uid)
+    await lab.clock.advance(10)
+    follower = Follower(lab)
+    await follower.read()
+    worker = await lab.worker()
+    claims = {claim.task_uuid: claim for claim in await worker.claim()}
+    await follower.read_until({"uid-1", "uid-2"})
+    await lab.clock.advance(3)
+    await follower.read()
+    assert await follower.read() == set()
+    first = await lab.value("select task_uuid from tasker.tasks where origin_uid = 'uid-1'")
+    await worker.settle(failure(claims[first]))
+    await follower.read_until({"uid-1"})
+    assert await follower.read() == set()
 
 
 async def test_a_transaction_that_commits_late_is_never_passed_over(lab: Lab) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.engine import NO_DELAY, Lab, failure, step, success
+from support.engine import NO_DELAY, SOON, Lab, failure, step, success
 from tasker.model.retry import RETRY_AFTER_CAP_MS, Backoff, retry_delay_ms
 
 
@@ -56,7 +56,7 @@ async def test_the_cap_of_retry_after_is_a_setting(lab: Lab) -> None:
     assert await lab.value("select tasker.retry_delay('none', 0, 0, 0, 1, 10000)") == timedelta(milliseconds=250)
 
 
-@pytest.mark.parametrize("backoff", Backoff)
+@pytest.mark.parametrize("backoff", [backoff for backoff in Backoff if backoff is not Backoff.NONE])
 async def test_a_step_waits_for_its_backoff_and_is_then_tried_again(lab: Lab, backoff: Backoff) -> None:
     now = await lab.clock.freeze()
     retry = {"backoff": backoff.value, "baseMs": 500, "maxMs": 1200, "jitter": 0, "maxAttempts": 5}
@@ -70,9 +70,8 @@ async def test_a_step_waits_for_its_backoff_and_is_then_tried_again(lab: Lab, ba
         wait = timedelta(milliseconds=retry_delay_ms(backoff, base_ms=500, max_ms=1200, failures=attempt))
         assert (await lab.steps(task))["a"]["next_attempt_at"] == now + wait
         assert await lab.state(task) == "waiting_for_retry"
-        if wait:
-            await lab.clock.set(now + wait - timedelta(milliseconds=1))
-            assert await lab.engine.sweep() == {} and await worker.claim() == []
+        await lab.clock.set(now + wait - timedelta(milliseconds=1))
+        assert await lab.engine.sweep() == {} and await worker.claim() == []
         now = await lab.clock.set(now + wait)
         assert await lab.engine.sweep() == {"retries_due": 1}
         assert await lab.state(task) == "steps_in_process"
@@ -82,6 +81,17 @@ async def test_a_step_waits_for_its_backoff_and_is_then_tried_again(lab: Lab, ba
     row = (await lab.steps(task))["a"]
     assert (row["state"], row["attempts"], row["result"], row["error"]) == ("complete", 5, "at last", None)
     assert await lab.value("select count(*) from tasker.timers") == 0
+
+
+async def test_a_retry_without_delay_is_ready_in_the_call_that_settles_the_failure(lab: Lab) -> None:
+    task = await lab.run(step("a", retry=NO_DELAY))
+    worker = await lab.worker()
+    settlement = await worker.settle(failure(await worker.claim_one()))
+    assert (settlement.ready_left, settlement.tasks_finished) == (1, 0)
+    assert (await lab.step_states(task), await lab.queue()) == ({"a": "enqueued"}, ["a"])
+    assert await lab.value("select count(*) from tasker.timers") == 0
+    settlement = await worker.settle(failure(await worker.claim_one()), claim_limit=1)
+    assert [(claim.step, claim.attempt) for claim in settlement.claims] == [("a", 3)]
 
 
 async def test_the_log_shows_a_retry_hop_by_hop(lab: Lab) -> None:
@@ -107,11 +117,12 @@ async def test_the_log_shows_a_retry_hop_by_hop(lab: Lab) -> None:
 
 async def test_a_retry_beside_running_steps_does_not_move_the_task_twice(lab: Lab) -> None:
     await lab.clock.freeze()
-    task = await lab.run(step("a", retry=NO_DELAY), step("b"))
+    task = await lab.run(step("a", retry=SOON), step("b"))
     worker = await lab.worker()
     a, b = await worker.claim()
     await worker.settle(failure(a))
     assert await lab.state(task) == "steps_in_process"
+    await lab.clock.advance(0.001)
     assert await lab.engine.sweep() == {"retries_due": 1}
     assert (await lab.task_log(task))[3:] == [
         "steps_in_process -step_settled-> evaluating_results",
@@ -165,7 +176,7 @@ async def test_retry_after_wins_over_the_backoff_and_is_capped(lab: Lab) -> None
     retry = {"backoff": "exponential", "baseMs": 1000, "maxMs": 2000, "jitter": 1, "maxAttempts": 9}
     task = await lab.run(step("a", retry=retry))
     worker = await lab.worker()
-    for asked, granted in ((90_000, 90_000), (0, 0), (86_400_000, RETRY_AFTER_CAP_MS)):
+    for asked, granted in ((90_000, 90_000), (1, 1), (86_400_000, RETRY_AFTER_CAP_MS)):
         await worker.settle(failure(await worker.claim_one(), retry_after_ms=asked))
         assert (await lab.steps(task))["a"]["next_attempt_at"] == now + timedelta(milliseconds=granted)
         now = await lab.clock.set(now + timedelta(milliseconds=granted))

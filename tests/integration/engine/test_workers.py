@@ -63,12 +63,14 @@ async def test_claims_that_the_worker_does_not_know_of_expire_after_half_a_lease
     assert await lab.step_states(task) == {"a": "in_progress", "b": "in_progress"}, "it may just be on its way"
     await lab.clock.advance(0.001)
     assert (await worker.renew(known)).lost_fences == []
-    assert await lab.step_states(task) == {"a": "waiting_for_retry", "b": "in_progress"}
+    assert await lab.step_states(task) == {"a": "enqueued", "b": "in_progress"}
     assert (await worker.settle(success(lost), success(known))).stale == [lost.step_id]
     (failed,) = (await lab.engine.read_task(task)).failures
     assert failed.message == "worker worker-1 was lost during attempt 1: the worker does not know of this claim"
-    assert (await lab.step_log(task, "a"))[-1] == "in_progress -lease_expired-> waiting_for_retry"
-    await lab.engine.sweep()
+    assert (await lab.step_log(task, "a"))[-2:] == [
+        "in_progress -lease_expired-> waiting_for_retry",
+        "waiting_for_retry -retry-> enqueued",
+    ]
     (again,) = await worker.claim()
     assert (again.step, again.attempt) == ("a", 2)
 
@@ -101,8 +103,7 @@ async def test_workers_known_to_be_gone_are_expired_at_once(lab: Lab) -> None:
     assert expired == 1
     assert [info.name for info in await lab.engine.read_workers("shop")] == ["stays"]
     assert [info.name for info in await lab.engine.read_workers("other")] == ["gone-elsewhere"]
-    # The worker was at fault, not the step: it does not wait for its backoff.
-    assert await lab.engine.sweep() == {"retries_due": 1}
+    # The worker was at fault, not the step: it does not wait for its backoff, nor for a sweep.
     assert (await stays.claim_one()).step_id == held.step_id
     (failed,) = (await lab.engine.read_task(task)).failures
     assert failed.message == "worker gone was lost during attempt 1: its pod is gone"

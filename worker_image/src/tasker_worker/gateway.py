@@ -135,6 +135,10 @@ class Gateway:
     async def register(self, offer: Offer) -> None:
         await self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
 
+    async def unhandled_callables(self, worker: str) -> list[str]:
+        """What the current templates of the worker's namespace need and the worker does not offer."""
+        return [str(callable_) for (callable_,) in await self._rows("unhandled_callables", (worker,))]
+
     async def deregister(self, worker: str) -> int:
         """Number of steps that were given back."""
         rows = await self._rows("deregister_worker", (worker,))

@@ -305,6 +305,7 @@ class Worker:
         while not self._stop_wanted.is_set():
             try:
                 await gateway.register(self._offer())
+                await self._warn_of_unhandled(gateway)
                 return
             except Unavailable as error:
                 left = give_up_at - time.monotonic()
@@ -321,6 +322,13 @@ class Worker:
                         await self._stop_wanted.wait()
                 except TimeoutError:
                     pause = min(pause * 2, _CONNECT_PAUSE[1])
+
+    async def _warn_of_unhandled(self, gateway: Gateway) -> None:
+        """Say once what this worker leaves to others: a handler that was forgotten is else only seen as a long wait."""
+        missing = await gateway.unhandled_callables(self.settings.name)
+        if missing:
+            told = with_fields(callables=missing[:20], count=len(missing))
+            logger.warning("templates of this namespace need handlers that this worker does not have", extra=told)
 
     def _offer(self) -> Offer:
         settings = self.settings

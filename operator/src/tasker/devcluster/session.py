@@ -148,7 +148,8 @@ class DevSession:
             await migrate(url)
         except SchemaMismatch as error:
             raise EmbeddedError(
-                f"{error}. What is in {self._folder} is of another release: remove it, or give another folder with --data"
+                f"{error}. What is in {self._folder} is of another release: remove it, or give another folder "
+                f"with --data"
             ) from error
         return url
 

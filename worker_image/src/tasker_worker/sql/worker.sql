@@ -4,6 +4,10 @@
 -- Makes the worker known with what it offers; repeated when that changes or when the database has forgotten it.
 select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double precision)
 
+-- name: unhandled_callables
+-- What the namespace's templates need and this worker does not offer.
+select tasker.unhandled_callables(%s)
+
 -- name: claim_steps
 -- Takes ready steps when nothing is there to settle.
 select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, callable,

@@ -6,7 +6,6 @@ The references are Kubernetes' own: ``$(NAME)`` in a value or an argument is the
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -47,14 +46,6 @@ class Mount:
 
     path: str
     folder: str
-
-
-def decode_content(obj: KubeObject) -> dict[str, bytes]:
-    """The entries of a ConfigMap or a Secret as bytes."""
-    if obj.get("kind") == "Secret":
-        return {name: base64.b64decode(value) for name, value in (obj.get("data") or {}).items()}
-    content = {name: value.encode() for name, value in (obj.get("data") or {}).items()}
-    return content | {name: base64.b64decode(value) for name, value in (obj.get("binaryData") or {}).items()}
 
 
 def place_on_host(value: str, mounts: Sequence[Mount]) -> str:

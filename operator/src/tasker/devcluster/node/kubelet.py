@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import shutil
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -19,14 +17,12 @@ from typing import Any
 
 import aiohttp
 
-from tasker.devcluster.node.client import CONFIG_MAPS, PODS, SECRETS, ApiClient, ApiError
+from tasker.devcluster.node.client import PODS, ApiClient, ApiError
+from tasker.devcluster.node.content import make_reader
 from tasker.devcluster.node.environment import (
     ConfigError,
-    Reader,
-    Source,
     build_arguments,
     build_environment,
-    decode_content,
     place_on_host,
 )
 from tasker.devcluster.node.events import EventRecorder
@@ -36,6 +32,7 @@ from tasker.devcluster.node.objects import Key, KubeObject, integer, is_deleting
 from tasker.devcluster.node.pod_runtime import ContainerRuntime, Exit, PodRuntime, Waiting, adopt
 from tasker.devcluster.node.pod_status import build_pod_status, build_unscheduled_status
 from tasker.devcluster.node.pod_support import find_refusals, find_unschedulable, program_of
+from tasker.devcluster.node.ports import free_port
 from tasker.devcluster.node.probes import HttpProbe, ProbeKind, ProbeReport, watch_container
 from tasker.devcluster.node.process import ContainerProcess
 from tasker.devcluster.node.volumes import make_subfolders, mounts_of, write_volumes
@@ -47,8 +44,6 @@ GRACE_SECONDS = 30
 ORPHAN_GRACE_SECONDS = 2.0  # for a pod whose object is gone without a farewell
 REFRESH_SECONDS = 45.0  # volumes follow their ConfigMaps and Secrets at least once a minute
 
-# Below the range of ports that outgoing connections are given: nobody takes one between our look and the program's.
-_PORTS = range(20000, 32000)
 _ENDED_PHASES = ("Succeeded", "Failed")
 
 
@@ -165,7 +160,7 @@ class Kubelet:
             for name in runtime.containers:
                 self._logs.shorten(runtime.key, name)
             with suppress(ConfigError):  # what a running program was given stays
-                await write_volumes(pod, runtime.volumes, self._reader(runtime.key.namespace))
+                await write_volumes(pod, runtime.volumes, make_reader(self._client, runtime.key.namespace))
 
     async def _start(
         self, pod: KubeObject, runtime: PodRuntime, container: Mapping[str, Any], found: ContainerRuntime
@@ -181,7 +176,7 @@ class Kubelet:
             found.start_after = float("inf")  # its images never change while it runs
             self._tell_once(pod, runtime, "ErrImageNeverPull", message)
             return
-        read = self._reader(runtime.key.namespace)
+        read = make_reader(self._client, runtime.key.namespace)
         loop = asyncio.get_running_loop()
         try:
             runtime.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -190,7 +185,7 @@ class Kubelet:
             mounts = mounts_of(container, runtime.volumes)
             make_subfolders(mounts)
             has_port = any(port.get("name") == "http" for port in container.get("ports") or ())
-            found.port = _free_port() if has_port else None
+            found.port = free_port() if has_port else None
             environment = await build_environment(pod, container, read=read, mounts=mounts, port=found.port)
             arguments = build_arguments(container, environment, mounts)
         except ConfigError as error:
@@ -391,33 +386,9 @@ class Kubelet:
             logger.warning("pod %s/%s: %s: %s", runtime.key.namespace, runtime.key.name, reason, message)
             self._tell(pod, reason, message, warning=True)
 
-    def _reader(self, namespace: str) -> Reader:
-        async def read(source: Source, name: str) -> Mapping[str, bytes] | None:
-            resource = CONFIG_MAPS if source == "ConfigMap" else SECRETS
-            try:
-                found = await self._client.get(resource, Key(namespace, name))
-            except ApiError as error:
-                if error.is_not_found:
-                    return None
-                raise
-            return decode_content({"kind": source, **found})
-
-        return read
-
 
 def _grace_of(pod: KubeObject) -> int:
     return integer(pod["spec"].get("terminationGracePeriodSeconds"), GRACE_SECONDS)
-
-
-def _free_port() -> int:
-    """A port that nobody listens on. All pods share this machine's one address, so each gets its own."""
-    start = random.randrange(len(_PORTS))  # noqa: S311 - nothing depends on its being hard to guess
-    for offset in range(len(_PORTS)):
-        port = _PORTS[(start + offset) % len(_PORTS)]
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            return port
-    raise ConfigError("no port is free for it on this machine")
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -1,7 +1,7 @@
 """The log files of containers: ``<logs>/<namespace>/<pod>/<container>.log``, where `kubectl logs` finds them.
 
 Called by ``kubelet``. A process writes its file itself, in append mode. The output of the run before is in
-``<container>.previous.log``. Logs of pods that are gone are kept for a look afterwards, the newest ones of each namespace.
+``<container>.previous.log``. Logs of pods that are gone are kept for a look afterwards, the newest of each namespace.
 """
 
 from __future__ import annotations

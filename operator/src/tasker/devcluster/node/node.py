@@ -62,8 +62,8 @@ class Node:
 
     `kubeconfig` says how to reach the API server, with a bearer token. `data_folder` gets the pods' volumes and working
     folders; `logs_folder` gets ``<namespace>/<pod>/<container>.log`` and is the API server's own when `kubectl logs`
-    is to find them (default: ``logs`` in the data folder). `images` maps the ending of an image's repository to the command
-    that stands for it; a pod's args are appended. Nothing else is ever run.
+    is to find them (default: ``logs`` in the data folder). `images` maps the ending of an image's repository to the
+    command that stands for it; a pod's args are appended. Nothing else is ever run.
 
     Processes do not outlive the node, however it ends; for that it must run on a thread that lasts as long as it does.
     Raises ``ConfigurationError`` when the kubeconfig cannot be used.
@@ -100,7 +100,7 @@ class Node:
     async def start(self) -> None:
         """Register the node and begin to work; back when it has seen all there is.
 
-        Raises ``EmbeddedError`` when the API server cannot be used within half a minute, or another node has the folder.
+        Raises ``EmbeddedError`` when the API server does not answer for half a minute, or another node has the folder.
         """
         self._data_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._lock.try_lock("exclusive"):

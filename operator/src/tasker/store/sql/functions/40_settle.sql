@@ -121,6 +121,7 @@ declare
     v_ready bigint[];
     v_kept bigint[];
     v_queued bigint[];
+    v_due bigint[];
     v_finished integer := 0;
 begin
     perform from tasker.tasks
@@ -207,7 +208,9 @@ begin
 
             insert into tasker.timers (due_at, kind, task_id, step_id, attempts)
             select d.retry_at, 'retry', d.task_id, d.step_id, d.attempt
-            from unnest(v_settled) d where d.retry_at is not null;
+            from unnest(v_settled) d where d.retry_at > p_now;
+            select array_agg(d.step_id order by d.step_id) into v_due
+            from unnest(v_settled) d where d.retry_at <= p_now;
         end if;
 
         -- Dependents count down; those that reach zero are ready.
@@ -247,6 +250,10 @@ begin
             group by task_id
         ) as each_task;
         v_finished := coalesce(v_finished, 0);
+        -- A retry without delay (an expired lease, backoff none) need not wait for a sweep.
+        if v_due is not null then
+            perform tasker.retry_steps(v_due, p_actor, p_now);
+        end if;
 
         -- What the caller can take goes straight into its hands; the rest, and what was released, into the queue.
         if p_claim_limit > 0 and v_ready is not null then
@@ -282,7 +289,7 @@ begin
     select 'summary', null::bigint, null::bigint, null::uuid, null::uuid, null::text, null::text, null::text,
         null::text, null::text, null::text, null::text, null::integer, null::integer, null::integer,
         null::timestamptz, null::text, null::timestamptz, null::jsonb, null::jsonb, null::jsonb, null::jsonb,
-        (select count(*)::integer from unnest(v_queued) as queued(id) where id <> all (coalesce(v_kept, '{}'))),
+        (select count(*)::integer from unnest(v_queued || v_due) as queued(id) where id <> all (coalesce(v_kept, '{}'))),
         v_finished;
 end $$;
 

@@ -20,6 +20,19 @@ begin
     on conflict do nothing;
 end $$;
 
+-- What the current templates of the worker's namespace need and this worker does not offer: said at its start.
+create or replace function tasker.unhandled_callables(p_worker text) returns setof text language sql stable as $$
+    select distinct d.callable
+    from tasker.workers w
+    join lateral (
+        select distinct on (t.name) t.template_id from tasker.templates t
+        where t.namespace = w.namespace order by t.name, t.activated_at desc
+    ) as newest on true
+    join tasker.template_steps d on d.template_id = newest.template_id
+    where w.name = p_worker and d.callable <> all (w.callables)
+    order by 1
+$$;
+
 -- Renews without waiting for the disk, and tells which of the given claims are no longer the worker's. What the worker
 -- holds by the database's account and does not know of is expired once it is half a lease old: the answer to its claim
 -- was lost, or an earlier process of the same name died.
