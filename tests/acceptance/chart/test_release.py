@@ -98,6 +98,10 @@ async def test_a_made_password_stays_the_same_when_the_release_is_upgraded(targe
     password = "--from-literal=POSTGRES_PASSWORD=first-password"
     secret = ["create", "secret", "generic", "tasker-postgresql", password]
     await target.kubectl("--namespace=tasker-system", *secret)
+    owned = ("secret/tasker-postgresql", "--namespace=tasker-system")
+    await target.kubectl("label", *owned, "app.kubernetes.io/managed-by=Helm")
+    release = ("meta.helm.sh/release-name=tasker", "meta.helm.sh/release-namespace=tasker-system")
+    await target.kubectl("annotate", *owned, *release)
     chart = str(without_stateful_sets(tmp_path))
     options = ("--dry-run=server", "--set", "postgresql.enabled=true")
     rendered = await target.run_helm("template", "tasker", chart, *options)
