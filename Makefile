@@ -18,11 +18,11 @@ demo: $(READY)      ## Run examples/03-order-fulfillment on this machine, with p
 dev: $(READY)       ## Keep the embedded cluster running for kubectl
 	@$(BIN)/tasker dev
 test: $(READY)      ## All tests but those of the images
-	$(BIN)/pytest -n 2 -m 'not images'
+	$(BIN)/pytest -n 2 --dist loadscope -m 'not images'
 lint: $(READY)      ## Lint, formatting, import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 types: $(READY)     ## mypy --strict; the examples one by one, for each has a module called handlers
-	$(BIN)/mypy operator/src worker_image/src tests && for each in examples/*/handlers.py; do $(BIN)/mypy $$each || exit 1; done
+	$(BIN)/mypy operator/src worker_image/src tests charts && for each in examples/*/handlers.py; do $(BIN)/mypy $$each || exit 1; done
 bench: $(READY)     ## Latency and throughput beside this machine's raw limits
 	$(BIN)/python tests/bench/run.py
 parity: $(READY)    ## How many rows of the parity checklist have a passing test

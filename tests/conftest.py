@@ -2,4 +2,5 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["support.cluster", "support.parity_report", "support.postgres"]
+# In the order of their imports: a plugin that another one has imported already would not have its asserts rewritten.
+pytest_plugins = ["support.postgres", "support.parity_report", "support.cluster"]

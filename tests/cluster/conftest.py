@@ -1,35 +1,57 @@
-"""A cluster with the project's CRDs, and kubectl in a namespace of its own for each test.
+"""One suite for the embedded cluster and any other: README.md says how it is pointed at one.
 
-By default an embedded API server; ``TASKER_TEST_KUBECONFIG`` names another cluster. The tests of the operator take the
-fixtures of `support.cluster` instead, where the whole product runs.
+Tests of the product take `cluster` or `namespace` (see `support.cluster`); tests of what a cluster's API does with our
+kinds take `kubectl` and come first, before an operator runs that would write to the same objects.
 """
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.apiserver import REPOSITORY, Kubectl, api_server
+from support.apiserver import Kubectl
+from support.cluster import ClusterUnderTest
+from support.cluster_settings import ClusterSettings, WrongVariables
+
+HERE = Path(__file__).parent
+REAL_TEST_SECONDS = 900
 
 
-@pytest.fixture(scope="session")
-def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    given = os.environ.get("TASKER_TEST_KUBECONFIG")
-    if given:
-        yield Path(given)
-        return
-    with api_server(tmp_path_factory.mktemp("apiserver")) as server:
-        server.kubectl("apply", "-f", str(REPOSITORY / "crds"))
-        yield server.kubeconfig
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of pytest-xdist each have an embedded cluster; somebody's own cluster is one process's at a time."""
+    if not _is_embedded() and getattr(config.option, "numprocesses", None):
+        config.option.dist = "loadgroup"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ours = [item for item in items if HERE in item.path.parents]
+    ordered = iter(sorted(ours, key=lambda item: "kubectl" not in getattr(item, "fixturenames", ())))
+    items[:] = [next(ordered) if HERE in item.path.parents else item for item in items]
+    if not _is_embedded():
+        for item in ours:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+            item.add_marker(pytest.mark.timeout(REAL_TEST_SECONDS))
+
+
+def _is_embedded() -> bool:
+    try:
+        return ClusterSettings.from_environment().is_embedded
+    except WrongVariables:
+        return True  # the first test says what is wrong
 
 
 @pytest.fixture
-def kubectl(kubeconfig: Path) -> Iterator[Kubectl]:
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    Kubectl(kubeconfig=kubeconfig)("create", "namespace", name)
-    yield Kubectl(kubeconfig=kubeconfig, namespace=name)
-    Kubectl(kubeconfig=kubeconfig)("delete", "namespace", name, "--wait=false")
+def kubeconfig(any_cluster: ClusterUnderTest) -> Path:
+    """Of a cluster with our definitions where no operator runs."""
+    any_cluster.serve(operator=False)
+    return any_cluster.kubeconfig
+
+
+@pytest.fixture
+def kubectl(any_cluster: ClusterUnderTest, kubeconfig: Path) -> Iterator[Kubectl]:
+    """kubectl in a namespace of its own."""
+    # Nothing runs in it that would have to be restricted; its Deployments name images that do not exist.
+    with any_cluster.namespace(**{"pod-security.kubernetes.io/enforce": "baseline"}) as namespace:
+        yield Kubectl(kubeconfig=kubeconfig, namespace=namespace.name)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.apiserver import Kubectl
+from support.cluster import ClusterUnderTest
 from support.waiting import eventually
 
 GADGET_SCHEMA: dict[str, Any] = {
@@ -79,10 +79,10 @@ def definition(group: str, **version: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def group(kubeconfig: Path) -> Iterator[str]:
+def group(any_cluster: ClusterUnderTest) -> Iterator[str]:
     """A group of its own with the CRD `gadgets`."""
     group = f"g{uuid.uuid4().hex[:6]}.example.com"
-    kubectl = Kubectl(kubeconfig=kubeconfig)
+    kubectl = Kubectl(kubeconfig=any_cluster.kubeconfig)
     kubectl.apply(definition(group))
     kubectl("wait", "--for=condition=Established", f"crd/gadgets.{group}", "--timeout=20s")
     yield group
@@ -210,8 +210,8 @@ def test_deleting_a_definition_deletes_its_objects_and_its_discovery(kubectl: Ku
     assert "terminating" in refused
     kubectl("patch", f"gadgets.{group}", "g", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
     kubectl("wait", "--for=delete", f"crd/gadgets.{group}", "--timeout=20s")
-    assert group not in kubectl("api-versions")
+    eventually(lambda: group not in kubectl("api-versions"), what="discovery forgets the group")
     kubectl.apply(definition(group))
     kubectl("wait", "--for=condition=Established", f"crd/gadgets.{group}", "--timeout=20s")
-    assert kubectl.get(f"gadgets.{group}")["items"] == []
+    assert eventually(lambda: kubectl.get(f"gadgets.{group}"))["items"] == []
     kubectl("delete", "crd", f"gadgets.{group}")

@@ -209,25 +209,23 @@ def test_fifty_tasks_all_succeed(namespace: Namespace) -> None:
 def test_tasks_go_on_without_the_operator_and_the_next_one_shows_them_succeeded(
     cluster: ClusterUnderTest, namespace: Namespace
 ) -> None:
-    session = cluster.session
     slow = template("slow", step("a", "sleep", configuration={"seconds": 1}), step("b", after=["a"]))
     namespace.apply(handlers(), pool(minReplicas=2), slow)
     namespace.wait("condition=Ready", "workerpool/default")
     namespace.apply(*(task(f"t{number}", "slow") for number in range(50)))
     namespace.wait("condition=Accepted", "task", "--all", seconds=30)
-    session.kill_operator()
+    cluster.installation.kill()
     namespace.wait(SUCCEEDED, "task", "--all", seconds=60)
 
 
 def test_a_deletion_that_the_operator_missed_still_ends_the_run(
     cluster: ClusterUnderTest, namespace: Namespace
 ) -> None:
-    session = cluster.session
     namespace.apply(handlers(), pool(), template("long", *chain(100)), task("missed", "long"))
     eventually(lambda: namespace.status("workerpool", "default").get("running") == 1, timeout=30)
-    frozen = session.freeze_operator()
+    cluster.installation.pause()
     namespace.kubectl("delete", "task", "missed")
-    session.kill_operator(frozen)
+    cluster.installation.resume()
     eventually(lambda: namespace.status("workerpool", "default")["desiredReplicas"] == 0, timeout=30)
 
 

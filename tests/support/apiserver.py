@@ -55,21 +55,33 @@ class Kubectl:
             "KUBECACHEDIR": str(self.kubeconfig.parent / "kubectl-cache"),
         }
 
-    def run(self, *arguments: str, stdin: str | None = None, env: Mapping[str, str] | None = None) -> Output:
+    def run(
+        self,
+        *arguments: str,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 60,
+    ) -> Output:
         done = subprocess.run(
             self.command(*arguments),
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
             check=False,
             env={**self.environment(), **(env or {})},
         )
         return Output(code=done.returncode, out=done.stdout, err=done.stderr)
 
-    def __call__(self, *arguments: str, stdin: str | None = None, env: Mapping[str, str] | None = None) -> str:
+    def __call__(
+        self,
+        *arguments: str,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 60,
+    ) -> str:
         """The output of a command that must succeed."""
-        done = self.run(*arguments, stdin=stdin, env=env)
+        done = self.run(*arguments, stdin=stdin, env=env, timeout=timeout)
         assert done.code == 0, f"kubectl {' '.join(arguments)}: {done.err}{done.out}"
         return done.out
 
@@ -216,6 +228,15 @@ def _url(path: str, query: Mapping[str, Any]) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
+def api_of(kubeconfig: Path) -> Api:
+    """The server that a kubeconfig of the embedded one leads to, as its user."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    host, _, port = cluster["server"].removeprefix("https://").partition(":")
+    authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
+    return Api(host=host, port=int(port), token=user["token"], authority=authority)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunningApiServer:
     """A server process over `folder`."""
@@ -226,11 +247,7 @@ class RunningApiServer:
 
     @property
     def api(self) -> Api:
-        config = yaml.safe_load(self.kubeconfig.read_text())
-        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        host, _, port = cluster["server"].removeprefix("https://").partition(":")
-        authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
-        return Api(host=host, port=int(port), token=user["token"], authority=authority)
+        return api_of(self.kubeconfig)
 
     @property
     def kubectl(self) -> Kubectl:

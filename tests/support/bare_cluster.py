@@ -1,7 +1,7 @@
 """``python tests/support/bare_cluster.py DATA``: the embedded API server and node without CRDs, database or operator.
 
-It stands for a cluster of somebody's own on which the product is installed by hand. Prints its kubeconfig's path
-once it is up; SIGTERM ends it.
+It stands for a cluster of somebody's own on which the product is installed. Prints its kubeconfig's path once it is up;
+SIGTERM ends it. `operator-kubeconfig` beside it is for an operator that runs outside: its calls are told from others'.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 from tasker.devcluster.apiserver import ApiServer
 from tasker.devcluster.node import Node
 
+OPERATOR_KUBECONFIG = "operator-kubeconfig"
+OPERATOR_USER = "operator"
+
 
 async def serve(folder: Path) -> None:
     stopped = asyncio.Event()
@@ -21,6 +24,7 @@ async def serve(folder: Path) -> None:
     async with ApiServer(folder / "apiserver") as server:
         kubeconfig = folder / "kubeconfig"
         server.write_kubeconfig(kubeconfig)
+        server.write_kubeconfig(folder / OPERATOR_KUBECONFIG, user=OPERATOR_USER)
         async with Node(kubeconfig, folder / "node", server.logs_folder):
             print(kubeconfig, flush=True)
             await stopped.wait()

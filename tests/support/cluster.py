@@ -1,31 +1,40 @@
-"""A cluster with the product running on it, for tests that only use kubectl.
+"""A cluster with the product running on it, for tests that only use kubectl; each test has a namespace of its own.
 
-By default a real `tasker dev` process: embedded Postgres, API server, node, and the unmodified operator. With
-``TASKER_TEST_KUBECONFIG`` a cluster on which the product is installed; tests that stop the operator are skipped there.
-Each test has a namespace of its own.
+By default a cluster of this process: embedded Postgres, API server and node, and the operator beside them. The
+variables of tests/cluster/README.md put a cluster of somebody else's in its place; what is made there is removed in
+the end.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
+import secrets
 import subprocess
+import sys
 import textwrap
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from support.dev_session import Dev, processes_of
-from support.waiting import eventually
+from support.apiserver import Api, api_of
+from support.bare_cluster import OPERATOR_KUBECONFIG, OPERATOR_USER
+from support.chart import MATRIX
+from support.cluster_settings import ClusterSettings, WrongVariables
+from support.helm import find_helm
+from support.installation import ChartInstallation, Installation, OutsideInstallation, Place
+from support.postgres import TestServer
+from support.rbac import Call, grants_of
+from support.suite_database import suite_database
+from support.waiting import PATIENCE, eventually
 from tasker.devcluster.kubectl import find_kubectl
 
-KUBECONFIG_VARIABLE = "TASKER_TEST_KUBECONFIG"
+RUN_LABEL = "tasker.dev/test-run"
+OUR_KINDS = ("tasks", "tasktemplates", "workerpools")
 
 HANDLERS = textwrap.dedent(
     '''
@@ -110,7 +119,8 @@ class Namespace:
         return status
 
     def wait(self, condition: str, *what: str, seconds: float = 30.0) -> None:
-        """`kubectl wait --for=…`. Raises `KubectlFailed` when it did not come."""
+        """`kubectl wait --for=…`, for `seconds` times `PATIENCE`. Raises `KubectlFailed` when it did not come."""
+        seconds *= PATIENCE
         self.kubectl("wait", f"--for={condition}", f"--timeout={seconds:.0f}s", *what, timeout=seconds + 10)
 
     def condition(self, kind: str, name: str, condition: str) -> tuple[str, str, str]:
@@ -139,79 +149,175 @@ class Namespace:
 
 
 class ClusterUnderTest:
-    """One cluster for all tests of the process."""
+    """One cluster for all tests of the process, with the product on it as far as the tests have asked for it."""
 
-    def __init__(self, kubeconfig: Path, session: DevProcess | None) -> None:
-        self.kubeconfig = kubeconfig
-        self._session = session
+    def __init__(self, installation: Installation, run: str) -> None:
+        self.installation = installation
+        self.settings = installation.place.settings
+        self.kubeconfig = installation.place.kubeconfig
+        self._run = run
         self._count = 0
+        self._is_installed = False
+
+    def serve(self, *, operator: bool) -> None:
+        """The definitions are there, and an operator runs or none does."""
+        if not self._is_installed:
+            self.installation.install()
+            self._is_installed = True
+        if operator and not self.installation.is_running:
+            self.installation.resume()
+        elif not operator and self.installation.is_running:
+            self.installation.pause()
+
+    def uninstall(self) -> None:
+        """The next test that needs the product installs it again."""
+        self.installation.uninstall()
+        self._is_installed = False
 
     @contextmanager
-    def namespace(self) -> Iterator[Namespace]:
-        """A new namespace, deleted afterwards."""
+    def namespace(self, **labels: str) -> Iterator[Namespace]:
+        """A new namespace where only restricted pods may run, deleted afterwards."""
         self._count += 1
-        name = f"test-{os.getpid()}-{self._count}-{int(time.time()) % 100_000}"
-        namespace = Namespace(self.kubeconfig, name)
-        namespace.kubectl("create", "namespace", name)
+        namespace = Namespace(self.kubeconfig, f"{namespace_prefix(self._run)}{self._count}")
+        restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+        metadata = {"name": namespace.name, "labels": {RUN_LABEL: self._run, **restricted, **labels}}
+        namespace.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
         try:
             yield namespace
         finally:
-            namespace.kubectl("delete", "namespace", name, "--wait=false")
+            namespace.kubectl("delete", "namespace", namespace.name, "--wait=false", "--ignore-not-found")
+
+    def leave(self) -> None:
+        """Takes everything of ours off the cluster."""
+        kubectl = self.installation.kubectl
+        selector = f"{RUN_LABEL}={self._run}"
+        system = self.installation.place.system_namespace
+        eventually(lambda: self._left(selector) <= {system}, timeout=60, interval=0.5, what="our namespaces are gone")
+        self.installation.uninstall()
+        kubectl("delete", "namespaces", "--selector", selector, "--timeout=120s", timeout=150)
+        self.installation.remove_definitions()
+
+    def _left(self, selector: str) -> set[str]:
+        """The names of our namespaces. What a failed test's finalizer holds in them is let go."""
+        kubectl = self.installation.kubectl
+        names = kubectl("get", "namespaces", "--selector", selector, "--output=jsonpath={.items[*].metadata.name}")
+        for name in names.split():
+            for kind in OUR_KINDS:
+                held = kubectl.run("get", kind, "--namespace", name, "--output=name").out.split()
+                for each in held:
+                    free = '{"metadata":{"finalizers":null}}'
+                    kubectl.run("patch", each, "--namespace", name, "--type=merge", "--patch", free)
+        return set(names.split())
+
+
+def namespace_prefix(run: str) -> str:
+    """What the names of all namespaces of one run begin with."""
+    return f"tasker-test-{run}-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedCluster:
+    """An API server and a node in a process of their own, which writes down the operator's calls."""
+
+    folder: Path
+    kubeconfig: Path
+    operator_kubeconfig: Path
 
     @property
-    def session(self) -> DevProcess:
-        """The embedded session; skips the test where the cluster is somebody else's."""
-        if self._session is None:
-            pytest.skip(f"needs an operator of its own, which {KUBECONFIG_VARIABLE} does not give")
-        return self._session
+    def _api(self) -> Api:
+        return api_of(self.kubeconfig)
+
+    def begin_recording(self) -> None:
+        assert self._api.request("PUT", "/debug/calls").code == 200
+
+    def operator_calls(self) -> list[Call]:
+        """Every different call that the operator has made."""
+        calls: list[dict[str, str]] = self._api.get("/debug/calls").json["calls"]
+        return [
+            Call(
+                verb=call["verb"],
+                group=call["group"],
+                resource=call["resource"],
+                namespace=call["namespace"] or None,
+                name=call["name"] or None,
+            )
+            for call in calls
+            if call["user"] == OPERATOR_USER
+        ]
 
 
-class DevProcess:
-    """A `tasker dev` process of the tests' own, whose operator they may take down."""
-
-    def __init__(self, folder: Path) -> None:
-        self.dev = Dev(folder)
-        self.kubeconfig = self.dev.kubeconfig
-
-    def freeze_operator(self) -> int:
-        """Nothing sees events or writes until it is killed. Its pid."""
-        pid = self._await_operator()
-        os.kill(pid, signal.SIGSTOP)
-        return pid
-
-    def kill_operator(self, pid: int | None = None) -> None:
-        """SIGKILL; the session starts another one, as a Deployment would."""
-        killed = pid if pid is not None else self._await_operator()
-        os.kill(killed, signal.SIGKILL)
-        eventually(lambda: self._find_operator() not in (None, killed), timeout=20, what="a new operator runs")
-
-    def _await_operator(self) -> int:
-        pid = eventually(self._find_operator, timeout=20, what="the operator runs")
-        assert pid is not None
-        return pid
-
-    def _find_operator(self) -> int | None:
-        """Of the processes that have to do with the session's folder, the operator."""
-        for pid, command in processes_of(self.dev.data).items():
-            if "-m tasker.controller" in command and "bound.py" not in command:
-                return pid
-        return None
+@contextmanager
+def embedded_cluster(folder: Path) -> Iterator[EmbeddedCluster]:
+    """The embedded API server and node, without definitions or operator."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = Path(__file__).with_name("bare_cluster.py")
+    with (folder / "cluster.log").open("w") as log:
+        command = [sys.executable, str(script), str(folder)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    try:
+        kubeconfig = process.stdout.readline().strip()
+        assert kubeconfig, (folder / "cluster.log").read_text()
+        yield EmbeddedCluster(
+            folder=folder, kubeconfig=Path(kubeconfig), operator_kubeconfig=folder / OPERATOR_KUBECONFIG
+        )
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        process.stdout.close()
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
-    """The cluster that `TASKER_TEST_KUBECONFIG` names, or an embedded one started for this process."""
-    given = os.environ.get(KUBECONFIG_VARIABLE)
-    if given:
-        yield ClusterUnderTest(Path(given), None)
-        return
-    session = DevProcess(tmp_path_factory.mktemp("cluster") / "data")
+def any_cluster(tmp_path_factory: pytest.TempPathFactory, postgres_server: TestServer) -> Iterator[ClusterUnderTest]:
+    """The cluster that the variables name, or an embedded one of this process. Nothing of ours is on it yet."""
     try:
-        session.dev.await_ready()
-        yield ClusterUnderTest(session.kubeconfig, session)
-        session.dev.interrupt()
-    finally:
-        session.dev.kill()
+        settings = ClusterSettings.from_environment()
+    except WrongVariables as wrong:
+        pytest.fail(str(wrong), pytrace=False)
+    run, folder = secrets.token_hex(3), tmp_path_factory.mktemp("cluster")
+    with ExitStack() as stack:
+        url = stack.enter_context(suite_database(postgres_server, f"tasker_test_{run}", namespace_prefix(run)))
+        embedded = None
+        if settings.kubeconfig is None:
+            embedded = stack.enter_context(embedded_cluster(folder / "cluster"))
+            embedded.begin_recording()
+        kubeconfig = embedded.kubeconfig if embedded is not None else settings.kubeconfig
+        assert kubeconfig is not None
+        place = Place(
+            settings=settings,
+            kubeconfig=kubeconfig,
+            operator_kubeconfig=embedded.operator_kubeconfig if embedded is not None else kubeconfig,
+            database_url=url,
+            folder=folder,
+            system_namespace=f"{namespace_prefix(run)}system",
+            labels={RUN_LABEL: run},
+        )
+        installation: Installation
+        if settings.operator == "chart":
+            installation = ChartInstallation(place, find_helm(folder))
+        else:
+            installation = OutsideInstallation(place)
+        cluster = ClusterUnderTest(installation, run)
+        yield cluster
+        if embedded is None:
+            cluster.leave()
+        else:
+            installation.uninstall()
+            _check_rights(embedded, folder)
+
+
+def _check_rights(embedded: EmbeddedCluster, folder: Path) -> None:
+    """A run is also a trial of the chart's roles: each call that the operator has made in it must be granted."""
+    grants = grants_of(find_helm(folder).template("tasker", MATRIX["own-database"]), account="tasker")
+    refused = [call for call in embedded.operator_calls() if not any(grant.allows(call) for grant in grants)]
+    assert refused == [], "calls of the operator that its roles do not grant"
+
+
+@pytest.fixture
+def cluster(any_cluster: ClusterUnderTest) -> ClusterUnderTest:
+    """The cluster with the definitions and a running operator."""
+    any_cluster.serve(operator=True)
+    return any_cluster
 
 
 @pytest.fixture

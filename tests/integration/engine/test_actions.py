@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from support.engine import NO_DELAY, Lab, SimulatedWorker, failure, step, success
+from support.engine import SOON, Lab, SimulatedWorker, failure, step, success
 from support.invariants import check_invariants
 
 # Two roots, so that one can fail or wait while nothing else runs; one dependent of each.
@@ -234,7 +234,7 @@ async def test_cancelling_by_resource_and_by_namespace(lab: Lab) -> None:
 
 async def test_a_step_waiting_for_its_retry_is_not_tried_again_after_its_run_was_cancelled(lab: Lab) -> None:
     await lab.clock.freeze()
-    task = await lab.run(step("a", retry=NO_DELAY))
+    task = await lab.run(step("a", retry=SOON))
     worker = await lab.worker()
     await worker.settle(failure(await worker.claim_one()))
     await lab.engine.cancel_task(task, actor="ann", reason="x")

@@ -44,7 +44,8 @@ async def jumps_of(
     return {(source, target) for source, target in jumps if source != target}
 
 
-async def test_a_task_row_takes_the_legal_jumps_and_no_other(lab: Lab) -> None:
+async def test_a_task_row_takes_the_legal_jumps_and_no_other(own_lab: Lab) -> None:
+    lab = own_lab
     await lab.run(step("a"))
     ended = "%(state)s::text in ('complete', 'error', 'cancelled', 'resolved_manually')"
     jumps = await jumps_of(
@@ -57,7 +58,8 @@ async def test_a_task_row_takes_the_legal_jumps_and_no_other(lab: Lab) -> None:
     assert jumps == TASK_JUMPS
 
 
-async def test_a_step_row_takes_the_legal_jumps_and_no_other(lab: Lab) -> None:
+async def test_a_step_row_takes_the_legal_jumps_and_no_other(own_lab: Lab) -> None:
+    lab = own_lab
     await lab.run(step("a"))
     jumps = await jumps_of(
         lab,

@@ -157,8 +157,9 @@ async def test_history_of_today_and_the_next_week_has_partitions_of_its_own(lab:
     assert await lab.state(task) == "steps_in_process"
 
 
-async def test_the_sweep_makes_missing_partitions_like_the_others_whatever_the_time_zone(lab: Lab) -> None:
+async def test_the_sweep_makes_missing_partitions_like_the_others_whatever_the_time_zone(own_lab: Lab) -> None:
     """Also while a run is writing history, which it must not stop."""
+    lab = own_lab
     await lab.run(step("a"))
     in_a_week = f"{datetime.now(UTC) + timedelta(days=7):%Y%m%d}"
     for table in ("task_transitions", "step_transitions"):

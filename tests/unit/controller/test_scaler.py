@@ -10,7 +10,7 @@ from support.controller_fakes import make_demand, make_run, make_worker, make_wo
 from tasker.controller.cluster import WORKER_POOL, Manifest
 from tasker.controller.managed_pool import NamespaceReconciler
 from tasker.controller.manifests import DELETION_COST_ANNOTATION, MANAGED_POOL_LABEL
-from tasker.controller.pool_state import PoolState
+from tasker.controller.pool_state import PoolBounds, PoolState
 from tasker.controller.scaler import Scaler
 from tasker.controller.seen import key_of
 from tasker.controller.work_queue import ObjectKey
@@ -239,3 +239,18 @@ async def test_a_namespace_that_goes_has_its_runs_cancelled(setting: Setting) ->
     await setting.namespaces.reconcile(NAMESPACE)
     assert setting.world.fake_engine.runs["u"].finished
     assert key_of({"metadata": {"name": "default"}}) == NAMESPACE
+
+
+@pytest.mark.parametrize(
+    ("spec", "live", "expected"),
+    [
+        ({}, None, 0),
+        ({"minReplicas": 2}, None, 2),
+        ({"minReplicas": 2}, 5, 5),
+        ({"scaling": {"mode": "external"}}, 5, None),
+        ({"scaling": {"mode": "external"}, "replicas": 3}, 5, 3),
+        ({"scaling": {"mode": "manual"}, "replicas": 3}, 5, 3),
+    ],
+)
+def test_what_is_asked_for_before_the_first_look(spec: dict[str, Any], live: int | None, expected: int | None) -> None:
+    assert PoolBounds.of(pool(**spec)).first_replicas(live) == expected

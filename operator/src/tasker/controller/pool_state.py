@@ -52,6 +52,16 @@ class PoolBounds:
             max_step=scaling.get("maxStep"),
         )
 
+    def first_replicas(self, live: int | None) -> int | None:
+        """What to ask for before anything has been decided; None leaves the number to an autoscaler."""
+        match self.mode:
+            case "external":
+                return self.replicas
+            case "manual":
+                return self.replicas if self.replicas is not None else self.min_replicas
+            case "operator":
+                return live if live is not None else self.min_replicas
+
 
 @dataclass(kw_only=True)
 class PoolState:
@@ -92,8 +102,7 @@ class PoolStates:
         state = self._states.get(key)
         if state is None or state.uid != uid:
             live = deployment["spec"].get("replicas") if deployment is not None else None
-            bounds = PoolBounds.of(pool)
-            state = PoolState(uid=uid, desired=live if live is not None else bounds.min_replicas)
+            state = PoolState(uid=uid, desired=PoolBounds.of(pool).first_replicas(live))
             self._states[key] = state
         return state
 

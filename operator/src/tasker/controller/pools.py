@@ -83,11 +83,18 @@ class PoolReconciler:
         await self._apply(state, DISRUPTION_BUDGET, manifests.disruption_budget(identity))
         await self._apply(state, NETWORK_POLICY, manifests.network_policy(identity))
 
-    async def _apply(self, state: PoolState, resource: Resource, manifest: Manifest) -> Manifest | None:
-        """Applies what has not been applied yet; the object as the API server answered, or None when nothing was."""
+    async def _apply(
+        self, state: PoolState, resource: Resource, manifest: Manifest, *, version: str | None = None
+    ) -> Manifest | None:
+        """Applies what has not been applied yet; the object as the API server answered, or None when nothing was.
+
+        With a `version` the apply is refused as a conflict once the object has another one.
+        """
         digest = _digest(manifest)
         if state.applied.get(resource.kind) == digest:
             return None
+        if version is not None:
+            manifest = {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}
         applied = await self._world.cluster.apply(resource, manifest)
         state.applied[resource.kind] = digest
         return applied
@@ -103,9 +110,9 @@ class PoolReconciler:
         if deployment is None or deployment["metadata"].get("generation") != state.deployment_generation:
             # It is gone, or somebody changed it: what we own is put back.
             state.applied.pop(DEPLOYMENT.kind, None)
-        settings, replicas = self._world.settings, state.desired
+        settings, replicas, version = self._world.settings, state.desired, None
         if replicas is None:
-            replicas = await self._replicas_to_leave(pool, identity)
+            replicas, version = await self._replicas_to_leave(pool, identity)
         manifest = manifests.deployment(
             identity,
             pool["spec"],
@@ -117,25 +124,25 @@ class PoolReconciler:
             replicas=replicas,
             handlers_hash=handlers_hash,
         )
-        applied = await self._apply(state, DEPLOYMENT, manifest)
+        applied = await self._apply(state, DEPLOYMENT, manifest, version=version)
         if applied is None:
             return deployment
         state.deployment_generation = applied["metadata"].get("generation")
         self._world.deployments.put(applied)
         return applied
 
-    async def _replicas_to_leave(self, pool: Manifest, identity: PoolIdentity) -> int | None:
-        """What to apply as replicas when the number is an autoscaler's.
+    async def _replicas_to_leave(self, pool: Manifest, identity: PoolIdentity) -> tuple[int | None, str | None]:
+        """What to apply as replicas when the number is an autoscaler's, and the version that this is true of.
 
-        Giving the field up would set it to 1 as long as nobody else owns it; so the live number, read a moment ago,
-        stays ours until an autoscaler has written one.
+        Giving the field up would set it to 1 as long as nobody else owns it; so the live number stays ours until an
+        autoscaler has written one, and is applied to the version it was read from only.
         """
         live = await self._world.cluster.get(DEPLOYMENT, identity.namespace, identity.object_name)
         if live is None:
-            return PoolBounds.of(pool).min_replicas
+            return PoolBounds.of(pool).min_replicas, None
         if manifests.others_own_replicas(live):
-            return None
-        return int(live["spec"].get("replicas", 1))
+            return None, None
+        return int(live["spec"].get("replicas", 1)), live["metadata"]["resourceVersion"]
 
     async def _show_missing_handlers(self, pool: Manifest, config_map: str) -> None:
         status = missing_handlers_status(pool, config_map, now=self._world.now())

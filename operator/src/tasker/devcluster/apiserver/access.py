@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-USER = {"username": "tasker-dev", "groups": ["system:masters", "system:authenticated"]}
+ADMINISTRATOR = "tasker-dev"
+_GROUPS = ["system:masters", "system:authenticated"]
 _REASON = "the embedded cluster has no RBAC: whoever has its token may do everything"
 
 
@@ -40,7 +41,7 @@ def find_review(group: str, version: str, plural: str) -> Review | None:
     return None
 
 
-def answer(review: Review, body: Mapping[str, Any], *, now: str) -> dict[str, Any]:
+def answer(review: Review, body: Mapping[str, Any], *, user: str, now: str) -> dict[str, Any]:
     """The review with its status filled in."""
     answered = {
         "kind": review.kind,
@@ -51,7 +52,7 @@ def answer(review: Review, body: Mapping[str, Any], *, now: str) -> dict[str, An
     match review.kind:
         case "SelfSubjectReview":
             del answered["spec"]
-            answered["status"] = {"userInfo": USER}
+            answered["status"] = {"userInfo": {"username": user, "groups": _GROUPS}}
         case "SelfSubjectAccessReview":
             answered["status"] = {"allowed": True, "reason": _REASON}
         case _:

@@ -20,6 +20,8 @@ import yaml
 
 VALID_DAYS = 365
 RENEW_DAYS = 30
+USER_SEPARATOR = "~"
+"""What follows it in a token is the name that the client goes by; it is no character of a token made here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,9 @@ from typing import Any
 from aiohttp import web
 
 from tasker.devcluster.apiserver import access, errors
-from tasker.devcluster.apiserver.bodies import Body, decode_object, decode_patch, expect_object, media_type
+from tasker.devcluster.apiserver.bodies import APPLY_PATCH, Body, decode_object, decode_patch, expect_object, media_type
+from tasker.devcluster.apiserver.call_log import CallLog
+from tasker.devcluster.apiserver.credentials import USER_SEPARATOR
 from tasker.devcluster.apiserver.documents import Documents
 from tasker.devcluster.apiserver.errors import ApiError
 from tasker.devcluster.apiserver.faults import FaultPlan, read_rules
@@ -34,6 +36,7 @@ class Dispatcher:
         self._operations = operations
         self._documents = documents
         self._faults = faults
+        self._calls = CallLog()
         self._authorization = f"Bearer {token}".encode()
         self._streaming: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -60,11 +63,12 @@ class Dispatcher:
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path.rstrip("/") or "/"
+        user = ""
         if path not in _PUBLIC and not any(path.startswith(f"{public}/") for public in _PUBLIC):
-            self._authenticate(request)
+            user = self._authenticate(request)
         target = parse_target(path)
         if target is not None and target.plural:
-            return await self._serve_resource(request, target)
+            return await self._serve_resource(request, target, user)
         if path.startswith("/debug/"):
             return await self._debug(request, path)
         if request.method not in ("GET", "HEAD"):
@@ -74,20 +78,24 @@ class Dispatcher:
         )
         return web.Response(body=document.body, status=document.status, headers=document.headers)
 
-    def _authenticate(self, request: web.BaseRequest) -> None:
-        given = request.headers.get("Authorization", "").encode()
-        if not hmac.compare_digest(given, self._authorization):
+    def _authenticate(self, request: web.BaseRequest) -> str:
+        """The name that follows the token, or the administrator's: names tell who calls, all may do the same."""
+        given, _, name = request.headers.get("Authorization", "").partition(USER_SEPARATOR)
+        if not hmac.compare_digest(given.encode(), self._authorization):
             raise errors.unauthorized()
+        return name or access.ADMINISTRATOR
 
-    async def _serve_resource(self, request: web.BaseRequest, target: RequestTarget) -> web.StreamResponse:
+    async def _serve_resource(self, request: web.BaseRequest, target: RequestTarget, user: str) -> web.StreamResponse:
         options = parse_query(request.query)
         verb = _verb(request.method, target, options)
         if (review := access.find_review(target.group, target.version, target.plural)) is not None:
             if verb != "create":
                 raise errors.method_not_allowed()
             body = expect_object(await self._read_object(request, options))
-            return _respond(Answer(body=encode(access.answer(review, body, now=self._operations.now())), code=201))
+            reviewed = access.answer(review, body, user=user, now=self._operations.now())
+            return _respond(Answer(body=encode(reviewed), code=201))
         served = self._operations.find_resource(target)
+        self._calls.note(user, verb, target)
         await self._faults.before(verb, served.qualified)
         operations = self._operations
         answer: Answer | Stream
@@ -111,6 +119,8 @@ class Dispatcher:
                 duplicates = options.field_validation != "Ignore"
                 kind, content = decode_patch(data, request.headers.get("Content-Type", ""), find_duplicates=duplicates)
                 answer = operations.patch(served, target, options, kind, content, manager)
+                if kind == APPLY_PATCH and answer.code == 201:
+                    self._calls.note(user, "create", target)
             case "delete":
                 answer = operations.delete(served, target, await _read_optional(request), request.query)
             case _:
@@ -158,8 +168,15 @@ class Dispatcher:
         )
 
     async def _debug(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
-        """Switches for tests: faults, and forgetting the past changes so that old watches get 410."""
+        """Switches for tests: faults, the log of calls, and forgetting the past so that old watches get 410."""
+        shown = self._calls if path == "/debug/calls" else self._faults
         match request.method, path:
+            case "GET", "/debug/calls":
+                pass
+            case "PUT", "/debug/calls":
+                self._calls.begin()
+            case "DELETE", "/debug/calls":
+                self._calls.end()
             case "GET", "/debug/faults":
                 pass
             case "PUT", "/debug/faults":
@@ -172,7 +189,7 @@ class Dispatcher:
                 self._operations.compact()
             case _:
                 raise errors.no_such_path()
-        return web.Response(body=encode(self._faults.describe()), content_type="application/json")
+        return web.Response(body=encode(shown.describe()), content_type="application/json")
 
 
 def _verb(method: str, target: RequestTarget, options: QueryOptions) -> str:

@@ -23,7 +23,7 @@ from aiohttp import web
 
 from tasker.devcluster.apiserver.bodies import MAX_BODY_BYTES
 from tasker.devcluster.apiserver.cluster import Cluster
-from tasker.devcluster.apiserver.credentials import Credentials, load_credentials, write_kubeconfig
+from tasker.devcluster.apiserver.credentials import USER_SEPARATOR, Credentials, load_credentials, write_kubeconfig
 from tasker.devcluster.apiserver.deleting import Deleter
 from tasker.devcluster.apiserver.dispatch import Dispatcher
 from tasker.devcluster.apiserver.documents import Documents
@@ -92,10 +92,14 @@ class ApiServer:
     def logs_folder(self) -> Path:
         return self.folder / "logs"
 
-    def write_kubeconfig(self, path: Path) -> None:
-        """Writes a kubeconfig (0600) for this server."""
+    def write_kubeconfig(self, path: Path, *, user: str | None = None) -> None:
+        """Writes a kubeconfig (0600) for this server.
+
+        All its users may do everything; `user` names one of them, so that the log of calls can tell them apart.
+        """
         credentials = self._started()
-        write_kubeconfig(path, url=self.url, authority=credentials.authority, token=credentials.token)
+        token = credentials.token if user is None else f"{credentials.token}{USER_SEPARATOR}{user}"
+        write_kubeconfig(path, url=self.url, authority=credentials.authority, token=token)
 
     def _started(self) -> Credentials:
         if self._credentials is None:

@@ -116,7 +116,7 @@ def record_update(
     changed = _take_over(schema.root, _bare(before), _bare(result), owners, writer, api_version, now)
     encoded = encode_managed_fields(cap_updaters(changed))
     if live is not None and equal_json(_bare(before), _bare(result)) and _same_but_time(live, encoded):
-        encoded = copy_json(live["metadata"]["managedFields"])
+        encoded = copy_json(live["metadata"].get("managedFields") or [])
     _set_entries(result, encoded)
     return result
 
@@ -166,7 +166,7 @@ def apply(
         merged["metadata"]["annotations"][LAST_APPLIED] = _last_applied_of(config)
     encoded = encode_managed_fields(changed)
     if live is not None and equal_json(schema.default(merged), _bare(live)) and _same_but_time(live, encoded):
-        encoded = copy_json(live["metadata"]["managedFields"])
+        encoded = copy_json(live["metadata"].get("managedFields") or [])
     _set_entries(merged, encoded)
     return merged
 
