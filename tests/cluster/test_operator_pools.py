@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from support.cluster import HANDLERS, Namespace, handlers, pool, step, task, template
-from support.waiting import eventually
+from support.waiting import PATIENCE, eventually
 
 SUCCEEDED = "condition=Succeeded"
 DEPLOYMENT = "tasker-worker-default"
@@ -85,7 +85,7 @@ def test_changed_handlers_reach_the_workers(namespace: Namespace) -> None:
 
 def test_a_busy_worker_is_not_taken_away(namespace: Namespace) -> None:
     """Two workers, one with a long step: the pool shrinks to one, and the step's only attempt succeeds."""
-    long_step = step("a", "sleep", configuration={"seconds": 8}, retry={"maxAttempts": 1})
+    long_step = step("a", "sleep", configuration={"seconds": 8 * PATIENCE}, retry={"maxAttempts": 1})
     namespace.apply(
         handlers(),
         pool(slots=1, scaling={"idleSeconds": 1, "downSeconds": 1}),

@@ -19,16 +19,16 @@ NEW_HANDLERS = HANDLERS.replace('"done": context.step_name', '"done": "by the ne
 @pytest.fixture
 def busy(namespace: Namespace) -> Namespace:
     """50 Tasks under way, each step with a single attempt: one that is broken off fails its Task."""
-    once = {"retry": {"maxAttempts": 1}}
+    once = {"maxAttempts": 1}
     namespace.apply(
         handlers(),
         pool(minReplicas=2, maxReplicas=2, slots=5, terminationGracePeriodSeconds=60),
         template(
             "two",
-            step("a", "sleep", configuration={"seconds": 1}, **once),
-            step("b", after=["a"], **once),
+            step("a", "sleep", configuration={"seconds": 1}, retry=once),
+            step("b", after=["a"], retry=once),
         ),
-        template("long", step("a", "sleep", configuration={"seconds": LONG_SECONDS}, **once)),
+        template("long", step("a", "sleep", configuration={"seconds": LONG_SECONDS}, retry=once)),
     )
     namespace.wait("condition=Ready", "workerpool/default", "tasktemplate/two", "tasktemplate/long", seconds=30)
     eventually(lambda: namespace.status("workerpool", "default").get("readyReplicas") == 2, timeout=30)

@@ -159,6 +159,11 @@ class ClusterUnderTest:
         self._count = 0
         self._is_installed = False
 
+    @property
+    def selector(self) -> str:
+        """Of everything that the suite makes outside of its namespaces, and of those."""
+        return f"{RUN_LABEL}={self._run}"
+
     def serve(self, *, operator: bool) -> None:
         """The definitions are there, and an operator runs or none does."""
         if not self._is_installed:
@@ -190,17 +195,16 @@ class ClusterUnderTest:
     def leave(self) -> None:
         """Takes everything of ours off the cluster."""
         kubectl = self.installation.kubectl
-        selector = f"{RUN_LABEL}={self._run}"
         system = self.installation.place.system_namespace
-        eventually(lambda: self._left(selector) <= {system}, timeout=60, interval=0.5, what="our namespaces are gone")
+        eventually(lambda: self._left() <= {system}, timeout=60, interval=0.5, what="our namespaces are gone")
         self.installation.uninstall()
-        kubectl("delete", "namespaces", "--selector", selector, "--timeout=120s", timeout=150)
+        kubectl("delete", "namespaces", "--selector", self.selector, "--timeout=120s", timeout=150)
         self.installation.remove_definitions()
 
-    def _left(self, selector: str) -> set[str]:
+    def _left(self) -> set[str]:
         """The names of our namespaces. What a failed test's finalizer holds in them is let go."""
         kubectl = self.installation.kubectl
-        names = kubectl("get", "namespaces", "--selector", selector, "--output=jsonpath={.items[*].metadata.name}")
+        names = kubectl("get", "namespaces", "--selector", self.selector, "--output=jsonpath={.items[*].metadata.name}")
         for name in names.split():
             for kind in OUR_KINDS:
                 held = kubectl.run("get", kind, "--namespace", name, "--output=name").out.split()

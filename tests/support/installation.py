@@ -190,8 +190,16 @@ class ChartInstallation(Installation):
             "crds": {"enabled": not self._found_definitions},
             "database": {"existingSecret": DATABASE_SECRET, "ports": [int(port)]},
             "image": image_values(settings.operator_image, settings.pull_policy),
+            "networkPolicy": {"apiServerPorts": self._api_server_ports()},
             "worker": {"image": image_values(self._worker_image, settings.pull_policy)},
         }
+
+    def _api_server_ports(self) -> list[int]:
+        """The chart's own, and where the API server is reached behind its Service."""
+        subsets = self.kubectl.get("endpoints", "kubernetes", "--namespace=default").get("subsets") or ()
+        found = {port["port"] for subset in subsets for port in subset.get("ports") or ()}
+        chart = yaml.safe_load((CHARTS / "tasker" / "values.yaml").read_text(encoding="utf-8"))
+        return sorted(found.union(chart["networkPolicy"]["apiServerPorts"]))
 
     def pause(self) -> None:
         self._scale(0)

@@ -49,12 +49,15 @@
   verbs: [create]
 {{- end -}}
 
-{{- /* What it may do in the cluster in either mode: to look, and only at these. */ -}}
+{{- /* What it may do outside of the namespaces it serves: to look, and only at these. Serving some namespaces it asks
+about those alone. */ -}}
 {{- define "tasker.clusterRules" -}}
 - apiGroups: [""]
   resources: [namespaces]
-  verbs: [get, list, watch]
+  verbs: [{{ if .Values.watchNamespaces }}get{{ else }}get, list, watch{{ end }}]
+{{- if not .Values.watchNamespaces }}
 - apiGroups: [apiextensions.k8s.io]
   resources: [customresourcedefinitions]
   verbs: [list, watch]
+{{- end }}
 {{- end -}}

@@ -47,7 +47,21 @@ def test_a_run_is_over_when_tasks_have_ended_and_the_workers_are_gone() -> None:
     assert state.all_as_expected()
     assert state.tasks["a"].seconds(99.0) == pytest.approx(1.9)
     assert state.pools["workers"].levels() == [0, 2, 0]
-    assert [change.why for change in state.pools["workers"].history] == ["3 queued", "idle for 4 s"]
+    assert [change.at for change in state.pools["workers"].history] == [0.5, 6.0]
+
+
+def event(message: str, *, kind: str = "WorkerPool", name: str = "workers") -> WatchEvent:
+    return WatchEvent(kind="ADDED", object={"involvedObject": {"kind": kind, "name": name}, "message": message})
+
+
+def test_why_workers_came_and_went_is_taken_from_the_events() -> None:
+    state = RunState(example(a="complete"))
+    state.see_event(event("0 → 2: 3 queued, 0 running, 2 slots each"))
+    state.see_event(event("2 → 0: idle for 4 s"))
+    state.see_event(event("0 → 1: of another", name="other"))
+    state.see_event(event("0 → 1: no pool", kind="Task"))
+    state.see_event(event("There is no ConfigMap workers in namespace default."))
+    assert state.pools["workers"].whys == {2: "3 queued, 0 running, 2 slots each", 0: "idle for 4 s"}
 
 
 def test_workers_that_a_pool_always_keeps_do_not_hold_a_run_up() -> None:

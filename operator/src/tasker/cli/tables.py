@@ -52,7 +52,8 @@ def scale_table(pool: PoolRun) -> Table:
     """When and why the number of workers changed."""
     table = _table("At", "Workers", "Why")
     for change in pool.history:
-        table.add_row(f"{change.at:.1f} s", f"{change.before} → {change.after}", Text(change.why, style="dim"))
+        why = Text(pool.whys.get(change.after, ""), style="dim")
+        table.add_row(f"{change.at:.1f} s", f"{change.before} → {change.after}", why)
     return table
 
 

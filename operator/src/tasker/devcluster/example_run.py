@@ -59,7 +59,8 @@ class ExampleRun:
         self._began = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
-                watches = [group.create_task(self._watch_tasks()), group.create_task(self._watch_pools())]
+                watching = (self._watch_tasks(), self._watch_pools(), self._watch_events())
+                watches = [group.create_task(watch) for watch in watching]
                 await self._kubectl.run("apply", "-f", str(self._example.folder))
                 over = await self._until_over(show, timeout)
                 for watch in watches:
@@ -91,3 +92,7 @@ class ExampleRun:
         async for event in self._kubectl.watch("workerpools"):
             self.state.see_pool(event, self.seconds)
             self._changed.set()
+
+    async def _watch_events(self) -> None:
+        async for event in self._kubectl.watch("events", "--watch-only"):
+            self.state.see_event(event)

@@ -73,14 +73,16 @@ class Kubectl:
             raise KubectlFailed(f"{told}: {complaint.decode(errors='replace').strip()}")
         return output.decode()
 
-    async def watch(self, resource: str) -> AsyncIterator[WatchEvent]:
+    async def watch(self, resource: str, *options: str) -> AsyncIterator[WatchEvent]:
         """Every object of a resource, then every change to one, for as long as the caller listens.
 
         A watch that ends is begun anew, so an object may be told as ADDED again. Raises `KubectlFailed` when a watch
         could not be begun.
         """
         while True:
-            process = await self._start(("get", resource, "--watch", "--output-watch-events", "--output=json"))
+            process = await self._start(
+                ("get", resource, "--watch", "--output-watch-events", "--output=json", *options)
+            )
             assert process.stdout is not None
             assert process.stderr is not None
             told = False

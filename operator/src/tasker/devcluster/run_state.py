@@ -15,8 +15,8 @@ from tasker.devcluster.kubectl import WatchEvent
 
 FINAL_STATES = frozenset({"complete", "error", "cancelled", "resolved_manually"})
 
-# The reason of a decision repeats its numbers: "0 → 3: 5 queued, …".
-_MOVE = re.compile(r"^\d+ → \d+: ")
+# What the operator's Events say of a decision: "0 → 3: 5 queued, …".
+_DECISION = re.compile(r"\d+ → (?P<after>\d+): (?P<why>.*)")
 
 # After the Tasks have ended, how long a pool that was never seen to have workers is waited for: its status may lag.
 UNSEEN_POOL_SECONDS = 10.0
@@ -57,7 +57,6 @@ class ScaleChange:
     at: float
     before: int
     after: int
-    why: str
 
 
 @dataclass(kw_only=True)
@@ -73,8 +72,9 @@ class PoolRun:
     running: int = 0
     reason: str = ""
     history: list[ScaleChange] = field(default_factory=list)
+    whys: dict[int, str] = field(default_factory=dict)
+    """Why the newest decision for so many workers was taken, as the operator's Events tell."""
     most_ready: int = 0
-    at_rest_since: float | None = None
 
     @property
     def is_at_rest(self) -> bool:
@@ -122,8 +122,7 @@ class RunState:
         status = event.object.get("status") or {}
         desired = status.get("desiredReplicas", 0)
         if desired != pool.desired:
-            why = _MOVE.sub("", status.get("reason", ""))
-            pool.history.append(ScaleChange(at=now, before=pool.desired, after=desired, why=why))
+            pool.history.append(ScaleChange(at=now, before=pool.desired, after=desired))
         pool.minimum = (event.object.get("spec") or {}).get("minReplicas", 0)
         pool.desired = desired
         pool.replicas = status.get("replicas", 0)
@@ -132,10 +131,13 @@ class RunState:
         pool.running = status.get("running", 0)
         pool.reason = status.get("reason", "")
         pool.most_ready = max(pool.most_ready, pool.ready)
-        if not pool.is_at_rest:
-            pool.at_rest_since = None
-        elif pool.at_rest_since is None:
-            pool.at_rest_since = now
+
+    def see_event(self, event: WatchEvent) -> None:
+        """A Kubernetes Event; those about decisions of scaling are taken in."""
+        about, message = event.object.get("involvedObject") or {}, event.object.get("message") or ""
+        decision = _DECISION.match(message)
+        if about.get("kind") == "WorkerPool" and about.get("name") in self.pools and decision is not None:
+            self.pools[about["name"]].whys[int(decision["after"])] = decision["why"]
 
     def tasks_ended(self) -> bool:
         return self._tasks_ended_at is not None
