@@ -86,6 +86,10 @@ def group(any_cluster: ClusterUnderTest) -> Iterator[str]:
     kubectl.apply(definition(group))
     kubectl("wait", "--for=condition=Established", f"crd/gadgets.{group}", "--timeout=20s")
     yield group
+    for gadget in kubectl.get(f"gadgets.{group}", "--all-namespaces")["items"]:
+        # Of a test that failed while it held one.
+        where = (gadget["metadata"]["name"], "--namespace", gadget["metadata"]["namespace"])
+        kubectl.run("patch", f"gadgets.{group}", *where, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
     kubectl("delete", "crd", f"gadgets.{group}")
 
 

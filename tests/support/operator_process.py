@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from support.waiting import eventually
+from tasker.devcluster.node import launcher
 
 
 class OperatorProcess:
@@ -31,9 +32,10 @@ class OperatorProcess:
             **environment,
         }
         with log_file.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tasker.controller"], env=variables, stdout=output, stderr=output
-            )
+            # Through the launcher, so that not even a killed test process leaves an operator behind.
+            ends_with_us = [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid())]
+            command = [*ends_with_us, sys.executable, "-m", "tasker.controller"]
+            self._process = subprocess.Popen(command, env=variables, stdout=output, stderr=output)
 
     @property
     def log(self) -> str:
