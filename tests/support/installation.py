@@ -196,10 +196,10 @@ class ChartInstallation(Installation):
 
     def _api_server_ports(self) -> list[int]:
         """The chart's own, and where the API server is reached behind its Service."""
-        subsets = self.kubectl.get("endpoints", "kubernetes", "--namespace=default").get("subsets") or ()
-        found = {port["port"] for subset in subsets for port in subset.get("ports") or ()}
+        ports = "--output=jsonpath={.subsets[*].ports[*].port}"
+        found = self.kubectl("get", "endpoints", "kubernetes", "--namespace=default", "--ignore-not-found", ports)
         chart = yaml.safe_load((CHARTS / "tasker" / "values.yaml").read_text(encoding="utf-8"))
-        return sorted(found.union(chart["networkPolicy"]["apiServerPorts"]))
+        return sorted({*map(int, found.split()), *chart["networkPolicy"]["apiServerPorts"]})
 
     def pause(self) -> None:
         self._scale(0)

@@ -39,9 +39,19 @@ class Follower:
         await eventually_async(all_seen)
 
 
+async def past_the_horizon(lab: Lab) -> bool:
+    """Whether no transaction of the server, in whatever database, is older than the newest entry of the log."""
+    return bool(
+        await lab.value(
+            "select pg_snapshot_xmin(pg_current_snapshot()) > max(transaction_id) from tasker.task_transitions"
+        )
+    )
+
+
 async def test_a_new_reader_begins_now_and_then_sees_every_resource_that_moved(lab: Lab) -> None:
     await lab.template(step("a"), step("b", "a"))
     await lab.submit(origin_uid="before")
+    await eventually_async(lambda: past_the_horizon(lab))
     follower = Follower(lab)
     assert await follower.read() == set()
     await lab.submit(origin_uid="uid-1")
