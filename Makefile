@@ -18,7 +18,7 @@ demo: $(READY)      ## Run examples/03-order-fulfillment on this machine, with p
 dev: $(READY)       ## Keep the embedded cluster running for kubectl
 	@$(BIN)/tasker dev
 test: $(READY)      ## All tests but those of the images
-	$(BIN)/pytest -n 2 --dist loadscope -m 'not images'
+	$(BIN)/pytest -n 3 --dist loadscope -m 'not images'
 lint: $(READY)      ## Lint, formatting, import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 types: $(READY)     ## mypy --strict; the examples one by one, for each has a module called handlers
