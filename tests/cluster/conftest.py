@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,21 +20,29 @@ HERE = Path(__file__).parent
 REAL_TEST_SECONDS = 900
 
 
-def pytest_configure(config: pytest.Config) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Processes of pytest-xdist each have an embedded cluster; somebody's own cluster is one process's at a time."""
-    if not _is_embedded() and getattr(config.option, "numprocesses", None):
-        config.option.dist = "loadgroup"
+    if _is_embedded():
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneProcessForTheCluster(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "cluster" if nodeid.startswith("tests/cluster/") else nodeid
+
+    return OneProcessForTheCluster(config, log)
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if HERE in item.path.parents and not _is_embedded():
+        item.add_marker(pytest.mark.timeout(REAL_TEST_SECONDS))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if HERE in item.path.parents]
     ordered = iter(sorted(ours, key=lambda item: "kubectl" not in getattr(item, "fixturenames", ())))
     items[:] = [next(ordered) if HERE in item.path.parents else item for item in items]
-    if not _is_embedded():
-        for item in ours:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-            item.add_marker(pytest.mark.timeout(REAL_TEST_SECONDS))
 
 
 def _is_embedded() -> bool:
