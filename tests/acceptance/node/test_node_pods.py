@@ -353,7 +353,12 @@ async def test_two_containers_have_a_process_and_a_log_each(cluster: NodeCluster
 async def test_logs_are_what_kubectl_shows(cluster: NodeCluster) -> None:
     await cluster.create(PODS, pod("talker", container("serve", "hello")))
     await cluster.until_ready("talker")
-    assert (await cluster.kubectl("logs", "talker")).rstrip().endswith("serve hello")
+
+    async def shown() -> bool:
+        # Without a readiness probe a pod is ready as soon as its process is there.
+        return (await cluster.kubectl("logs", "talker")).rstrip().endswith("serve hello")
+
+    await eventually_async(shown, what="kubectl logs shows the line")
 
 
 async def test_configuration_in_a_volume_follows_its_config_map(
