@@ -78,13 +78,20 @@ def definition(group: str, **version: Any) -> dict[str, Any]:
     }
 
 
+def establish(kubectl: Kubectl, crd: dict[str, Any]) -> None:
+    """Until the kinds are served and discovery tells of them, which on a real server takes a moment longer."""
+    kubectl.apply(crd)
+    kubectl("wait", "--for=condition=Established", f"crd/{crd['metadata']['name']}", "--timeout=20s")
+    versions = {f"{crd['spec']['group']}/{version['name']}" for version in crd["spec"]["versions"]}
+    eventually(lambda: versions <= set(kubectl("api-versions").split()), what=f"discovery tells of {versions}")
+
+
 @pytest.fixture(scope="module")
 def group(any_cluster: ClusterUnderTest) -> Iterator[str]:
     """A group of its own with the CRD `gadgets`."""
     group = f"g{uuid.uuid4().hex[:6]}.example.com"
     kubectl = Kubectl(kubeconfig=any_cluster.kubeconfig)
-    kubectl.apply(definition(group))
-    kubectl("wait", "--for=condition=Established", f"crd/gadgets.{group}", "--timeout=20s")
+    establish(kubectl, definition(group))
     yield group
     for gadget in kubectl.get(f"gadgets.{group}", "--all-namespaces")["items"]:
         # Of a test that failed while it held one.
@@ -191,8 +198,7 @@ def test_a_second_version_shows_the_same_objects(kubectl: Kubectl) -> None:
     crd = definition(group)
     second = {**crd["spec"]["versions"][0], "name": "v1beta1", "storage": False}
     crd["spec"]["versions"].append(second)
-    kubectl.apply(crd)
-    kubectl("wait", "--for=condition=Established", f"crd/gadgets.{group}", "--timeout=20s")
+    establish(kubectl, crd)
     beta = {"apiVersion": f"{group}/v1beta1", "kind": "Gadget", "metadata": {"name": "g"}, "spec": {"size": 3}}
     kubectl.apply(beta)
     assert kubectl.get(f"gadgets.v1beta1.{group}", "g")["apiVersion"] == f"{group}/v1beta1"
@@ -204,8 +210,7 @@ def test_a_second_version_shows_the_same_objects(kubectl: Kubectl) -> None:
 
 def test_deleting_a_definition_deletes_its_objects_and_its_discovery(kubectl: Kubectl) -> None:
     group = f"g{uuid.uuid4().hex[:6]}.example.com"
-    kubectl.apply(definition(group))
-    kubectl("wait", "--for=condition=Established", f"crd/gadgets.{group}", "--timeout=20s")
+    establish(kubectl, definition(group))
     gadget = {"apiVersion": f"{group}/v1", "kind": "Gadget", "metadata": {"name": "g"}, "spec": {"size": 3}}
     kubectl.apply({**gadget, "metadata": {"name": "g", "finalizers": ["example.com/hold"]}})
     kubectl("delete", "crd", f"gadgets.{group}", "--wait=false")
@@ -215,7 +220,6 @@ def test_deleting_a_definition_deletes_its_objects_and_its_discovery(kubectl: Ku
     kubectl("patch", f"gadgets.{group}", "g", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
     kubectl("wait", "--for=delete", f"crd/gadgets.{group}", "--timeout=20s")
     eventually(lambda: group not in kubectl("api-versions"), what="discovery forgets the group")
-    kubectl.apply(definition(group))
-    kubectl("wait", "--for=condition=Established", f"crd/gadgets.{group}", "--timeout=20s")
-    assert eventually(lambda: kubectl.get(f"gadgets.{group}"))["items"] == []
+    establish(kubectl, definition(group))
+    assert kubectl.get(f"gadgets.{group}")["items"] == []
     kubectl("delete", "crd", f"gadgets.{group}")

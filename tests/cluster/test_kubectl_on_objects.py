@@ -89,12 +89,20 @@ def test_create_of_what_exists_is_refused(kubectl: Kubectl) -> None:
 
 
 def test_apply_says_created_unchanged_configured(kubectl: Kubectl) -> None:
-    assert kubectl.apply(deployment()) == "deployment.apps/web created\n"
-    before = kubectl.get("deployment", "web")["metadata"]["resourceVersion"]
-    assert kubectl.apply(deployment()) == "deployment.apps/web unchanged\n"
-    assert kubectl.get("deployment", "web")["metadata"]["resourceVersion"] == before
+    assert kubectl.apply(deployment(), config_map("a", k="v")) == "deployment.apps/web created\nconfigmap/a created\n"
+    before = versions(kubectl)
+    assert (
+        kubectl.apply(deployment(), config_map("a", k="v")) == "deployment.apps/web unchanged\nconfigmap/a unchanged\n"
+    )
+    assert versions(kubectl) == before
     assert kubectl.apply(deployment(image="registry.example/none:2")) == "deployment.apps/web configured\n"
     assert kubectl.get("deployment", "web")["metadata"]["generation"] >= 2
+
+
+def versions(kubectl: Kubectl) -> tuple[int, str]:
+    """What a write would change: of a Deployment, whose status its controller writes, the generation."""
+    config = kubectl.get("configmap", "a")
+    return kubectl.get("deployment", "web")["metadata"]["generation"], config["metadata"]["resourceVersion"]
 
 
 def test_apply_takes_away_what_the_manifest_no_longer_has(kubectl: Kubectl) -> None:
@@ -132,10 +140,10 @@ def test_apply_on_server_side_reports_conflicts_and_can_take_over(kubectl: Kubec
 
 
 def test_server_side_apply_of_the_same_again_changes_nothing(kubectl: Kubectl) -> None:
-    kubectl.apply(deployment(), options=("--server-side",))
-    before = kubectl.get("deployment", "web")["metadata"]["resourceVersion"]
-    kubectl.apply(deployment(), options=("--server-side",))
-    assert kubectl.get("deployment", "web")["metadata"]["resourceVersion"] == before
+    kubectl.apply(deployment(), config_map("a", k="v"), options=("--server-side",))
+    before = versions(kubectl)
+    kubectl.apply(deployment(), config_map("a", k="v"), options=("--server-side",))
+    assert versions(kubectl) == before
 
 
 def test_diff_shows_what_apply_would_change_and_changes_nothing(kubectl: Kubectl) -> None:
@@ -381,8 +389,7 @@ def test_deleting_a_namespace_empties_it_first(kubectl: Kubectl) -> None:
     refused = kubectl.fails("create", "configmap", "late")
     assert f"unable to create new content in namespace {kubectl.namespace} because it is being terminated" in refused
     kubectl("patch", "configmap", "held", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-    kubectl("wait", "--for=delete", f"namespace/{kubectl.namespace}", "--timeout=30s")
-    kubectl("create", "namespace", kubectl.namespace)
+    kubectl("wait", "--for=delete", f"namespace/{kubectl.namespace}", "--timeout=50s")
 
 
 def test_delete_all_and_generated_names(kubectl: Kubectl) -> None:

@@ -114,7 +114,7 @@ def test_the_chart_is_upgraded_with_tasks_running(chart: ChartInstallation, name
     namespace.apply(handlers(), pool(slots=20), slow, *(task(f"t{number}", "slow") for number in range(20)))
     eventually(lambda: namespace.status("workerpool", "default").get("running"), timeout=30)
     before = chart.helm("history", "tasker", "--output=json")
-    chart.upgrade(worker_image=None)
+    chart.upgrade()
     assert len(json.loads(chart.helm("history", "tasker", "--output=json"))) == len(json.loads(before)) + 1
     namespace.wait(SUCCEEDED, "task", "--all", seconds=60)
     assert not [each for each in namespace.list("tasks") if "failures" in each["status"]]

@@ -39,9 +39,10 @@ def busy(namespace: Namespace) -> Namespace:
 
 @pytest.fixture
 def first_image_afterwards(cluster: ClusterUnderTest) -> Iterator[None]:
-    before = cluster.settings.worker_image
+    first = cluster.installation.worker_image
     yield
-    cluster.installation.upgrade(worker_image=before or "tasker-worker:first")
+    cluster.installation.worker_image = first
+    cluster.installation.upgrade()
 
 
 def worker_images(namespace: Namespace) -> set[str]:
@@ -72,7 +73,7 @@ def assert_nothing_was_lost(namespace: Namespace) -> None:
 def test_changed_handlers_and_a_new_operator_lose_no_step(cluster: ClusterUnderTest, busy: Namespace) -> None:
     old = pod_names(busy)
     busy.apply(handlers(source=NEW_HANDLERS))
-    cluster.installation.upgrade(worker_image=None)
+    cluster.installation.upgrade()
     old_pods_end_in_order(busy, old)
     assert_nothing_was_lost(busy)
     busy.apply(task("after", "two"))
@@ -89,7 +90,8 @@ def test_a_changed_worker_image_loses_no_step(
     old, before = pod_names(busy), worker_images(busy)
     assert image not in before
     busy.apply(handlers(source=NEW_HANDLERS))
-    cluster.installation.upgrade(worker_image=image)
+    cluster.installation.worker_image = image
+    cluster.installation.upgrade()
     eventually(lambda: worker_images(busy) == {image}, timeout=60, interval=0.2)
     old_pods_end_in_order(busy, old)
     assert_nothing_was_lost(busy)

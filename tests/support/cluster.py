@@ -8,6 +8,7 @@ the end.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -86,7 +87,11 @@ class Namespace:
     def kubectl(self, *arguments: str, given: str | None = None, timeout: float = 60.0) -> str:
         """What the command printed. Raises `KubectlFailed`."""
         command = [str(find_kubectl()), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.name}", *arguments]
-        ended = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, check=False)
+        # What kubectl knows of a server's kinds is kept for hours under its address: another run's may be another's.
+        cache = {**os.environ, "KUBECACHEDIR": str(self.kubeconfig.parent / "kubectl-cache")}
+        ended = subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=timeout, check=False, env=cache
+        )
         if ended.returncode:
             raise KubectlFailed(ended.stderr.strip())
         return ended.stdout
@@ -285,8 +290,7 @@ def any_cluster(tmp_path_factory: pytest.TempPathFactory, postgres_server: TestS
         if settings.kubeconfig is None:
             embedded = stack.enter_context(embedded_cluster(folder / "cluster"))
             embedded.begin_recording()
-        kubeconfig = embedded.kubeconfig if embedded is not None else settings.kubeconfig
-        assert kubeconfig is not None
+        kubeconfig = embedded.kubeconfig if embedded is not None else _copy_kubeconfig(settings, folder)
         place = Place(
             settings=settings,
             kubeconfig=kubeconfig,
@@ -308,6 +312,15 @@ def any_cluster(tmp_path_factory: pytest.TempPathFactory, postgres_server: TestS
         else:
             installation.uninstall()
             _check_rights(embedded, folder)
+
+
+def _copy_kubeconfig(settings: ClusterSettings, folder: Path) -> Path:
+    """One file of its own, so that nothing is written beside the person's."""
+    view = [str(find_kubectl()), f"--kubeconfig={settings.kubeconfig}", "config", "view", "--raw", "--flatten"]
+    copy = folder / "kubeconfig"
+    copy.touch(mode=0o600)
+    copy.write_bytes(subprocess.run(view, capture_output=True, check=True).stdout)
+    return copy
 
 
 def _check_rights(embedded: EmbeddedCluster, folder: Path) -> None:

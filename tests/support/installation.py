@@ -61,10 +61,16 @@ class Installation(ABC):
         self.place = place
         self.kubectl = place.kubectl
         self.is_running = False
+        self.worker_image = place.settings.worker_image
+        """The image of pools that name none, None for the release's own; a change counts with the next `upgrade`."""
         self._found_definitions = bool(self._definitions_there())
 
     def _definitions_there(self) -> list[str]:
         return self.kubectl("get", "crd", *DEFINITIONS, "--ignore-not-found", "--output=name").split()
+
+    def _definitions_are_served(self) -> bool:
+        served = self.kubectl("api-resources", "--api-group=tasker.dev", "--cached=false", "--output=name").split()
+        return sorted(served) == list(DEFINITIONS)
 
     @abstractmethod
     def install(self) -> None:
@@ -83,8 +89,8 @@ class Installation(ABC):
         """SIGKILL of the operator; another one follows by itself or is started."""
 
     @abstractmethod
-    def upgrade(self, *, worker_image: str | None) -> None:
-        """Changes the release under way: the image of pools that name none, and so the operator's settings."""
+    def upgrade(self) -> None:
+        """Replaces the operator while it is at work, by one with the present settings."""
 
     @abstractmethod
     def uninstall(self) -> None:
@@ -101,13 +107,13 @@ class OutsideInstallation(Installation):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
-        self._worker_image = place.settings.worker_image
         self._process: OperatorProcess | None = None
         self._logs = 0
 
     def install(self) -> None:
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(REPOSITORY / "crds"))
         self.kubectl("wait", "--for=condition=Established", "crd", *DEFINITIONS, "--timeout=60s", timeout=70)
+        eventually(self._definitions_are_served, timeout=READY_SECONDS, interval=0.2)
         environment = {**os.environ, "DATABASE_URL": self.place.database_url}
         subprocess.run([sys.executable, "-m", "tasker", "migrate"], env=environment, check=True, capture_output=True)
 
@@ -120,7 +126,7 @@ class OutsideInstallation(Installation):
     def resume(self) -> None:
         variables = {
             "TASKER_WORKER_DATABASE_URL": self.place.database_url,
-            "TASKER_WORKER_IMAGE": self._worker_image or "",
+            "TASKER_WORKER_IMAGE": self.worker_image or "",
             "TASKER_WORKER_IMAGE_PULL_POLICY": self.place.settings.pull_policy or "",
         }
         self._logs += 1
@@ -135,8 +141,7 @@ class OutsideInstallation(Installation):
         self._process = None
         self.resume()
 
-    def upgrade(self, *, worker_image: str | None) -> None:
-        self._worker_image = worker_image or self._worker_image
+    def upgrade(self) -> None:
         self.pause()
         self.resume()
 
@@ -150,7 +155,6 @@ class ChartInstallation(Installation):
     def __init__(self, place: Place, helm: Helm) -> None:
         super().__init__(place)
         self._helm = helm
-        self._worker_image = place.settings.worker_image
         self._in_namespace = Kubectl(kubeconfig=place.kubeconfig, namespace=place.system_namespace)
 
     def install(self) -> None:
@@ -191,7 +195,7 @@ class ChartInstallation(Installation):
             "database": {"existingSecret": DATABASE_SECRET, "ports": [int(port)]},
             "image": image_values(settings.operator_image, settings.pull_policy),
             "networkPolicy": {"apiServerPorts": self._api_server_ports()},
-            "worker": {"image": image_values(self._worker_image, settings.pull_policy)},
+            "worker": {"image": image_values(self.worker_image, settings.pull_policy)},
         }
 
     def _api_server_ports(self) -> list[int]:
@@ -217,8 +221,7 @@ class ChartInstallation(Installation):
         eventually(lambda: set(self._pods()) - set(killed), timeout=READY_SECONDS, interval=0.2)
         self._await_ready()
 
-    def upgrade(self, *, worker_image: str | None) -> None:
-        self._worker_image = worker_image or self._worker_image
+    def upgrade(self) -> None:
         self.helm("upgrade", RELEASE, *self._chart())
 
     def uninstall(self) -> None:
