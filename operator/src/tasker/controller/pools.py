@@ -73,13 +73,15 @@ class PoolReconciler:
         if not pool["spec"].get("serviceAccountName"):
             await self._apply(state, SERVICE_ACCOUNT, manifests.service_account(identity))
         if not pool["spec"].get("database"):
-            siblings = [
+            owners = {
                 identity_of(sibling)
                 for sibling in self._world.pools.in_namespace(identity.namespace)
                 if not sibling["spec"].get("database") and not is_going(sibling)
-            ]
+            }
+            # This pool may have gone since this began; without an owner the Secret would stay for ever.
+            owners.add(identity)
             url = self._world.settings.worker_database_url
-            await self._apply(state, SECRET, manifests.database_secret(identity.namespace, siblings, url))
+            await self._apply(state, SECRET, manifests.database_secret(identity.namespace, list(owners), url))
         await self._apply(state, DISRUPTION_BUDGET, manifests.disruption_budget(identity))
         await self._apply(state, NETWORK_POLICY, manifests.network_policy(identity))
 

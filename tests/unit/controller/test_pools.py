@@ -1,0 +1,42 @@
+"""A pool that goes while it is being brought in line leaves nothing that has no owner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from support.controller_fakes import FakeCluster, make_world, pool
+from tasker.controller.cluster import SECRET, WORKER_POOL, Manifest, Resource
+from tasker.controller.manifests import DATABASE_SECRET
+from tasker.controller.pools import PoolReconciler
+from tasker.controller.seen import key_of
+
+
+def meanwhile(cluster: FakeCluster, happens: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something happens while the handlers are being read."""
+    read = cluster.get
+
+    async def get(resource: Resource, namespace: str | None, name: str) -> Manifest | None:
+        happens()
+        return await read(resource, namespace, name)
+
+    monkeypatch.setattr(cluster, "get", get)
+
+
+async def test_the_secret_of_a_pool_that_is_deleted_meanwhile_has_an_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, states, intake = make_world()
+    handlers = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "handlers", "namespace": "default"}}
+    world.fake_cluster.store(handlers)
+    manifest = pool(handlersFrom={"configMapRef": {"name": "handlers"}})
+    stored = world.give(intake, manifest)
+
+    def is_deleted() -> None:
+        world.fake_cluster.objects.pop((WORKER_POOL.kind, "default", "default"), None)
+        intake.pool(stored, "DELETED")
+
+    meanwhile(world.fake_cluster, is_deleted, monkeypatch)
+    await PoolReconciler(world, states).reconcile(key_of(stored))
+    assert list(world.pools.in_namespace("default")) == []
+    secret = world.fake_cluster.objects[SECRET.kind, "default", DATABASE_SECRET]
+    assert [owner["uid"] for owner in secret["metadata"]["ownerReferences"]] == [stored["metadata"]["uid"]]
