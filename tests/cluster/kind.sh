@@ -17,11 +17,10 @@ trap finish EXIT
 
 docker build --file operator/Dockerfile --tag tasker-operator:kind .
 docker build --tag tasker-worker:kind worker_image
-docker tag tasker-worker:kind tasker-worker:kind-2
 
 export TASKER_TEST_KUBECONFIG=$folder/kubeconfig
 kind create cluster --name "$name" --kubeconfig "$TASKER_TEST_KUBECONFIG" --wait 2m
-kind load docker-image --name "$name" tasker-operator:kind tasker-worker:kind tasker-worker:kind-2
+kind load docker-image --name "$name" tasker-operator:kind tasker-worker:kind
 
 # Beside the nodes, so that pods and this machine reach it at one address.
 docker run --detach --name "$postgres" --network kind --env POSTGRES_PASSWORD=kind postgres:18 >/dev/null
@@ -31,7 +30,6 @@ address=$(docker inspect --format '{{.NetworkSettings.Networks.kind.IPAddress}}'
 export TASKER_TEST_DATABASE_URL=postgresql://postgres:kind@$address:5432/postgres
 export TASKER_TEST_OPERATOR_IMAGE=tasker-operator:kind
 export TASKER_TEST_WORKER_IMAGE=tasker-worker:kind
-export TASKER_TEST_WORKER_IMAGE_2=tasker-worker:kind-2
 export TASKER_TEST_IMAGE_PULL_POLICY=Never
 for operator in outside chart; do
     TASKER_TEST_OPERATOR=$operator .venv/bin/pytest tests/cluster "$@"

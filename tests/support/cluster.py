@@ -25,7 +25,7 @@ import yaml
 from support.apiserver import Api, api_of
 from support.bare_cluster import OPERATOR_KUBECONFIG, OPERATOR_USER
 from support.chart import MATRIX
-from support.cluster_settings import ClusterSettings, WrongVariables
+from support.cluster_settings import ClusterSettings, WrongVariables, another_name
 from support.helm import find_helm
 from support.installation import ChartInstallation, Installation, OutsideInstallation, Place
 from support.postgres import TestServer
@@ -196,6 +196,12 @@ class ClusterUnderTest:
             yield namespace
         finally:
             namespace.kubectl("delete", "namespace", namespace.name, "--wait=false", "--ignore-not-found")
+
+    def second_worker_image(self, first: str) -> str | None:
+        """An image that is not called `first`, with the workers in it; None when nodes know none."""
+        if self.settings.second_worker_image is not None:
+            return self.settings.second_worker_image
+        return another_name(first, self.installation.kubectl.get("nodes")["items"])
 
     def leave(self) -> None:
         """Takes everything of ours off the cluster."""

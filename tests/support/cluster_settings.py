@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 KUBECONFIG = "TASKER_TEST_KUBECONFIG"
 OPERATOR = "TASKER_TEST_OPERATOR"
@@ -90,3 +90,32 @@ def image_values(image: str | None, pull_policy: str | None) -> dict[str, str]:
     if pull_policy:
         values["pullPolicy"] = pull_policy
     return values
+
+
+def another_name(image: str, nodes: Iterable[Mapping[str, Any]]) -> str | None:
+    """Another name of the same image that every node which has the image knows it by, or None.
+
+    Nodes tell what images they have and each one's names. A short name is docker.io's, which containerd and Docker
+    write out; an image that came from a registry has its digest for a name too.
+    """
+    known: list[set[str]] = []
+    for node in nodes:
+        for each in node.get("status", {}).get("images") or ():
+            names = {str(name) for name in each.get("names") or ()}
+            if _written_out(image) in names:
+                known.append(names)
+    if not known:
+        return None
+    shared = set.intersection(*known) - {image}
+    return min(shared, key=lambda name: ("@" in name, name), default=None)
+
+
+def _written_out(image: str) -> str:
+    """`image` with the registry, the repository and the tag that it leaves out."""
+    registry, _, path = image.rpartition("/")
+    first = registry.split("/")[0]
+    if not registry:
+        image = f"docker.io/library/{image}"
+    elif first != "localhost" and not {".", ":"} & set(first):
+        image = f"docker.io/{image}"
+    return image if {":", "@"} & set(path) else f"{image}:latest"

@@ -19,7 +19,8 @@ from tasker.controller.pool_state import identity_of
 DATA = Path(__file__).parents[2] / "data" / "kubernetes"
 POOLS = sorted(path.name for path in (DATA / "input").glob("pool-*.yaml"))
 IMAGE = "registry.example/tasker-worker:1.2.3"
-KUBERNETES = "1.34.0"
+KUBERNETES = ("1.29.0", "1.37.0")
+"""The oldest release that the chart admits and the newest whose schemas are published."""
 
 
 def load(name: str) -> dict[str, Any]:
@@ -59,13 +60,14 @@ def test_the_manifests_are_the_golden_ones(name: str) -> None:
     assert rendered == golden.read_text()
 
 
+@pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("name", POOLS)
-def test_the_published_schemas_accept_every_manifest(name: str) -> None:
+def test_the_published_schemas_accept_every_manifest(name: str, version: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import kubernetes_validate
     for manifest in render(load(name)):
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("name", POOLS)

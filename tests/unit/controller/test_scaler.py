@@ -48,11 +48,17 @@ class Setting:
         self.world.fake_engine.workers.pop(name, None)
 
     def add_pod(self, name: str, *, running: int = 0, registered: bool = True) -> None:
-        labels = {"tasker.dev/pool": "default"}
-        pod = {"kind": "Pod", "metadata": {"name": name, "namespace": "default", "labels": labels}, "status": {}}
-        self.intake.pod(self.world.fake_cluster.store(pod), "ADDED")
+        self.show_pod(name, ready=registered)
         if registered:
             self.world.fake_engine.workers[name] = make_worker(name, running=running)
+
+    def show_pod(self, name: str, *, ready: bool) -> None:
+        pod = {
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "labels": {"tasker.dev/pool": "default"}},
+            "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
+        }
+        self.intake.pod(self.world.fake_cluster.store(pod), "MODIFIED")
 
     def busy(self, **running: int) -> None:
         for name, steps in running.items():
@@ -115,6 +121,31 @@ async def test_nobody_goes_while_all_are_busy_and_the_next_idle_one_goes_at_once
     state = await setting.look(running=2, seconds=1)
     assert state.desired == 2
     assert setting.drained() == {"p1"}
+
+
+async def test_no_ready_worker_goes_while_a_busy_one_is_not_ready_for_that_one_would_be_deleted(setting: Setting) -> None:
+    setting.with_pool(replicas=3)
+    setting.busy(p0=1, p1=0, p2=0)
+    setting.show_pod("p0", ready=False)
+    await setting.look(running=1)
+    state = await setting.look(running=1, seconds=31)
+    assert (state.desired, setting.drained(), setting.priced()) == (3, set(), set())
+    assert state.reason == "1 running; waiting for busy worker p0 to be ready: Kubernetes would delete it first"
+    setting.show_pod("p0", ready=True)
+    state = await setting.look(running=1, seconds=1)
+    assert state.desired == 1
+    assert setting.drained() == {"p1", "p2"}
+
+
+async def test_an_unready_worker_with_empty_hands_goes_beside_a_busy_unready_one(setting: Setting) -> None:
+    """Both are not ready, so the price decides between them."""
+    setting.with_pool(replicas=3)
+    setting.busy(p0=1, p1=0, p2=0)
+    setting.show_pod("p0", ready=False)
+    setting.show_pod("p1", ready=False)
+    await setting.look(running=1)
+    state = await setting.look(running=1, seconds=31)
+    assert (state.desired, setting.drained()) == (2, {"p1"})
 
 
 async def test_pods_chosen_a_moment_ago_are_not_counted_a_second_time(setting: Setting) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.cluster_settings import ClusterSettings, WrongVariables, image_values
+from support.cluster_settings import ClusterSettings, WrongVariables, another_name, image_values
 
 DIGEST = f"sha256:{'a' * 64}"
 
@@ -77,3 +77,29 @@ def test_variables_that_cannot_be_used_are_refused(variables: dict[str, str], me
 def test_an_image_is_split_as_the_chart_wants_it(image: str | None, values: dict[str, str]) -> None:
     assert image_values(image, None) == values
     assert image_values(image, "Never") == {**values, "pullPolicy": "Never"}
+
+
+def nodes(*names_by_image: list[list[str]]) -> list[dict[str, object]]:
+    return [{"status": {"images": [{"names": names} for names in images]}} for images in names_by_image]
+
+
+@pytest.mark.parametrize(
+    ("image", "known", "expected"),
+    [
+        ("a:1", nodes([["docker.io/library/b:1"], ["docker.io/library/a:1"]]), "docker.io/library/a:1"),
+        ("a", nodes([["docker.io/library/a:latest"]]), "docker.io/library/a:latest"),
+        ("team/a:1", nodes([["docker.io/team/a:1"]]), "docker.io/team/a:1"),
+        ("docker.io/library/a:1", nodes([["docker.io/library/a:1", "docker.io/library/a:2"]]), "docker.io/library/a:2"),
+        ("localhost/a:1", nodes([["localhost/a:1"]]), None),
+        ("r.example/a:1", nodes([[f"r.example/a@{DIGEST}", "r.example/a:1"]]), f"r.example/a@{DIGEST}"),
+        ("r.example:5000/a", nodes([["r.example:5000/a:latest"]]), "r.example:5000/a:latest"),
+        # A name that one of the nodes with the image does not know is no good; a node without it does not count.
+        ("r.example/a:1", nodes([["r.example/a:1", "r.example/a:2"]], [["r.example/a:1"]], []), None),
+        ("a:1", nodes([]), None),
+        ("a:1", [{}], None),
+    ],
+)
+def test_another_name_of_an_image_is_one_that_every_node_knows(
+    image: str, known: list[dict[str, object]], expected: str | None
+) -> None:
+    assert another_name(image, known) == expected

@@ -34,6 +34,8 @@ HANDLERS_PATH = "/etc/tasker/handlers"
 HANDLERS_VOLUME = "tasker-handlers"
 # Handlers get the grace period less this, so that the worker can release what is left before it is killed.
 GRACE_MARGIN_SECONDS = 5
+# A worker answers once its handlers are imported, which may pull in large libraries. The liveness probe waits for that.
+START_SECONDS = 300
 # Any uid but root's will do: the workers' image needs no particular user.
 WORKER_UID = 65532
 
@@ -234,6 +236,7 @@ def _container(pool: PoolIdentity, spec: Mapping[str, Any], defaults: ImageDefau
         "image": spec.get("image") or defaults.image,
         "env": _environment(pool, spec),
         "ports": [{"name": "http", "containerPort": HEALTH_PORT, "protocol": "TCP"}],
+        "startupProbe": _probe("/health/live", period_seconds=1, failure_threshold=START_SECONDS),
         "livenessProbe": _probe("/health/live", period_seconds=10),
         "readinessProbe": _probe("/health/ready", period_seconds=2),
         "securityContext": {
@@ -275,12 +278,12 @@ def _environment(pool: PoolIdentity, spec: Mapping[str, Any]) -> list[dict[str, 
     return ours + [variable for variable in spec.get("env") or () if variable["name"] not in taken]
 
 
-def _probe(path: str, *, period_seconds: int) -> dict[str, Any]:
+def _probe(path: str, *, period_seconds: int, failure_threshold: int = 3) -> dict[str, Any]:
     return {
         "httpGet": {"path": path, "port": "http"},
         "periodSeconds": period_seconds,
         "timeoutSeconds": 5,
-        "failureThreshold": 3,
+        "failureThreshold": failure_threshold,
     }
 
 

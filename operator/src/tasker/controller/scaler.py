@@ -3,7 +3,8 @@
 One query reads the demand of all pools; `model.scaling.decide` decides; the number goes into the pool's state and the
 pool is reconciled, which writes it. Fewer workers come about in an order that never takes work from anybody: workers
 with empty hands are marked draining in the database, their pods are made the cheapest to delete, and only then is the
-number lowered, by as many as there are such workers.
+number lowered, by as many as there are such workers. Kubernetes deletes pods that are not ready before it looks at that
+price, so while a busy worker is not ready no ready one is given up: the busy one would go in its place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tasker.controller.cluster import POD, ClusterError, Manifest
 from tasker.controller.events import Reason
 from tasker.controller.manifests import DELETION_COST_ANNOTATION, POOL_LABEL
 from tasker.controller.pool_state import PoolBounds, PoolState, PoolStates, identity_of
-from tasker.controller.seen import is_going, key_of
+from tasker.controller.seen import is_going, is_ready, key_of
 from tasker.controller.work_queue import ObjectKey
 from tasker.controller.world import World
 from tasker.model.scaling import ScaleInputs, decide
@@ -109,10 +110,10 @@ class Scaler:
         )
         state.desired = current
         if decision.replicas < current:
-            possible = await self._free(pool, decision.replicas)
+            possible, held_by = await self._free(pool, decision.replicas)
             if possible >= current:
                 # The memory stays as it was: the next look tries again at once.
-                state.reason = f"{demand.running} running; waiting for a worker with empty hands to go"
+                state.reason = f"{demand.running} running; {held_by}"
                 return
             partly = f"{current} → {possible}: the idle ones first"
             self._change(pool, possible, decision.reason if possible == decision.replicas else partly)
@@ -148,27 +149,33 @@ class Scaler:
         self._world.events.record(pool.manifest, Reason.SCALED_UP if up else Reason.SCALED_DOWN, reason)
         logger.info("pool %s: %s", pool.key, reason)
 
-    async def _free(self, pool: _Pool, target: int) -> int:
-        """Makes pods ready to go without taking work from any; the number, `target` or more, that may be asked for.
+    async def _free(self, pool: _Pool, target: int) -> tuple[int, str]:
+        """Makes pods ready to go without taking work from any.
 
-        It counts from the pods that are there: those chosen a moment ago may not have gone yet, and must not be
+        The number, `target` or more, that may be asked for, and what holds more of them back. It counts from the pods that are there: those chosen a moment ago may not have gone yet, and must not be
         counted for a second time.
         """
         namespace = pool.key.namespace
         pods = {pod["metadata"]["name"]: pod for pod in self._pods(pool) if not is_going(pod)}
         surplus = len(pods) - target
         if surplus <= 0:
-            return target
+            return target, ""
         workers = {worker.name: worker for worker in await self._world.engine.read_workers(namespace)}
-        # A pod without a worker has nothing to lose, and Kubernetes deletes pods that are not ready first anyway.
-        empty = [name for name in sorted(pods) if name not in workers][:surplus]
-        idle = [name for name in sorted(pods) if name in workers and workers[name].running == 0]
+        busy = {name for name in pods if name in workers and workers[name].running > 0}
+        exposed = min((name for name in busy if not is_ready(pods[name])), default=None)
+        free = [name for name in sorted(pods) if name not in busy and not (exposed and is_ready(pods[name]))]
+        # A pod without a worker has nothing to lose.
+        empty = [name for name in free if name not in workers][:surplus]
+        idle = [name for name in free if name in workers]
         idle.sort(key=lambda name: not workers[name].draining)  # those chosen earlier stay chosen
         drained: list[str] = []
         if len(empty) < surplus and idle:
             drained = await self._world.engine.drain_workers(namespace, idle[: surplus - len(empty)])
         await self._price(namespace, [*empty, *drained], VICTIM_COST)
-        return len(pods) - len(empty) - len(drained)
+        held_by = "waiting for a worker with empty hands to go"
+        if exposed is not None:
+            held_by = f"waiting for busy worker {exposed} to be ready: Kubernetes would delete it first"
+        return len(pods) - len(empty) - len(drained), held_by
 
     async def _keep(self, pool: _Pool, count: int) -> None:
         """So many workers that were to go, and whose pods are still there, are wanted after all."""

@@ -28,6 +28,12 @@ def is_going(manifest: Mapping[str, Any]) -> bool:
     return bool(manifest["metadata"].get("deletionTimestamp"))
 
 
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """Whether the pod's condition Ready holds."""
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
 def slim(manifest: Manifest) -> Manifest:
     """The object without the parts of its metadata that cost memory and are never read."""
     metadata = {key: value for key, value in manifest["metadata"].items() if key != "managedFields"}
