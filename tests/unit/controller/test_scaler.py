@@ -123,7 +123,7 @@ async def test_nobody_goes_while_all_are_busy_and_the_next_idle_one_goes_at_once
     assert setting.drained() == {"p1"}
 
 
-async def test_no_ready_worker_goes_while_a_busy_one_is_not_ready_for_that_one_would_be_deleted(setting: Setting) -> None:
+async def test_no_ready_worker_goes_while_a_busy_one_is_not_ready_and_would_go_first(setting: Setting) -> None:
     setting.with_pool(replicas=3)
     setting.busy(p0=1, p1=0, p2=0)
     setting.show_pod("p0", ready=False)

@@ -152,8 +152,8 @@ class Scaler:
     async def _free(self, pool: _Pool, target: int) -> tuple[int, str]:
         """Makes pods ready to go without taking work from any.
 
-        The number, `target` or more, that may be asked for, and what holds more of them back. It counts from the pods that are there: those chosen a moment ago may not have gone yet, and must not be
-        counted for a second time.
+        The number, `target` or more, that may be asked for, and what holds more of them back. It counts from the pods
+        that are there: those chosen a moment ago may not have gone yet, and must not be counted for a second time.
         """
         namespace = pool.key.namespace
         pods = {pod["metadata"]["name"]: pod for pod in self._pods(pool) if not is_going(pod)}
