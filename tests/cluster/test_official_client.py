@@ -62,7 +62,7 @@ def test_typed_objects_round_trip(kubectl: Kubectl, api_client: client.ApiClient
         core.read_namespaced_config_map("a", namespace)
     assert missing.value.status == 404
     event = client.EventsV1Event(
-        metadata=client.V1ObjectMeta(generate_name="a."),
+        metadata=client.V1ObjectMeta(generate_name="a-"),
         event_time=datetime.now(UTC),
         action="Scale",
         reason="ScaledUp",

@@ -140,18 +140,18 @@ class Images:
         log_file: Path,
         *,
         command: Sequence[str] | None = None,
-        files: Sequence[Path] = (),
+        files: Mapping[str, Path] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Iterator[Started]:
-        """Runs the image while the context is open. `files` appear under /tmp by their names, for the image's user."""
+        """Runs the image while the context is open. `files` appear at their paths in /tmp or /run, for its user."""
         configuration = self.configuration(tag)
         root = Path(self._mounted(tag))
         user = configuration["User"]
         variables = dict(each.split("=", 1) for each in configuration["Env"]) | dict(environment or {})
         entry = command or [*configuration["Entrypoint"], *(configuration.get("Cmd") or ())]
         inside = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
-        given = [str(each) for each in files]
-        script = ["unshare", "--mount", "bash", "-c", _ENTER, "enter", str(root), user, str(len(given)), *given, "--"]
+        given = [part for inside, file in (files or {}).items() for part in (str(file), inside)]
+        script = ["unshare", "--mount", "bash", "-c", _ENTER, "enter", str(root), user, *given, "--"]
         with log_file.open("wb") as output:
             process = subprocess.Popen([*script, *inside, *entry], stdout=output, stderr=output)
         enter = ["nsenter", f"--target={process.pid}", "--mount", "setpriv", "--no-new-privs"]
@@ -180,15 +180,16 @@ class Images:
 
 _ENTER = """
 set -eu
-root=$1 user=$2 files=$3; shift 3
+root=$1 user=$2; shift 2
 mount --bind "$root" "$root"
 mount -o remount,bind,ro "$root"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 while [ "$1" != -- ]; do
-    install --owner="${user%:*}" --mode=0400 "$1" "$root/tmp/$(basename "$1")"
-    shift
+    install -D --owner="${user%:*}" --mode=0400 "$1" "$root$2"
+    shift 2
 done
 shift
 exec setpriv --no-new-privs chroot --userspec="$user" "$root" "$@"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+import yaml
 from psycopg.conninfo import conninfo_to_dict
 
 from support.definitions import CRD_FOLDER
@@ -106,6 +110,16 @@ async def answers_async(started: Started, port: str, path: str, status: int) -> 
     return await asyncio.to_thread(answers, started, port, path, status)
 
 
+def service_account(server: str, authority: bytes, token: str, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The files and the variables that a kubelet gives to a pod of the cluster."""
+    (folder / "ca.crt").write_bytes(authority)
+    (folder / "token").write_text(token)
+    address = urlsplit(server)
+    variables = {"KUBERNETES_SERVICE_HOST": str(address.hostname), "KUBERNETES_SERVICE_PORT": str(address.port)}
+    inside = "/run/secrets/kubernetes.io/serviceaccount"
+    return {f"{inside}/{name}": folder / name for name in ("ca.crt", "token")}, variables
+
+
 def health_check(images: Images, tag: str, started: Started) -> int:
     """The exit code of the image's own health check."""
     kind, *command = images.configuration(tag)["Healthcheck"]["Test"]
@@ -154,8 +168,9 @@ def test_nothing_in_the_images_can_be_changed_by_their_user(images: Images) -> N
 
 def test_the_operator_waits_for_its_database_and_says_so(images: Images, tmp_path: Path) -> None:
     port = free_port()
-    variables = {"DATABASE_URL": UNREACHABLE, "TASKER_HEALTH_PORT": port, "TASKER_HEALTH_HOST": "127.0.0.1"}
-    with images.start(OPERATOR, tmp_path / "log", environment=variables) as started:
+    files, variables = service_account("https://127.0.0.1:1", b"not asked for yet", "secret", tmp_path)
+    variables |= {"DATABASE_URL": UNREACHABLE, "TASKER_HEALTH_PORT": port, "TASKER_HEALTH_HOST": "127.0.0.1"}
+    with images.start(OPERATOR, tmp_path / "log", files=files, environment=variables) as started:
         assert answers(started, port, "/healthz", 200) == "ok\n"
         assert "waiting for the database" in answers(started, port, "/readyz", 503)
         assert health_check(images, OPERATOR, started) == 0
@@ -183,19 +198,44 @@ async def test_the_migration_runs_in_the_operators_image(
                 assert expected in started.log
 
 
-async def test_the_operator_becomes_ready_with_database_and_cluster(
+async def test_the_operator_becomes_ready_in_a_pod_that_knows_its_cluster_by_address_alone(
     images: Images, database_url: str, tmp_path: Path
 ) -> None:
+    """What a kubelet gives a pod is all it has: an address, a token, a certificate. Nothing answers for a name."""
     port, kubeconfig = free_port(), tmp_path / "kubeconfig"
     async with ApiServer(tmp_path / "apiserver") as server, tcp_to(database_url) as url:
         server.write_kubeconfig(kubeconfig)
         apply = [str(find_kubectl()), f"--kubeconfig={kubeconfig}", "apply", "-f", str(CRD_FOLDER)]
         applied = await asyncio.create_subprocess_exec(*apply, stdout=asyncio.subprocess.DEVNULL)
         assert await applied.wait() == 0
-        variables = {"DATABASE_URL": url, "TASKER_HEALTH_PORT": port, "KUBECONFIG": "/tmp/kubeconfig"}
-        with images.start(OPERATOR, tmp_path / "log", files=[kubeconfig], environment=variables) as started:
+        given = yaml.safe_load(kubeconfig.read_text())
+        target, token = given["clusters"][0]["cluster"], given["users"][0]["user"]["token"]
+        authority = base64.b64decode(target["certificate-authority-data"])
+        files, variables = service_account(target["server"], authority, token, tmp_path)
+        variables |= {"DATABASE_URL": url, "TASKER_HEALTH_PORT": port}
+        with images.start(OPERATOR, tmp_path / "log", files=files, environment=variables) as started:
             assert await answers_async(started, port, "/readyz", 200) == "ok\n"
-            assert "tasker_" in await answers_async(started, port, "/metrics", 200)
+
+            def watching() -> bool:
+                _, metrics = fetch(port, "/metrics")
+                # Listed by the resync are all, handed over by kopf's watch as well only once it is connected.
+                assert 'tasker_operator_events_total{kind="TaskTemplate",type="ADDED"} 1.0' in metrics, started.log
+                return True
+
+            template = {
+                "apiVersion": "tasker.dev/v1alpha1",
+                "kind": "TaskTemplate",
+                "metadata": {"name": "one"},
+                "spec": {"steps": [{"name": "a", "handler": {"callable": "a"}}]},
+            }
+            create = [str(find_kubectl()), f"--kubeconfig={kubeconfig}", "create", "-f", "-"]
+            created = await asyncio.create_subprocess_exec(
+                *create, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
+            )
+            await created.communicate(json.dumps(template).encode())
+            assert created.returncode == 0
+            await asyncio.to_thread(eventually, watching, timeout=20)
+            assert "error" not in started.log
             assert await asyncio.to_thread(started.stop) == 0
 
 

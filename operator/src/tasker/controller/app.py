@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import kopf
 
+from tasker.controller.access import client_configuration
 from tasker.controller.cluster import Cluster, ClusterError, Manifest, Resource
 from tasker.controller.events import EventRecorder
 from tasker.controller.handlers import WatchRestartCounter, make_registry, make_settings
@@ -116,8 +117,9 @@ def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metri
 
 
 async def run(database: DatabaseSettings, settings: OperatorSettings) -> None:
-    """Runs the operator until a signal ends it."""
+    """Runs the operator until a signal ends it. Raises `ConfigurationError`."""
     metrics, readiness = OperatorMetrics(), Readiness()
+    configuration = await client_configuration()
     WatchRestartCounter(metrics).install()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
@@ -130,7 +132,7 @@ async def run(database: DatabaseSettings, settings: OperatorSettings) -> None:
             )
         )
         engine = await _open_engine_when_ready(stack, database, readiness)
-        cluster = await Cluster.connect()
+        cluster = await Cluster.connect(configuration)
         stack.push_async_callback(cluster.close)
         parts = assemble(cluster, engine, settings, metrics)
         readiness.waiting_for = "the first list of resources"

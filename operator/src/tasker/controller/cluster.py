@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio import client as kubernetes_client
-from kubernetes.aio import config as kubernetes_config
 
 from tasker.errors import TaskerError
 
@@ -103,13 +101,7 @@ class Cluster:
         self._api = api
 
     @classmethod
-    async def connect(cls, *, connections: int = 64) -> Cluster:
-        """Configured by KUBECONFIG when that is set, else by the pod's service account."""
-        configuration = kubernetes_client.Configuration()
-        if os.environ.get("KUBECONFIG"):
-            await kubernetes_config.load_kube_config(client_configuration=configuration)
-        else:
-            kubernetes_config.load_incluster_config(client_configuration=configuration)
+    async def connect(cls, configuration: kubernetes_client.Configuration, *, connections: int = 64) -> Cluster:
         configuration.connection_pool_maxsize = connections
         return cls(kubernetes_client.ApiClient(configuration))
 

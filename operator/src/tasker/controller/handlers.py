@@ -7,12 +7,13 @@ restarts watches that end or fall silent, and hands over every object it sees.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import kopf
 
+from tasker.controller.access import log_in_kopf
 from tasker.controller.cluster import CONFIG_MAP, DEPLOYMENT, NAMESPACE, POD, TASK, TASK_TEMPLATE, WORKER_POOL
 from tasker.controller.intake import Intake
 from tasker.controller.manifests import OWNED_SELECTOR
@@ -36,19 +37,27 @@ def make_settings(watch_silence_seconds: float, *, cluster_wide: bool) -> kopf.O
     settings.watching.label_selectors["", "v1", "pods"] = OWNED_SELECTOR
     settings.queueing.idle_timeout = 1.0
     settings.networking.request_timeout = 60.0
+    settings.networking.error_backoffs = RequestBackoffs()
     return settings
+
+
+class RequestBackoffs:
+    """Seconds between kopf's tries of a request, without end: the operator outlives its API server's absence.
+
+    With kopf's own, whose number is limited, a watcher gives up after a minute and the process ends.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (1, 1, 2, 3, 5, 8)
+        while True:
+            yield random.uniform(8, 16)  # noqa: S311 - only so that many operators do not come back at once
 
 
 def make_registry(intake: Intake, *, cluster_wide: bool) -> kopf.OperatorRegistry:
     """The handlers, on a registry of their own."""
     registry = kopf.OperatorRegistry()
 
-    @kopf.on.login(registry=registry)
-    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
-        """The same order as `Cluster.connect`: KUBECONFIG, else the pod's service account."""
-        if os.environ.get("KUBECONFIG"):
-            return kopf.login_with_kubeconfig(**arguments)
-        return kopf.login_with_service_account(**arguments)
+    kopf.on.login(registry=registry)(log_in_kopf)
 
     @kopf.on.event(TASK_TEMPLATE.group, TASK_TEMPLATE.version, TASK_TEMPLATE.plural, registry=registry)
     def template_event(event: Mapping[str, Any], **_: Any) -> None:

@@ -68,6 +68,11 @@ def test_create_answers_201_and_fills_in_what_the_server_owns(api: Api, config_m
     [
         ({}, 422, 'ConfigMap "" is invalid: metadata.name: Required value: name or generateName is required'),
         ({"name": "A_b"}, 422, "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters"),
+        (
+            {"generateName": "a."},
+            422,
+            'metadata.generateName: Invalid value: "a.": a lowercase RFC 1123 subdomain must',
+        ),
         ({"name": "a" * 254}, 422, "must be no more than 253 bytes"),
         ({"name": "a", "namespace": "other"}, 400, "the namespace of the provided object does not match"),
         (

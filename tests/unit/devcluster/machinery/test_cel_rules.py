@@ -223,7 +223,7 @@ def refusal(schema: dict[str, Any]) -> str:
 def test_a_rule_that_can_never_work_is_refused_with_the_definition(rule: str, words: str) -> None:
     free = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     message = refusal(ruled(spec_with(a=INTEGER, free=free), rule))
-    place = "spec.versions[0].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule: Invalid value: "
+    place = "spec.validation.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule: Invalid value: "
     assert message.startswith(place)
     assert words in message
 

@@ -12,7 +12,7 @@ from support.definitions import CRD_FOLDER, builtin, definition, project_kind
 from tasker.devcluster.machinery import cut_builtin_schemas
 from tasker.devcluster.machinery.resources import InvalidDefinition, builtin_resources, from_crd
 
-ROOT = "spec.versions[0].schema.openAPIV3Schema"
+ROOT = "spec.validation.openAPIV3Schema"
 FIELD = f"{ROOT}.properties[spec].properties[f]"
 
 

@@ -37,7 +37,7 @@ class Dispatcher:
         self._documents = documents
         self._faults = faults
         self._calls = CallLog()
-        self._authorization = f"Bearer {token}".encode()
+        self._token = token.encode()
         self._streaming: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
@@ -80,8 +80,9 @@ class Dispatcher:
 
     def _authenticate(self, request: web.BaseRequest) -> str:
         """The name that follows the token, or the administrator's: names tell who calls, all may do the same."""
-        given, _, name = request.headers.get("Authorization", "").partition(USER_SEPARATOR)
-        if not hmac.compare_digest(given.encode(), self._authorization):
+        scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+        given, _, name = credentials.strip().partition(USER_SEPARATOR)
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token):
             raise errors.unauthorized()
         return name or access.ADMINISTRATOR
 

@@ -114,21 +114,30 @@ def generate_name(prefix: str) -> str:
     return prefix[:_LONGEST_BASE] + "".join(secrets.choice(_RANDOM) for _ in range(_RANDOM_LENGTH))
 
 
-def name_faults(served: Served, name: str) -> Iterator[FieldError]:
-    """Why `name` cannot be the name of such an object."""
+def name_faults(served: Served, metadata: Mapping[str, Any]) -> Iterator[FieldError]:
+    """Why such an object cannot have its name, or not have names made from its prefix."""
+    prefix = metadata.get("generateName")
+    # Events of the core group are older than the rule for prefixes.
+    if prefix and (served.info.group, served.info.plural) != ("", "events"):
+        begun = f"{prefix[:-2]}a" if len(prefix) > 1 and prefix.endswith("-") else prefix
+        if fault := _name_fault(served, begun):
+            yield invalid("metadata.generateName", prefix, fault)
+    if fault := _name_fault(served, metadata["name"]):
+        yield invalid("metadata.name", metadata["name"], fault)
+
+
+def _name_fault(served: Served, name: str) -> str | None:
     if served.info.group == "rbac.authorization.k8s.io":
-        if name in (".", "..") or "/" in name or "%" in name:
-            yield invalid("metadata.name", name, "may not be '.' or '..' nor contain '/' or '%'")
-    elif served.storage == NAMESPACES:
-        if len(name) > 63 or not _LABEL_RE.fullmatch(name):
-            yield invalid("metadata.name", name, _LABEL_RULE if len(name) <= 63 else "must be no more than 63 bytes")
+        wrong = name in (".", "..") or "/" in name or "%" in name
+        return "may not be '.' or '..' nor contain '/' or '%'" if wrong else None
+    longest, pattern, rule = 253, _SUBDOMAIN_RE, _SUBDOMAIN_RULE
+    if served.storage == NAMESPACES:
+        longest, pattern, rule = 63, _LABEL_RE, _LABEL_RULE
     elif served.storage == "services":
-        if len(name) > 63 or not _SERVICE_RE.fullmatch(name):
-            yield invalid("metadata.name", name, _SERVICE_RULE if len(name) <= 63 else "must be no more than 63 bytes")
-    elif len(name) > 253:
-        yield invalid("metadata.name", name, "must be no more than 253 bytes")
-    elif not _SUBDOMAIN_RE.fullmatch(name):
-        yield invalid("metadata.name", name, _SUBDOMAIN_RULE)
+        longest, pattern, rule = 63, _SERVICE_RE, _SERVICE_RULE
+    if len(name) > longest:
+        return f"must be no more than {longest} bytes"
+    return None if pattern.fullmatch(name) else rule
 
 
 def metadata_faults(metadata: Mapping[str, Any], *, namespaced: bool) -> Iterator[FieldError]:

@@ -326,7 +326,7 @@ class Writer:
         metadata = new["metadata"]
         found: list[FieldError] = []
         if old is None:
-            found.extend(name_faults(served, metadata["name"]))
+            found.extend(name_faults(served, metadata))
         found.extend(metadata_faults(metadata, namespaced=served.info.namespaced))
         if old is not None and "deletionTimestamp" in metadata:
             added = [

@@ -83,7 +83,7 @@ _INT_OR_STRING: Final = [{"type": "integer"}, {"type": "string"}]
 
 
 def check_structural(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
-    """The faults of the schema at `path` (``spec.versions[0].schema.openAPIV3Schema``)."""
+    """The faults of the schema at `path` (``spec.validation.openAPIV3Schema``)."""
     yield from _check_spine(schema, "root", path, inside_embedded=True)
 
 
