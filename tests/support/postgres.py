@@ -45,12 +45,13 @@ class TestServer:
 
     def create(self, dbname: str, template: str | None = None) -> str:
         """Make a database, empty or a copy of `template`. Its URL."""
-        statement = sql.SQL("create database {}").format(sql.Identifier(dbname))
-        if template is not None:
+        if template is None:
+            # Whatever the server's own databases are encoded in.
+            source = sql.SQL("template template0 encoding {}").format("UTF8")
+        else:
             # file_copy is the faster strategy where nothing is synced to the disk.
-            copy = sql.SQL(" template {} strategy file_copy").format(sql.Identifier(template))
-            statement = sql.Composed([statement, copy])
-        self._execute(statement)
+            source = sql.SQL("template {} strategy file_copy").format(sql.Identifier(template))
+        self._execute(sql.SQL("create database {} {}").format(sql.Identifier(dbname), source))
         return self.url(dbname)
 
     def drop(self, dbname: str) -> None:

@@ -17,7 +17,8 @@ __all__ = ["migrate", "open_engine"]
 async def open_engine(settings: DatabaseSettings) -> AsyncIterator[Engine]:
     """An engine on a database whose schema this release understands.
 
-    Raises `StoreUnavailable` when it cannot be reached in time and `SchemaMismatch` when it is not migrated.
+    Raises `StoreUnavailable` when it cannot be reached in time, `SchemaMismatch` when it is not migrated, and
+    `ConfigurationError` when it is none that can be used.
     """
     await check_schema(settings.url)
     database = Database(settings)

@@ -16,7 +16,7 @@ import pytest
 from support.engine import Lab, step
 from support.postgres import TestServer
 from tasker.devcluster.postgres.binaries import find_binaries
-from tasker.errors import SchemaMismatch, StoreError
+from tasker.errors import ConfigurationError, SchemaMismatch, StoreError
 from tasker.factory import migrate, open_engine
 from tasker.settings import DatabaseSettings
 from tasker.store.migrate import FUNCTIONS, check_schema, functions, migrations
@@ -51,6 +51,19 @@ def test_the_whole_schema_equals_the_sum_of_the_migrations(postgres_server: Test
             postgres_server.drop(database)
     assert any("create table tasker.steps" in line.lower() for line in dumps["schema_whole"])
     assert dumps["schema_whole"] == dumps["schema_steps"]
+
+
+async def test_a_database_that_does_not_hold_every_text_is_refused(postgres_server: TestServer) -> None:
+    """What initdb makes where no locale is set: every answer would be bytes, and every length a count of them."""
+    name = f"ascii_{secrets.token_hex(4)}"
+    with psycopg.connect(postgres_server.admin_url, autocommit=True) as connection:
+        connection.execute(f"create database {name} template template0 encoding 'SQL_ASCII' locale 'C'".encode())
+    try:
+        for attempt in (migrate, check_schema):
+            with pytest.raises(ConfigurationError, match=f"database {name} has the encoding SQL_ASCII, .*'UTF8'"):
+                await attempt(postgres_server.url(name))
+    finally:
+        postgres_server.drop(name)
 
 
 def test_migrations_are_numbered_without_gaps_and_say_when_they_run() -> None:

@@ -12,7 +12,7 @@ from importlib.resources import files
 
 from psycopg import AsyncConnection
 
-from tasker.errors import SchemaMismatch
+from tasker.errors import ConfigurationError, SchemaMismatch
 from tasker.store.pool import connect, retried, translated_errors
 from tasker.store.queries import load_queries
 
@@ -53,9 +53,14 @@ def functions() -> Migration:
 
 
 async def migrate(url: str) -> list[str]:
-    """Applies what is missing and returns the names. Raises `SchemaMismatch` when an applied file was changed since."""
+    """Applies what is missing and returns the names.
+
+    Raises `SchemaMismatch` when an applied file was changed since, `ConfigurationError` when the database is none that
+    can be used.
+    """
     queries = load_queries("migrations")
     async with connect(url, "tasker-migrate") as connection:
+        _require_unicode(connection)
         with translated_errors():
             await connection.execute(queries["lock_migrations"])
             try:
@@ -105,10 +110,20 @@ async def _applied(connection: AsyncConnection) -> dict[str, str]:
 
 async def check_schema(url: str) -> None:
     """Raises `SchemaMismatch` unless all migrations of this release are applied. A newer schema is fine: migrations are
-    written so that the release before still runs."""
+    written so that the release before still runs. Raises `ConfigurationError` when the database cannot be used."""
     async with connect(url, "tasker-check") as connection:
+        _require_unicode(connection)
         with translated_errors():
             applied = await _applied(connection)
     missing = [migration.name for migration in migrations() if migration.name not in applied]
     if missing or FUNCTIONS not in applied:
         raise SchemaMismatch(f"the database schema is behind: missing {', '.join(missing or [FUNCTIONS])}")
+
+
+def _require_unicode(connection: AsyncConnection) -> None:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise ConfigurationError(
+            f"database {connection.info.dbname} has the encoding {encoding}, which does not hold every text that a "
+            "task may carry; name one that was made with encoding 'UTF8' template template0"
+        )
