@@ -169,6 +169,12 @@ class SimulatedWorker:
             (self.name, namespace, pool, slots, "1.0.0", list(callables), lease_seconds),
         )
 
+    async def expire_predecessor(self) -> int:
+        cursor = await self.connection.execute("select tasker.expire_predecessor(%s) as expired", (self.name,))
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row["expired"])
+
     async def claim(self, limit: int = 10) -> list[Claim]:
         cursor = await self.connection.execute("select * from tasker.claim_steps(%s, %s)", (self.name, limit))
         return [Claim(row=row) for row in await cursor.fetchall()]

@@ -327,6 +327,23 @@ async def test_a_killed_worker_costs_one_attempt_and_its_steps_go_elsewhere(
     assert steps["a"]["result"] == {"worker": "w-2", "attempt": 2}
 
 
+async def test_a_container_started_anew_does_not_wait_for_the_lease_of_the_process_before(
+    lab: Lab, start: Start, tmp_path: Path
+) -> None:
+    """As the kubelet does it: the same pod, so the same name. The lease is far longer than the test may take."""
+    task = await lab.run(
+        step("a", callable="held", retry={"backoff": "none", "jitter": 0}), context={"folder": str(tmp_path)}
+    )
+    first = start("w-1", TASKER_LEASE_SECONDS="600")
+    await _appears(tmp_path / "held.1")
+    first.kill()
+    second = start("w-1", TASKER_LEASE_SECONDS="600")
+    await _appears(tmp_path / "held.2")
+    (tmp_path / "go").touch()
+    assert (await _ended(lab, task))["a"]["result"] == {"worker": "w-1", "attempt": 2}
+    assert await _log_says(second, "an earlier process of this name was lost in the middle of its work")()
+
+
 async def test_a_handler_that_blocks_the_loop_is_timed_out_and_the_worker_lives(
     lab: Lab, start: Start, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ async def test_a_worker_whose_row_is_gone_is_told_so_and_has_lost_everything(lab
 
 
 async def test_claims_that_the_worker_does_not_know_of_expire_after_half_a_lease(lab: Lab) -> None:
-    """The answer to its claim was lost, or it is a new process under the old name."""
+    """The answer to its claim was lost."""
     await lab.clock.freeze()
     task = await lab.run(step("a", retry=NO_DELAY), step("b"))
     worker = await lab.worker(lease_seconds=30)
@@ -73,6 +73,25 @@ async def test_claims_that_the_worker_does_not_know_of_expire_after_half_a_lease
     ]
     (again,) = await worker.claim()
     assert (again.step, again.attempt) == ("a", 2)
+
+
+async def test_a_process_started_anew_under_a_name_gives_up_at_once_what_the_one_before_left(lab: Lab) -> None:
+    await lab.clock.freeze()
+    task = await lab.run(step("a", retry=NO_DELAY), step("b", retry={"maxAttempts": 1}))
+    worker, other = await lab.worker("same-name"), await lab.worker("other-name")
+    (left,) = await worker.claim(1)
+    (others,) = await other.claim(1)
+    assert (left.step, others.step) == ("a", "b")
+    fresh = SimulatedWorker(lab.connection, "same-name")
+    assert await fresh.expire_predecessor() == 1
+    await fresh.register()
+    assert await lab.step_states(task) == {"a": "enqueued", "b": "in_progress"}
+    assert (await worker.settle(success(left))).stale == [left.step_id]
+    (failed,) = (await lab.engine.read_task(task)).failures
+    assert failed.message == "worker same-name was lost during attempt 1: its process ended and was started anew"
+    again = await fresh.claim_one()
+    assert (again.step, again.attempt) == ("a", 2)
+    assert await SimulatedWorker(lab.connection, "first-of-its-name").expire_predecessor() == 0
 
 
 async def test_leaving_in_good_order_releases_what_is_held(lab: Lab) -> None:

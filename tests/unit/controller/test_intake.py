@@ -86,6 +86,12 @@ def test_only_a_changed_spec_of_a_pool_calls_its_namespace() -> None:
     assert world.queue("namespaces").take() == []
 
 
+def crashing(reason: str) -> dict[str, Any]:
+    """The status of a pod whose container ran out of memory and waits for that reason."""
+    ended = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    return {"phase": "Running", "containerStatuses": [{"state": {"waiting": {"reason": reason}}, "lastState": ended}]}
+
+
 @pytest.mark.parametrize(
     ("status", "deleted", "expected"),
     [
@@ -102,6 +108,14 @@ def test_only_a_changed_spec_of_a_pool_calls_its_namespace() -> None:
             "pod was deleted: OOMKilled",
         ),
         ({"containerStatuses": [{"state": {"terminated": {"reason": "Completed"}}}]}, True, "pod was deleted"),
+        (crashing("CrashLoopBackOff"), False, "its container ended: OOMKilled, exit code 137"),
+        (crashing("ErrImagePull"), False, None),
+        # Started anew already: the new process gives up what the one before has left.
+        (
+            {"containerStatuses": [{"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 1}}}]},
+            False,
+            None,
+        ),
     ],
 )
 def test_why_a_pod_is_lost(status: dict[str, Any], deleted: bool, expected: str | None) -> None:
@@ -119,6 +133,16 @@ async def test_a_vanished_pods_worker_is_expired_with_the_reason() -> None:
     assert world.fake_engine.expired == [("p", "pod was deleted")]
     await LostPodReconciler(world).reconcile(key)
     assert len(world.fake_engine.expired) == 1
+
+
+async def test_a_container_that_came_back_before_anybody_looked_is_not_lost() -> None:
+    world, _, intake = make_world()
+    pod: dict[str, Any] = {"metadata": {"name": "p", "namespace": "default", "uid": "1", "resourceVersion": "1"}}
+    intake.pod({**pod, "status": crashing("CrashLoopBackOff")}, "MODIFIED")
+    [key] = world.queue("lost_pods").take()
+    intake.pod({**pod, "status": {"containerStatuses": [{"state": {"running": {}}}]}}, "MODIFIED")
+    await LostPodReconciler(world).reconcile(key)
+    assert world.fake_engine.expired == []
 
 
 def make_resync() -> tuple[FakeWorld, Intake, Resync]:

@@ -135,6 +135,11 @@ class Gateway:
     async def register(self, offer: Offer) -> None:
         await self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
 
+    async def expire_predecessor(self, worker: str) -> int:
+        """For a process that begins: how many steps an earlier one of this name had left. They go elsewhere at once."""
+        rows = await self._rows("expire_predecessor", (worker,))
+        return int(rows[0][0])
+
     async def unhandled_callables(self, worker: str) -> list[str]:
         """What the current templates of the worker's namespace need and the worker does not offer."""
         return [str(callable_) for (callable_,) in await self._rows("unhandled_callables", (worker,))]

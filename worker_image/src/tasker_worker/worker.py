@@ -304,6 +304,9 @@ class Worker:
         assert self._stop_wanted is not None
         while not self._stop_wanted.is_set():
             try:
+                if left_behind := await gateway.expire_predecessor(self.settings.name):
+                    told = with_fields(steps=left_behind)
+                    logger.warning("an earlier process of this name was lost in the middle of its work", extra=told)
                 await gateway.register(self._offer())
                 await self._warn_of_unhandled(gateway)
                 return

@@ -81,6 +81,8 @@ class Intake:
         if loss is not None:
             self._world.lost_pod_reasons[key] = loss
             self._world.queues.lost_pods.add(key)
+        else:
+            self._world.lost_pod_reasons.pop(key, None)
         if pool is not None:
             self._world.queues.pools.add(pool)
 

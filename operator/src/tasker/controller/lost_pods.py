@@ -1,7 +1,8 @@
 """Workers whose pods vanished: their steps go elsewhere at once, not when their leases run out.
 
-`handlers` notes a pod that was deleted or failed and why; the reconcile of the work queue "Pod" tells the engine. A
-worker that ended in order has left the database by itself, so nothing is found for it.
+`intake` notes a pod whose worker cannot be running and why; the reconcile of the work queue "Pod" tells the engine. A
+worker that ended in order has left the database by itself, so nothing is found for it. A container that is started anew
+at once is not noted: its new process gives up by itself what the one before has left.
 """
 
 from __future__ import annotations
@@ -39,10 +40,20 @@ def loss_of(pod: Mapping[str, Any], *, deleted: bool) -> str | None:
     status = pod.get("status") or {}
     if status.get("phase") == "Failed":
         return ": ".join(["pod failed", *(str(status[name]) for name in ("reason", "message") if status.get(name))])
+    containers = status.get("containerStatuses") or ()
     if not deleted:
-        return None
-    for container in status.get("containerStatuses") or ():
+        return next(filter(None, map(_waiting_loss, containers)), None)
+    for container in containers:
         ended = (container.get("state") or {}).get("terminated") or {}
         if ended.get("reason") not in (None, "Completed"):
             return f"pod was deleted: {ended['reason']}"
     return "pod was deleted"
+
+
+def _waiting_loss(container: Mapping[str, Any]) -> str | None:
+    """Why a container ended that is not started again for a while: ten seconds at the least."""
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    if waiting.get("reason") != "CrashLoopBackOff" or not ended:
+        return None
+    return f"its container ended: {ended.get('reason') or 'Error'}, exit code {ended.get('exitCode')}"

@@ -4,6 +4,10 @@
 -- Makes the worker known with what it offers; repeated when that changes or when the database has forgotten it.
 select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double precision)
 
+-- name: expire_predecessor
+-- Gives up what an earlier process of this name has left.
+select tasker.expire_predecessor(%s)
+
 -- name: unhandled_callables
 -- What the namespace's templates need and this worker does not offer.
 select tasker.unhandled_callables(%s)

@@ -20,6 +20,24 @@ begin
     on conflict do nothing;
 end $$;
 
+-- A process that begins under a name holds nothing yet: what an earlier one of that name (a container started anew in its
+-- pod) has left expires at once. Called before the first register. Returns how many steps that were.
+create or replace function tasker.expire_predecessor(p_worker text) returns integer language plpgsql
+set enable_seqscan = off as $$
+declare
+    v_worker_id bigint;
+    v_step_ids bigint[];
+    v_fences bigint[];
+begin
+    select worker_id into v_worker_id from tasker.workers where name = p_worker for update;
+    select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
+    from tasker.leases where worker_id = v_worker_id;
+    if v_step_ids is null then
+        return 0;
+    end if;
+    return tasker.expire_leases(p_worker, v_step_ids, v_fences, 'its process ended and was started anew');
+end $$;
+
 -- What the current templates of the worker's namespace need and this worker does not offer: said at its start.
 create or replace function tasker.unhandled_callables(p_worker text) returns setof text language sql stable as $$
     select distinct d.callable
@@ -35,7 +53,7 @@ $$;
 
 -- Renews without waiting for the disk, and tells which of the given claims are no longer the worker's. What the worker
 -- holds by the database's account and does not know of is expired once it is half a lease old: the answer to its claim
--- was lost, or an earlier process of the same name died.
+-- was lost.
 create or replace function tasker.renew_worker(p_worker text, p_step_ids bigint[], p_fences bigint[])
 returns table (known boolean, draining boolean, lost_fences bigint[]) language plpgsql
 set enable_seqscan = off set plan_cache_mode = force_generic_plan set jit = off as $$
