@@ -120,6 +120,30 @@ def test_the_chart_is_upgraded_with_tasks_running(chart: ChartInstallation, name
     assert not [each for each in namespace.list("tasks") if "failures" in each["status"]]
 
 
+@pytest.fixture
+def narrow(cluster: ClusterUnderTest, chart: ChartInstallation, namespace: Namespace) -> Iterator[Namespace]:
+    """The namespace that a second release serves, in place of the suite's own."""
+    chart.pause()
+    chart.install_beside("narrow", watchNamespaces=[namespace.name], rbac={"userRoles": False}, crds={"enabled": False})
+    yield namespace
+    chart.helm("uninstall", "narrow", "--ignore-not-found", "--wait", "--timeout", "2m")
+    chart.resume()
+
+
+def test_a_release_with_rights_in_one_namespace_serves_it_and_no_other(
+    cluster: ClusterUnderTest, narrow: Namespace
+) -> None:
+    work = (handlers(), pool(slots=1), template("quick", step("a", "sleep", configuration={"seconds": 1})))
+    with cluster.namespace() as other:
+        other.apply(*work, task("theirs", "quick"))
+        narrow.apply(*work, *(task(f"t{number}", "quick", ttlSecondsAfterFinished=2) for number in range(3)))
+        eventually(lambda: narrow.status("workerpool", "default").get("desiredReplicas") == 3, timeout=10)
+        narrow.wait("delete", "task", "--all", seconds=40)
+        eventually(lambda: narrow.status("workerpool", "default")["desiredReplicas"] == 0, timeout=30)
+        assert "status" not in other.get("task", "theirs")
+        assert not other.exists("deployment", DEPLOYMENT)
+
+
 def finalizers(objects: Sequence[dict[str, Any]]) -> list[str]:
     return [name for each in objects for name in each["metadata"].get("finalizers") or ()]
 

@@ -181,10 +181,14 @@ class ChartInstallation(Installation):
         options = ("--namespace", self.place.system_namespace)
         return self._helm.run(*arguments, *options, kubeconfig=self.place.kubeconfig, timeout=400)
 
-    def _chart(self) -> tuple[str, ...]:
-        values = self.place.folder / "values.yaml"
-        values.write_text(yaml.safe_dump(self.values()), encoding="utf-8")
-        return (str(CHARTS / "tasker"), "--values", str(values), "--wait", "--timeout", "5m")
+    def install_beside(self, release: str, **values: Any) -> None:
+        """A second release in the same namespace, of the same images and with the same database."""
+        self.helm("install", release, *self._chart(**values))
+
+    def _chart(self, **values: Any) -> tuple[str, ...]:
+        file = self.place.folder / "values.yaml"
+        file.write_text(yaml.safe_dump(self.values() | values), encoding="utf-8")
+        return (str(CHARTS / "tasker"), "--values", str(file), "--wait", "--timeout", "5m")
 
     def values(self) -> dict[str, Any]:
         settings = self.place.settings
