@@ -103,6 +103,24 @@ def test_a_busy_worker_is_not_taken_away(namespace: Namespace) -> None:
     eventually(lambda: pods(namespace) == [], timeout=20)
 
 
+def test_a_step_that_ends_its_worker_is_tried_again_at_once_and_fails_with_the_reason(namespace: Namespace) -> None:
+    """Nothing waits for a lease: the container's next process, or the operator, knows that the one before is gone."""
+    deadly = HANDLERS + '\n\n@step_handler("die")\ndef die(context):\n    import os\n    os._exit(3)\n'
+    namespace.apply(
+        handlers(source=deadly),
+        pool(minReplicas=1),
+        template("deadly", step("a", "die", retry={"maxAttempts": 2, "baseMs": 10})),
+        task("one", "deadly"),
+    )
+    namespace.wait("condition=Succeeded=False", "task/one")
+    failures = namespace.status("task", "one")["failures"]
+    assert [(each["attempt"], each["errorType"]) for each in failures] == [
+        (number, "worker_crash_loop") for number in (2, 1)
+    ]
+    reasons = ("its process ended and was started anew", "its container ended: Error, exit code 3")
+    assert all(each["message"].endswith(reasons) for each in failures), failures
+
+
 def test_a_person_sets_the_number_with_kubectl_scale(namespace: Namespace) -> None:
     namespace.apply(handlers(), pool(replicas=1, scaling={"mode": "manual"}))
     eventually(lambda: len(pods(namespace)) == 1, timeout=20)
