@@ -208,7 +208,9 @@ create table tasker.template_steps (
     timeout_ms integer not null check (timeout_ms > 0),
     schedule_timeout_ms integer check (schedule_timeout_ms > 0),
     primary key (template_id, position),
-    unique (template_id, name)
+    -- With the name first: an index that began with the template too would be taken for looking a step up by its
+    -- position, and all of the template's steps read, when the statistics only know small templates.
+    unique (name, template_id)
 );
 comment on column tasker.template_steps.max_attempts is '1 for a step that is not retryable.';
 

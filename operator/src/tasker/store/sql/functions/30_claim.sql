@@ -4,6 +4,11 @@
 -- step is delivered again, so claim_steps does not wait for the disk; settle_steps, which claims within its own
 -- durable commit, does.
 
+-- Plans of these functions are made once a session and must be good whatever the statistics say, which lag behind a
+-- burst: a template of 10,000 steps may come to a database that has only ever seen small ones. Hence rows are looked up
+-- by their whole key in lateral subqueries with `offset 0`, which the planner neither reorders nor merges: the few rows
+-- in hand always come first, and nothing reads all steps of a template.
+
 -- Moves steps from enqueued to in_progress for a worker and returns all that its handlers need. The caller has made
 -- sure that nobody else can take them: it deleted their rows of ready_steps, or made them ready in this transaction.
 create or replace function tasker.start_steps(p_worker tasker.workers, p_step_ids bigint[], p_now timestamptz)
@@ -18,15 +23,15 @@ begin
     return query
     with started as (
         update tasker.steps s set state = 'in_progress', attempts = s.attempts + 1, started_at = p_now
-        from unnest(p_step_ids) as claimed(id)
-        where s.step_id = claimed.id
+        where s.step_id = any (p_step_ids)
         returning s.step_id, s.template_id, s.template_position, s.step_uuid, s.attempts, s.enqueued_at, s.inputs
     ), leased as (
         insert into tasker.leases (step_id, worker_id, attempt, fence, started_at, timeout_at)
-        select s.step_id, p_worker.worker_id, s.attempts, nextval('tasker.fences'), p_now,
-            p_now + d.timeout_ms * interval '1 millisecond'
+        select s.step_id, p_worker.worker_id, s.attempts, nextval('tasker.fences'), p_now, p_now + (
+            select d.timeout_ms from tasker.template_steps d
+            where d.template_id = s.template_id and d.position = s.template_position
+        ) * interval '1 millisecond'
         from started s
-        join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
         returning step_id, fence
     )
     select 'claim', s.step_id, leased.fence, t.task_uuid, s.step_uuid, t.namespace, template.name, template.version,
@@ -35,15 +40,23 @@ begin
         coalesce(needed.results, '{}'), null::integer, null::integer
     from leased
     join started s on s.step_id = leased.step_id
-    join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
-    join tasker.tasks t on t.task_id = tasker.task_of_step(s.step_id)
-    join tasker.templates template on template.template_id = s.template_id
+    cross join lateral (
+        select * from tasker.template_steps f
+        where f.template_id = s.template_id and f.position = s.template_position offset 0
+    ) d
+    cross join lateral (select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0) t
+    cross join lateral (select * from tasker.templates f where f.template_id = s.template_id offset 0) template
     left join lateral (
         select jsonb_object_agg(ancestor.name, done.result) as results
         from unnest(d.result_positions) as needs(position)
-        join tasker.steps done on done.step_id = tasker.first_step_id(t.task_id) + needs.position
-        join tasker.template_steps ancestor
-            on ancestor.template_id = s.template_id and ancestor.position = needs.position
+        cross join lateral (
+            select f.state, f.result from tasker.steps f
+            where f.step_id = tasker.first_step_id(t.task_id) + needs.position offset 0
+        ) done
+        cross join lateral (
+            select f.name from tasker.template_steps f
+            where f.template_id = s.template_id and f.position = needs.position offset 0
+        ) ancestor
         where done.state in ('complete', 'resolved_manually')
     ) needed on cardinality(d.result_positions) > 0;
 end $$;

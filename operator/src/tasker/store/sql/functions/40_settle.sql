@@ -1,5 +1,7 @@
 -- Settling: what became of claimed steps is recorded, and the run goes on, in one transaction.
 --
+-- Lateral subqueries with `offset 0` look rows up by their whole key, for the reason told in 30_claim.sql.
+--
 -- apply_outcomes is the only place where a claimed step leaves in_progress because of its work: settle_steps calls it
 -- for a worker's outcomes, the sweep for leases that ran out. An outcome whose fence is not current changes nothing.
 
@@ -20,17 +22,23 @@ begin
     insert into tasker.ready_steps (step_id, namespace, callable, priority, ready_at, order_at)
     select s.step_id, t.namespace, d.callable, t.priority, p_now, p_now - t.priority * interval '6 seconds'
     from unnest(p_step_ids) as ready(id)
-    join tasker.steps s on s.step_id = ready.id
-    join tasker.tasks t on t.task_id = tasker.task_of_step(s.step_id)
-    join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+    cross join lateral (select * from tasker.steps f where f.step_id = ready.id offset 0) s
+    cross join lateral (select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0) t
+    cross join lateral (
+        select * from tasker.template_steps f
+        where f.template_id = s.template_id and f.position = s.template_position offset 0
+    ) d
     where not t.suspended;
 
     insert into tasker.timers (due_at, kind, task_id, step_id, attempts)
     select p_now + d.schedule_timeout_ms * interval '1 millisecond', 'schedule_timeout',
         tasker.task_of_step(s.step_id), s.step_id, s.attempts
     from unnest(p_step_ids) as ready(id)
-    join tasker.steps s on s.step_id = ready.id
-    join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+    cross join lateral (select * from tasker.steps f where f.step_id = ready.id offset 0) s
+    cross join lateral (
+        select * from tasker.template_steps f
+        where f.template_id = s.template_id and f.position = s.template_position offset 0
+    ) d
     where d.schedule_timeout_ms is not null;
 end $$;
 
@@ -69,11 +77,12 @@ begin
             failed_steps = j.failed,
             completed_at = case when j.state in ('complete', 'error') then p_now end,
             error = case when j.state = 'error' then (
-                select jsonb_build_object('reason', 'steps_failed', 'step', d.name, 'error_type', f.error_type,
-                    'message', f.message)
+                select jsonb_build_object('reason', 'steps_failed', 'step', (
+                        select d.name from tasker.steps s
+                        join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+                        where s.step_id = f.step_id
+                    ), 'error_type', f.error_type, 'message', f.message)
                 from tasker.step_failures f
-                join tasker.steps s on s.step_id = f.step_id
-                join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
                 where f.task_id = j.task_id and f.final
                 order by f.failure_id desc limit 1
             ) end
@@ -150,8 +159,11 @@ begin
             end as retry_at,
             case when f.outcome in ('error', 'expired') then f.payload end as error
         from fenced f
-        join tasker.steps s on s.step_id = f.step_id
-        join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+        cross join lateral (select * from tasker.steps g where g.step_id = f.step_id offset 0) s
+        cross join lateral (
+            select * from tasker.template_steps f
+            where f.template_id = s.template_id and f.position = s.template_position offset 0
+        ) d
     ), recorded as (
         update tasker.steps s set
             state = j.state,
@@ -260,9 +272,14 @@ begin
             select array_agg(ready.id) into v_kept from (
                 select s.step_id as id
                 from unnest(v_ready) as r(id)
-                join tasker.steps s on s.step_id = r.id
-                join tasker.tasks t on t.task_id = tasker.task_of_step(s.step_id)
-                join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+                cross join lateral (select * from tasker.steps f where f.step_id = r.id offset 0) s
+                cross join lateral (
+                    select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0
+                ) t
+                cross join lateral (
+                    select * from tasker.template_steps f
+                    where f.template_id = s.template_id and f.position = s.template_position offset 0
+                ) d
                 where d.callable = any (p_worker.callables) and t.namespace = p_worker.namespace and not t.suspended
                 order by t.priority desc, s.step_id
                 limit p_claim_limit

@@ -204,8 +204,11 @@ begin
     left join lateral (
         select r.step_id
         from tasker.ready_steps r
-        join tasker.steps s on s.step_id = r.step_id
-        join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+        cross join lateral (select * from tasker.steps f where f.step_id = r.step_id offset 0) s
+        cross join lateral (
+            select * from tasker.template_steps f
+            where f.template_id = s.template_id and f.position = s.template_position offset 0
+        ) d
         where r.step_id = due.step_id
             and r.ready_at + d.schedule_timeout_ms * interval '1 millisecond' <= due.due_at
     ) d on true;
