@@ -69,8 +69,23 @@ join tasker.templates template on template.template_id = t.template_id
 where t.origin_uid = any (%(origin_uids)s) or t.task_uuid = any (%(task_uuids)s);
 
 -- name: changes_horizon
--- The transaction before which nothing can change any more, and the time: where a new reader of the log begins.
-select pg_snapshot_xmin(pg_current_snapshot())::text as horizon, tasker.now() as at;
+-- The transaction before which nothing can change any more, and the time: where a new reader of the log begins. Only
+-- transactions that are open in this database hold it back. A snapshot knows those of all databases of the server, so
+-- the ones that a session of another database is seen to hold are left out; one that just ended stays in until the next
+-- snapshot, which errs on the side of reading again.
+with seen as materialized (
+    select pg_current_snapshot() as snapshot
+), elsewhere as materialized (
+    select l.transactionid
+    from pg_locks l join pg_stat_activity a on a.pid = l.pid
+    where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and a.datname <> current_database()
+)
+select coalesce(
+        (select min(running.id) from pg_snapshot_xip(seen.snapshot) as running(id)
+            where running.id::xid not in (select transactionid from elsewhere)),
+        pg_snapshot_xmax(seen.snapshot)
+    )::text as horizon, tasker.now() as at
+from seen;
 
 -- name: changes
 -- Resources whose runs moved in transactions from the cursor up to the horizon. A transaction still open is left for
