@@ -30,11 +30,10 @@ async def client_configuration(
 
     Raises `ConfigurationError` when there is no cluster to go to.
     """
-    configuration = kubernetes_client.Configuration()
     kubeconfig = environment.get("KUBECONFIG")
     if not kubeconfig:
-        _pod_loader(environment, service_account).load_and_set(configuration)
-        return configuration
+        return _pod_configuration(environment, service_account)
+    configuration = kubernetes_client.Configuration()
     try:
         await kubernetes_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
     except (kubernetes_config.ConfigException, OSError, yaml.YAMLError) as error:
@@ -56,21 +55,20 @@ def pod_connection(
 
     Raises `ConfigurationError` when this is no pod with a service account.
     """
-    loader = _pod_loader(environment, service_account)
-    configuration = kubernetes_client.Configuration()
-    loader.load_and_set(configuration)
+    configuration = _pod_configuration(environment, service_account)
     scheme, _, token = configuration.api_key["BearerToken"].partition(" ")
     return kopf.ConnectionInfo(
         server=configuration.host, ca_path=configuration.ssl_ca_cert, scheme=scheme.capitalize(), token=token.strip()
     )
 
 
-def _pod_loader(environment: Mapping[str, str], folder: Path) -> InClusterConfigLoader:
+def _pod_configuration(environment: Mapping[str, str], folder: Path) -> kubernetes_client.Configuration:
+    configuration = kubernetes_client.Configuration()
     loader = InClusterConfigLoader(str(folder / "token"), str(folder / "ca.crt"), environ=environment)
     try:
-        loader.load_and_set(kubernetes_client.Configuration())
+        loader.load_and_set(configuration)
     except (kubernetes_config.ConfigException, OSError) as error:
         raise ConfigurationError(
             f"there is no cluster to go to: KUBECONFIG is not set, and this is no pod with a service account ({error})"
         ) from error
-    return loader
+    return configuration

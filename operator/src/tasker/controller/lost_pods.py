@@ -51,7 +51,7 @@ def loss_of(pod: Mapping[str, Any], *, deleted: bool) -> str | None:
 
 
 def _waiting_loss(container: Mapping[str, Any]) -> str | None:
-    """Why a container ended that is not started again for a while: ten seconds at the least."""
+    """Why a container ended that is not started again for a while: ten seconds or more, by the kubelet's defaults."""
     waiting = (container.get("state") or {}).get("waiting") or {}
     ended = (container.get("lastState") or {}).get("terminated") or {}
     if waiting.get("reason") != "CrashLoopBackOff" or not ended:
