@@ -218,7 +218,7 @@ async def test_the_operator_becomes_ready_in_a_pod_that_knows_its_cluster_by_add
 
             def watching() -> bool:
                 _, metrics = fetch(port, "/metrics")
-                # Listed by the resync are all, handed over by kopf's watch as well only once it is connected.
+                # ADDED is what kopf's watch hands over; what the operator lists by itself is counted as LISTED.
                 assert 'tasker_operator_events_total{kind="TaskTemplate",type="ADDED"} 1.0' in metrics, started.log
                 return True
 

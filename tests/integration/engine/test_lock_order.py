@@ -110,6 +110,11 @@ class Runner:
         await self.worker.deregister()
         await self.worker.register(lease_seconds=10)
 
+    async def start_anew(self) -> None:
+        """As a process does that begins under a name, its own or one that is at work in another runner."""
+        await self.call("select tasker.expire_predecessor(%s)", self.random.choice([self.worker.name, *self.names]))
+        await self.worker.register(lease_seconds=10)
+
     async def sweep(self) -> None:
         await self.call(
             "update tasker.settings set value = jsonb_build_object('now', (value ->> 'now')::timestamptz"
@@ -170,6 +175,7 @@ OPERATIONS: dict[str, Callable[[Runner], Awaitable[None]]] = {
         Runner.renew,
         Runner.register,
         Runner.deregister,
+        Runner.start_anew,
         Runner.sweep,
         Runner.cancel,
         Runner.suspend,
