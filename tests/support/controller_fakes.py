@@ -10,15 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from tasker.controller.cluster import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
-from tasker.controller.events import EventRecorder
 from tasker.controller.intake import Intake
-from tasker.controller.metrics import OperatorMetrics
-from tasker.controller.pool_state import PoolStates
-from tasker.controller.seen import key_of
-from tasker.controller.status import StatusWriter
-from tasker.controller.summaries import SummaryReader
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
+from tasker.controller.kube.events import EventRecorder
+from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.kube.status_writer import StatusWriter
+from tasker.controller.pools.state import PoolStates
+from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.tasks.summaries import SummaryReader
 from tasker.controller.world import Queues, World
 from tasker.engine import Engine
 from tasker.errors import TemplateNotFound
@@ -135,102 +134,132 @@ class FakeEngine:
     """Templates, runs and workers, as far as the operator asks for them."""
 
     def __init__(self) -> None:
-        self.templates: dict[tuple[str, str], TemplateSpec] = {}
+        self.registered_templates: dict[tuple[str, str], TemplateSpec] = {}
         self.runs: dict[str, TaskSummary] = {}
         self.requests: list[TaskRequest] = []
-        self.workers: dict[str, WorkerInfo] = {}
+        self.registered_workers: dict[str, WorkerInfo] = {}
         self.demand: dict[tuple[str, str], PoolDemand] = {}
         self.expired: list[tuple[str, str]] = []
         self.reads = 0
+        self.templates = FakeTemplates(self)
+        self.tasks = FakeTasks(self)
+        self.actions = FakeActions(self)
+        self.workers = FakeWorkers(self)
 
-    async def register_template(self, namespace: str, name: str, spec: TemplateSpec) -> RegisteredTemplate:
-        known = self.templates.get((namespace, name))
-        self.templates[namespace, name] = spec
+    def change(self, task_uuid: UUID, **changes: Any) -> bool:
+        for uid, run in self.runs.items():
+            if run.task_uuid == task_uuid and not run.finished:
+                self.runs[uid] = replace(run, **changes)
+                return True
+        return False
+
+
+class FakeTemplates:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    async def register(self, namespace: str, name: str, spec: TemplateSpec) -> RegisteredTemplate:
+        known = self._engine.registered_templates.get((namespace, name))
+        self._engine.registered_templates[namespace, name] = spec
         created = known is None or known.revision != spec.revision
         return RegisteredTemplate(template_id=1, revision=spec.revision, created=created)
 
-    async def template_counts(self, namespace: str, name: str) -> TemplateCounts:
+    async def counts(self, namespace: str, name: str) -> TemplateCounts:
         return TemplateCounts(running=0, waiting=0, complete=0, error=0)
 
-    async def submit_tasks(self, namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
+
+class FakeTasks:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    async def submit(self, namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
         [request] = requests
         request.check()
         assert request.origin_uid is not None
-        spec = self.templates.get((namespace, request.template_name))
+        spec = self._engine.registered_templates.get((namespace, request.template_name))
         if spec is None or request.template_version not in (None, spec.version):
             raise TemplateNotFound(f"no template {request.template_name} {request.template_version or ''}".rstrip())
-        created = request.origin_uid not in self.runs
+        created = request.origin_uid not in self._engine.runs
         if created:
-            self.requests.append(request)
-            self.runs[request.origin_uid] = make_run(
+            self._engine.requests.append(request)
+            self._engine.runs[request.origin_uid] = make_run(
                 namespace=namespace,
                 origin_uid=request.origin_uid,
                 origin_name=request.origin_name,
                 template_name=request.template_name,
                 suspended=request.suspended,
             )
-        return [SubmittedTask(task_uuid=self.runs[request.origin_uid].task_uuid, created=created)]
+        return [SubmittedTask(task_uuid=self._engine.runs[request.origin_uid].task_uuid, created=created)]
 
-    async def read_summaries(self, origin_uids: Sequence[str]) -> list[TaskSummary]:
-        self.reads += 1
-        return [self.runs[uid] for uid in origin_uids if uid in self.runs]
-
-    async def cancel_task(self, task_uuid: UUID, *, actor: str, reason: str) -> bool:
-        return self._change(task_uuid, state=TaskState.CANCELLED, completed_at=START)
-
-    async def suspend_task(self, task_uuid: UUID) -> bool:
-        return self._change(task_uuid, suspended=True)
-
-    async def resume_task(self, task_uuid: UUID) -> bool:
-        return self._change(task_uuid, suspended=False)
-
-    async def cancel_by_origin(self, origin_uid: str, *, actor: str, reason: str) -> bool:
-        run = self.runs.get(origin_uid)
-        return run is not None and self._change(run.task_uuid, state=TaskState.CANCELLED, completed_at=START)
-
-    async def cancel_namespace(self, namespace: str, *, actor: str, reason: str) -> int:
-        opened = [run.task_uuid for run in self.runs.values() if run.namespace == namespace and not run.finished]
-        return sum(self._change(uuid, state=TaskState.CANCELLED, completed_at=START) for uuid in opened)
+    async def read_by_origin(self, origin_uids: Sequence[str]) -> list[TaskSummary]:
+        self._engine.reads += 1
+        return [self._engine.runs[uid] for uid in origin_uids if uid in self._engine.runs]
 
     async def open_origins(self, namespace: str | None = None) -> list[OpenOrigin]:
         return [
             OpenOrigin(namespace=run.namespace, name=run.origin_name or "", uid=uid, task_uuid=run.task_uuid)
-            for uid, run in self.runs.items()
+            for uid, run in self._engine.runs.items()
             if not run.finished
         ]
 
-    async def read_demand(self, pools: Sequence[tuple[str, str]]) -> list[PoolDemand]:
-        return [self.demand.get(pool, make_demand(*pool)) for pool in pools]
 
-    async def read_workers(self, namespace: str) -> list[WorkerInfo]:
-        return list(self.workers.values())
+class FakeActions:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
 
-    async def drain_workers(self, namespace: str, names: Sequence[str]) -> list[str]:
-        idle = [name for name in names if name in self.workers and self.workers[name].running == 0]
+    async def cancel(self, task_uuid: UUID, *, actor: str, reason: str) -> bool:
+        return self._engine.change(task_uuid, state=TaskState.CANCELLED, completed_at=START)
+
+    async def suspend(self, task_uuid: UUID) -> bool:
+        return self._engine.change(task_uuid, suspended=True)
+
+    async def resume(self, task_uuid: UUID) -> bool:
+        return self._engine.change(task_uuid, suspended=False)
+
+    async def cancel_by_origin(self, origin_uid: str, *, actor: str, reason: str) -> bool:
+        run = self._engine.runs.get(origin_uid)
+        return run is not None and self._engine.change(run.task_uuid, state=TaskState.CANCELLED, completed_at=START)
+
+    async def cancel_namespace(self, namespace: str, *, actor: str, reason: str) -> int:
+        opened = [
+            run.task_uuid for run in self._engine.runs.values() if run.namespace == namespace and not run.finished
+        ]
+        return sum(self._engine.change(uuid, state=TaskState.CANCELLED, completed_at=START) for uuid in opened)
+
+
+class FakeWorkers:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    async def demand(self, pools: Sequence[tuple[str, str]]) -> list[PoolDemand]:
+        return [self._engine.demand.get(pool, make_demand(*pool)) for pool in pools]
+
+    async def read(self, namespace: str) -> list[WorkerInfo]:
+        return list(self._engine.registered_workers.values())
+
+    async def drain(self, namespace: str, names: Sequence[str]) -> list[str]:
+        idle = [
+            name
+            for name in names
+            if name in self._engine.registered_workers and self._engine.registered_workers[name].running == 0
+        ]
         for name in idle:
-            self.workers[name] = replace(self.workers[name], draining=True)
+            self._engine.registered_workers[name] = replace(self._engine.registered_workers[name], draining=True)
         return idle
 
     async def drain_pool(self, namespace: str, pool: str) -> list[str]:
-        for name, worker in self.workers.items():
-            self.workers[name] = replace(worker, draining=True)
-        return list(self.workers)
+        for name, worker in self._engine.registered_workers.items():
+            self._engine.registered_workers[name] = replace(worker, draining=True)
+        return list(self._engine.registered_workers)
 
-    async def undrain_workers(self, namespace: str, names: Sequence[str]) -> list[str]:
+    async def undrain(self, namespace: str, names: Sequence[str]) -> list[str]:
         for name in names:
-            self.workers[name] = replace(self.workers[name], draining=False)
+            self._engine.registered_workers[name] = replace(self._engine.registered_workers[name], draining=False)
         return list(names)
 
-    async def expire_workers(self, namespace: str, names: Sequence[str], *, actor: str, reason: str) -> int:
-        self.expired += [(name, reason) for name in names]
+    async def expire(self, namespace: str, names: Sequence[str], *, actor: str, reason: str) -> int:
+        self._engine.expired += [(name, reason) for name in names]
         return 1
-
-    def _change(self, task_uuid: UUID, **changes: Any) -> bool:
-        for uid, run in self.runs.items():
-            if run.task_uuid == task_uuid and not run.finished:
-                self.runs[uid] = replace(run, **changes)
-                return True
-        return False
 
 
 class FakeWorld(World):
@@ -279,7 +308,7 @@ def make_world(**settings: Any) -> tuple[FakeWorld, PoolStates, Intake]:
         metrics=metrics,
         events=EventRecorder(cluster, metrics),
         statuses=StatusWriter(cluster, metrics, newest=lambda resource, manifest: world.remember(resource, manifest)),
-        summaries=SummaryReader(fake_engine.read_summaries),
+        summaries=SummaryReader(fake_engine.tasks.read_by_origin),
     )
     world.queues = Queues(
         **{name: FakeQueue() for name in ("templates", "tasks", "pools", "namespaces", "origins", "lost_pods")}

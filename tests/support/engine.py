@@ -289,10 +289,12 @@ class Lab:
         self, *steps: Any, name: str = "order", namespace: str = NAMESPACE, **spec: Any
     ) -> RegisteredTemplate:
         """Registers a template of these steps (see `step`)."""
-        return await self.engine.register_template(namespace, name, parse_template_spec({"steps": list(steps), **spec}))
+        return await self.engine.templates.register(
+            namespace, name, parse_template_spec({"steps": list(steps), **spec})
+        )
 
     async def submit(self, template: str = "order", *, namespace: str = NAMESPACE, **request: Any) -> UUID:
-        (submitted,) = await self.engine.submit_tasks(namespace, [TaskRequest(template_name=template, **request)])
+        (submitted,) = await self.engine.tasks.submit(namespace, [TaskRequest(template_name=template, **request)])
         return submitted.task_uuid
 
     async def run(self, *steps: Any, **request: Any) -> UUID:

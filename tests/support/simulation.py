@@ -200,7 +200,7 @@ class Simulation:
             ]
             self.random.shuffle(steps)
             name = f"graph-{number}"
-            await self.lab.engine.register_template(NAMESPACE, name, parse_template_spec({"steps": steps}))
+            await self.lab.engine.templates.register(NAMESPACE, name, parse_template_spec({"steps": steps}))
             requests.append(
                 TaskRequest(
                     template_name=name,
@@ -209,7 +209,7 @@ class Simulation:
                     suspended=self.random.random() < 0.1,
                 )
             )
-        submitted = await self.lab.engine.submit_tasks(NAMESPACE, requests)
+        submitted = await self.lab.engine.tasks.submit(NAMESPACE, requests)
         for each, graph in zip(submitted, graphs, strict=True):
             above = dict(zip((step.name for step in graph), ancestors(graph), strict=True))
             self.runs[each.task_uuid] = Run(graph=graph, steps={step.name: step for step in graph}, above=above)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from tasker.controller.task_status import PHASES
+from tasker.controller.tasks.status import PHASES
 from tasker.model.template import STEP_NAME, HandlerSpec, RetrySpec, StepSpec, TemplateSpec
 from tasker.model.transitions import TaskState
 

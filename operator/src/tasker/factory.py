@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tasker.engine import Engine
+from tasker.engine.migrate import check_schema, migrate
+from tasker.engine.pool import Database
 from tasker.settings import DatabaseSettings
-from tasker.store.migrate import check_schema, migrate
-from tasker.store.pool import Database
 
 __all__ = ["migrate", "open_engine"]
 

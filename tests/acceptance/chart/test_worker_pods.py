@@ -11,9 +11,9 @@ import yaml
 from support.chart import MATRIX, environment, render
 from support.helm import Helm
 from support.pod_security import violations
-from tasker.controller import manifests
-from tasker.controller.manifests import ImageDefaults
-from tasker.controller.pool_state import identity_of
+from tasker.controller.pools import manifests
+from tasker.controller.pools.manifests import ImageDefaults
+from tasker.controller.pools.state import identity_of
 from tasker.settings import OperatorSettings
 
 INPUT = Path(__file__).parents[2] / "data" / "kubernetes" / "input"

@@ -32,11 +32,11 @@ async def test_10000_steps_are_submitted_in_under_two_seconds_and_run_in_order(l
     while not took or (min(took) >= 2.0 and len(took) < 3):
         template = f"large-{len(took)}"
         began = time.monotonic()
-        await lab.engine.register_template("shop", template, spec)
+        await lab.engine.templates.register("shop", template, spec)
         task = await lab.submit(template)
         took.append(time.monotonic() - began)
         if took[-1] >= 2.0:
-            await lab.engine.cancel_task(task, actor="test", reason="another try")
+            await lab.engine.actions.cancel(task, actor="test", reason="another try")
     assert min(took) < 2.0, f"registering and submitting took {took} s"
 
     workers = [await lab.worker(f"worker-{n}") for n in range(3)]
@@ -55,7 +55,7 @@ async def test_10000_steps_are_submitted_in_under_two_seconds_and_run_in_order(l
         outcomes = [success(claim, claim.step) for claim in hands[place]]
         hands[place] = (await workers[place].settle(*outcomes, claim_limit=60)).claims
     assert len(done) == LAYERS * WIDTH
-    summary = await lab.engine.read_task(task)
+    summary = await lab.engine.tasks.read(task)
     assert summary.state == "complete"
     assert summary.counts == StepCounts(
         total=10_000, pending=0, ready=0, running=0, waiting=0, complete=10_000, failed=0, cancelled=0

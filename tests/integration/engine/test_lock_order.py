@@ -163,8 +163,8 @@ class Runner:
         await self.lab.template(*STEPS, version=version)
 
     async def read(self) -> None:
-        await self.lab.engine.read_changes(None)
-        await self.lab.engine.read_demand([(NAMESPACE, "default")])
+        await self.lab.engine.changes.read(None)
+        await self.lab.engine.workers.demand([(NAMESPACE, "default")])
 
 
 OPERATIONS: dict[str, Callable[[Runner], Awaitable[None]]] = {

@@ -46,7 +46,7 @@ def _submit(url: str) -> None:
     async def submit() -> None:
         async with open_lab(url) as lab:
             await lab.run(step("a"))
-            await lab.engine.hint_ready()
+            await lab.engine.workers.hint_ready()
 
     asyncio.run(submit())
 

@@ -189,7 +189,7 @@ async def test_leases_are_renewed_swept_and_given_up_over_the_other_connection(l
     try:
         renewal = await asyncio.to_thread(leases.renew, "w-1", held)
         assert (renewal.known, renewal.draining, renewal.lost_fences) == (True, False, [])
-        await lab.engine.cancel_task(task, actor="test", reason="no need")
+        await lab.engine.actions.cancel(task, actor="test", reason="no need")
         renewal = await asyncio.to_thread(leases.renew, "w-1", held)
         assert sorted(renewal.lost_fences) == sorted(fence for _, fence in held)
         await lab.execute("select tasker.drain_worker('w-1')")

@@ -222,7 +222,7 @@ async def test_work_is_found_with_hints_and_without(lab: Lab, ended: Ended, noti
     async with worker_on(lab.url, do=lambda context: 1, notifications=notifications, poll_max_ms=200) as worker:
         await ended(await lab.run(step("a"), step("b", "a")))
         if notifications:
-            await lab.engine.hint_ready()
+            await lab.engine.workers.hint_ready()
             await eventually_async(_true_when(lambda: worker.metrics.hints_received > 0))
         else:
             assert worker.metrics.hints_received == worker.metrics.hints_sent == 0
@@ -235,7 +235,7 @@ async def test_a_hint_wakes_an_idle_worker_at_once(lab: Lab, ended: Ended) -> No
         assert exchange is not None
         await eventually_async(_true_when(lambda: worker.metrics.hints_received >= 0 and exchange._poll_delay > 5))
         task = await lab.submit()
-        await lab.engine.hint_ready()
+        await lab.engine.workers.hint_ready()
         await ended(task)
 
 
@@ -282,7 +282,7 @@ async def test_a_cancelled_task_tells_its_running_handler_and_drops_the_result(l
     async with worker_on(lab.url, patient=patient, lease_seconds=0.6) as worker:
         await asyncio.wait_for(began.wait(), 10)
         assert worker.status()["steps_running"][0]["step"] == "a"
-        await lab.engine.cancel_task(task, actor="test", reason="no need")
+        await lab.engine.actions.cancel(task, actor="test", reason="no need")
         await asyncio.wait_for(told.wait(), 10)
         await eventually_async(_true_when(lambda: worker.metrics.results_discarded == 1))
         assert worker.metrics.leases_lost == 1
@@ -323,9 +323,9 @@ async def test_a_draining_worker_ends_what_it_has_and_takes_no_more(lab: Lab, en
         go.set()
         await ended(first)
         calls = worker.metrics.claimed
-        await lab.engine.hint_ready()
+        await lab.engine.workers.hint_ready()
         assert await lab.step_states(second) == {"a": "enqueued"}
-        await lab.engine.undrain_workers(NAMESPACE, ["w-1"])
+        await lab.engine.workers.undrain(NAMESPACE, ["w-1"])
         await ended(second)
         assert worker.metrics.claimed == calls + 1
 

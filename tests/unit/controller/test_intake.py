@@ -8,12 +8,12 @@ import pytest
 
 from support.controller_fakes import FakeWorld, make_run, make_world, pool, task, template
 from tasker.controller.intake import Intake
-from tasker.controller.lost_pods import LostPodReconciler, loss_of
-from tasker.controller.pool_state import PoolStates
-from tasker.controller.resync import Resync
-from tasker.controller.seen import SeenObjects, key_of
-from tasker.controller.templates import TemplateReconciler
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.cache import SeenObjects
+from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.pools.lost_pods import LostPodReconciler, loss_of
+from tasker.controller.pools.state import PoolStates
+from tasker.controller.runtime.resync import Resync
+from tasker.controller.templates.reconcile import TemplateReconciler
 
 KEY = ObjectKey(namespace="default", name="t")
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tasker.controller.keyed_queue import Backoff, KeyedQueue
+from tasker.controller.runtime.keyed_queue import Backoff, KeyedQueue
 
 
 def make_queue(*, uniform: float = 1.0, base: float = 1.0, most: float = 8.0) -> KeyedQueue[str]:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tasker.controller import manifests
-from tasker.controller.pool_state import identity_of
+from tasker.controller.pools import manifests
+from tasker.controller.pools.state import identity_of
 
 DATA = Path(__file__).parents[2] / "data" / "kubernetes"
 POOLS = sorted(path.name for path in (DATA / "input").glob("pool-*.yaml"))

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from support.controller_fakes import FakeCluster, make_world, pool
-from tasker.controller.cluster import SECRET, WORKER_POOL, Manifest, Resource
-from tasker.controller.manifests import DATABASE_SECRET
-from tasker.controller.pools import PoolReconciler
-from tasker.controller.seen import key_of
+from tasker.controller.kube.client import SECRET, WORKER_POOL, Manifest, Resource
+from tasker.controller.kube.keys import key_of
+from tasker.controller.pools.manifests import DATABASE_SECRET
+from tasker.controller.pools.reconcile import PoolReconciler
 
 
 def meanwhile(cluster: FakeCluster, happens: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from support.controller_fakes import make_demand, make_run, make_worker, make_world, pool, template
-from tasker.controller.cluster import WORKER_POOL, Manifest
-from tasker.controller.managed_pool import NamespaceReconciler
-from tasker.controller.manifests import DELETION_COST_ANNOTATION, MANAGED_POOL_LABEL
-from tasker.controller.pool_state import PoolBounds, PoolState
-from tasker.controller.scaler import Scaler
-from tasker.controller.seen import key_of
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.client import WORKER_POOL, Manifest
+from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.pools.managed import NamespaceReconciler
+from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, MANAGED_POOL_LABEL
+from tasker.controller.pools.scaler import Scaler
+from tasker.controller.pools.state import PoolBounds, PoolState
 
 KEY = ObjectKey(namespace="default", name="default")
 NAMESPACE = ObjectKey(namespace="default", name="default")
@@ -45,12 +44,12 @@ class Setting:
     def remove_pod(self, name: str) -> None:
         gone = self.world.fake_cluster.objects.pop(("Pod", "default", name))
         self.intake.pod(gone, "DELETED")
-        self.world.fake_engine.workers.pop(name, None)
+        self.world.fake_engine.registered_workers.pop(name, None)
 
     def add_pod(self, name: str, *, running: int = 0, registered: bool = True) -> None:
         self.show_pod(name, ready=registered)
         if registered:
-            self.world.fake_engine.workers[name] = make_worker(name, running=running)
+            self.world.fake_engine.registered_workers[name] = make_worker(name, running=running)
 
     def show_pod(self, name: str, *, ready: bool) -> None:
         pod = {
@@ -62,7 +61,7 @@ class Setting:
 
     def busy(self, **running: int) -> None:
         for name, steps in running.items():
-            self.world.fake_engine.workers[name] = make_worker(name, running=steps)
+            self.world.fake_engine.registered_workers[name] = make_worker(name, running=steps)
 
     async def look(self, *, queued: int = 0, running: int = 0, seconds: float = 0.0, draining: int = 0) -> PoolState:
         self.clock += seconds
@@ -81,7 +80,7 @@ class Setting:
         }
 
     def drained(self) -> set[str]:
-        return {name for name, worker in self.world.fake_engine.workers.items() if worker.draining}
+        return {name for name, worker in self.world.fake_engine.registered_workers.items() if worker.draining}
 
 
 @pytest.fixture
@@ -180,7 +179,7 @@ async def test_workers_that_were_to_go_are_kept_when_work_comes_back(setting: Se
     setting.with_pool(replicas=1, pods=3)
     setting.busy(p0=10)
     for name in ("p1", "p2"):
-        setting.world.fake_engine.workers[name] = make_worker(name, draining=True)
+        setting.world.fake_engine.registered_workers[name] = make_worker(name, draining=True)
     state = await setting.look(queued=5, running=10, draining=2)
     assert state.desired == 2
     assert len(setting.drained()) == 1, "one of the two is wanted after all"
@@ -249,7 +248,7 @@ async def test_the_managed_pool_goes_only_when_its_hands_are_empty(setting: Sett
     assert state.desired == 1, "but only the idle one goes"
     assert await setting.namespaces.reconcile(NAMESPACE) is not None
     setting.remove_pod("p1")
-    setting.world.fake_engine.workers["p0"] = make_worker("p0", draining=True)
+    setting.world.fake_engine.registered_workers["p0"] = make_worker("p0", draining=True)
     assert (await setting.look(queued=30)).desired == 0
     await setting.namespaces.reconcile(NAMESPACE)
     assert setting.world.fake_cluster.objects.get((WORKER_POOL.kind, "default", managed["metadata"]["name"])) is None

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasker.controller.conditions import find
-from tasker.controller.status import merge_difference
-from tasker.controller.task_status import (
+from tasker.controller.kube.conditions import find
+from tasker.controller.kube.status_writer import merge_difference
+from tasker.controller.tasks.status import (
     FINAL_PHASES,
     PHASES,
     RESULT_LIMIT_BYTES,

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from support.controller_fakes import make_world, task, template
-from tasker.controller.cluster import ClusterError, Manifest
-from tasker.controller.conditions import find
-from tasker.controller.seen import key_of
-from tasker.controller.tasks import TaskReconciler
-from tasker.controller.templates import TemplateReconciler
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.client import ClusterError, Manifest
+from tasker.controller.kube.conditions import find
+from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.tasks.reconcile import TaskReconciler
+from tasker.controller.templates.reconcile import TemplateReconciler
 from tasker.model.task import TaskSummary
 from tasker.model.transitions import TaskState
 
@@ -235,14 +234,14 @@ async def test_a_run_that_the_database_lost_is_not_run_again_by_itself(setting: 
 
 async def test_an_edited_template_is_registered_again_and_an_unchanged_one_is_not(setting: Setting) -> None:
     await setting.with_template()
-    first = setting.world.fake_engine.templates["default", "order"].revision
+    first = setting.world.fake_engine.registered_templates["default", "order"].revision
     await setting.with_template(version="1.1.0")
-    second = setting.world.fake_engine.templates["default", "order"].revision
+    second = setting.world.fake_engine.registered_templates["default", "order"].revision
     assert first != second
     assert setting.world.live(template())["status"]["revision"] == second
-    setting.world.fake_engine.templates.clear()
+    setting.world.fake_engine.registered_templates.clear()
     await setting.templates.reconcile(ObjectKey(namespace="default", name="order"))
-    assert setting.world.fake_engine.templates == {}, "an unchanged template needs no call"
+    assert setting.world.fake_engine.registered_templates == {}, "an unchanged template needs no call"
     setting.templates.forget()
     await setting.templates.reconcile(ObjectKey(namespace="default", name="order"))
-    assert setting.world.fake_engine.templates, "a resync registers it again"
+    assert setting.world.fake_engine.registered_templates, "a resync registers it again"

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from support.waiting import eventually_async
-from tasker.controller.cluster import ClusterError
-from tasker.controller.keyed_queue import Backoff
-from tasker.controller.metrics import OperatorMetrics
-from tasker.controller.work_queue import ObjectKey, Reconcile, WorkQueue
+from tasker.controller.kube.client import ClusterError
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.runtime.keyed_queue import Backoff
+from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.work_queue import Reconcile, WorkQueue
 
 
 async def until(condition: Callable[[], bool]) -> None:

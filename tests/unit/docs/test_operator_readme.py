@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tasker.controller.events import Reason
-from tasker.controller.metrics import OperatorMetrics
+from tasker.controller.kube.events import Reason
+from tasker.controller.runtime.metrics import OperatorMetrics
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def test_every_reason_of_a_condition_is_documented() -> None:
     pattern = re.compile(r'reason="([A-Z][A-Za-z]+)"')
     in_code = {
         reason
-        for file in (SOURCES / "controller").glob("*.py")
+        for file in (SOURCES / "controller").rglob("*.py")
         for reason in pattern.findall(file.read_text(encoding="utf-8"))
     }
     assert len(in_code) >= 5, "the pattern no longer finds the reasons"

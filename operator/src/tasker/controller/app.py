@@ -18,14 +18,20 @@ from typing import TypeVar
 
 import kopf
 
-from tasker.controller.access import client_configuration
-from tasker.controller.cluster import Cluster, ClusterError, Manifest, Resource
-from tasker.controller.events import EventRecorder
 from tasker.controller.handlers import WatchRestartCounter, make_registry, make_settings
-from tasker.controller.health import Readiness, serve_health
 from tasker.controller.intake import Intake
-from tasker.controller.logs import configure_logging
-from tasker.controller.loops import (
+from tasker.controller.kube.access import client_configuration
+from tasker.controller.kube.client import Cluster, ClusterError, Manifest, Resource
+from tasker.controller.kube.events import EventRecorder
+from tasker.controller.kube.status_writer import StatusWriter
+from tasker.controller.pools.lost_pods import LostPodReconciler
+from tasker.controller.pools.managed import NamespaceReconciler
+from tasker.controller.pools.reconcile import PoolReconciler
+from tasker.controller.pools.scaler import Scaler
+from tasker.controller.pools.state import PoolStates
+from tasker.controller.runtime.health import Readiness, serve_health
+from tasker.controller.runtime.logs import configure_logging
+from tasker.controller.runtime.loops import (
     ChangeReader,
     Pacer,
     listen,
@@ -34,18 +40,12 @@ from tasker.controller.loops import (
     scale_for_ever,
     sweep_for_ever,
 )
-from tasker.controller.lost_pods import LostPodReconciler
-from tasker.controller.managed_pool import NamespaceReconciler
-from tasker.controller.metrics import OperatorMetrics
-from tasker.controller.pool_state import PoolStates
-from tasker.controller.pools import PoolReconciler
-from tasker.controller.resync import Resync
-from tasker.controller.scaler import Scaler
-from tasker.controller.status import StatusWriter
-from tasker.controller.summaries import SummaryReader
-from tasker.controller.tasks import TaskReconciler
-from tasker.controller.templates import TemplateReconciler
-from tasker.controller.work_queue import WorkQueue
+from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.resync import Resync
+from tasker.controller.runtime.work_queue import WorkQueue
+from tasker.controller.tasks.reconcile import TaskReconciler
+from tasker.controller.tasks.summaries import SummaryReader
+from tasker.controller.templates.reconcile import TemplateReconciler
 from tasker.controller.world import Queues, World
 from tasker.engine import Engine
 from tasker.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
@@ -89,7 +89,7 @@ def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metri
         metrics=metrics,
         events=EventRecorder(cluster, metrics),
         statuses=StatusWriter(cluster, metrics, newest=newest),
-        summaries=SummaryReader(engine.read_summaries),
+        summaries=SummaryReader(engine.tasks.read_by_origin),
     )
     states = PoolStates()
     templates = TemplateReconciler(world)

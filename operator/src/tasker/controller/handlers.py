@@ -13,11 +13,11 @@ from typing import Any
 
 import kopf
 
-from tasker.controller.access import log_in_kopf
-from tasker.controller.cluster import CONFIG_MAP, DEPLOYMENT, NAMESPACE, POD, TASK, TASK_TEMPLATE, WORKER_POOL
 from tasker.controller.intake import Intake
-from tasker.controller.manifests import OWNED_SELECTOR
-from tasker.controller.metrics import OperatorMetrics
+from tasker.controller.kube.access import log_in_kopf
+from tasker.controller.kube.client import CONFIG_MAP, DEPLOYMENT, NAMESPACE, POD, TASK, TASK_TEMPLATE, WORKER_POOL
+from tasker.controller.pools.manifests import OWNED_SELECTOR
+from tasker.controller.runtime.metrics import OperatorMetrics
 
 SERVER_TIMEOUT_SECONDS = 300
 """Watches end and begin again this often even when all is well: a second guard against silent ones."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasker.controller.cluster import TASK, TASK_TEMPLATE, WORKER_POOL, Manifest, Resource
-from tasker.controller.lost_pods import loss_of
-from tasker.controller.manifests import POOL_LABEL
-from tasker.controller.pool_state import PoolStates, handlers_config_map
-from tasker.controller.seen import is_going, key_of
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.cache import is_going
+from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Manifest, Resource
+from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.pools.lost_pods import loss_of
+from tasker.controller.pools.manifests import POOL_LABEL
+from tasker.controller.pools.state import PoolStates, handlers_config_map
 from tasker.controller.world import World
 
 EventType = str | None

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from tasker.controller.cluster import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, Manifest, Resource
-from tasker.controller.events import EventRecorder
-from tasker.controller.metrics import OperatorMetrics
-from tasker.controller.seen import SeenObjects, key_of
-from tasker.controller.status import StatusWriter
-from tasker.controller.summaries import SummaryReader
-from tasker.controller.task_status import is_finished
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.cache import SeenObjects
+from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, Manifest, Resource
+from tasker.controller.kube.events import EventRecorder
+from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.kube.status_writer import StatusWriter
+from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.tasks.status import is_finished
+from tasker.controller.tasks.summaries import SummaryReader
 from tasker.engine import Engine
 from tasker.settings import OperatorSettings
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 
 from psycopg import sql
 
+from tasker.engine.pool import connect, translated_errors
 from tasker.errors import StoreError
-from tasker.store.pool import connect, translated_errors
 
 READY = "tasker_ready"
 """Steps became ready that nobody took in hand yet."""

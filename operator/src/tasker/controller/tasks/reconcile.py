@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from tasker.controller.cluster import TASK, Manifest
-from tasker.controller.conditions import find, is_true, parse_timestamp
-from tasker.controller.events import Reason
-from tasker.controller.seen import is_going
-from tasker.controller.task_status import build_status, cancelled_before_start_status, is_finished, waiting_status
-from tasker.controller.templates import is_ready
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.cache import is_going
+from tasker.controller.kube.client import TASK, Manifest
+from tasker.controller.kube.conditions import find, is_true, parse_timestamp
+from tasker.controller.kube.events import Reason
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.tasks.status import build_status, cancelled_before_start_status, is_finished, waiting_status
+from tasker.controller.templates.reconcile import is_ready
 from tasker.controller.world import ACTOR, World
 from tasker.errors import InvalidTask, TemplateNotFound
 from tasker.model.limits import CONTEXT_BYTES_IN_RESOURCE, json_size
@@ -65,7 +65,7 @@ class TaskReconciler:
     async def cancel_gone(self, key: ObjectKey) -> float | None:
         """Ends the run of a Task that is gone; `key.name` is the Task's uid."""
         self._written.pop(key.name, None)
-        await self._world.engine.cancel_by_origin(key.name, actor=ACTOR, reason="the Task was deleted")
+        await self._world.engine.actions.cancel_by_origin(key.name, actor=ACTOR, reason="the Task was deleted")
         return None
 
     async def _start(self, task: Manifest) -> TaskSummary | None:
@@ -80,7 +80,7 @@ class TaskReconciler:
         metadata = task["metadata"]
         try:
             request = task_request(task)
-            [submitted] = await self._world.engine.submit_tasks(metadata["namespace"], [request])
+            [submitted] = await self._world.engine.tasks.submit(metadata["namespace"], [request])
         except InvalidTask as error:
             await self._refuse(task, error)
             return None
@@ -115,11 +115,11 @@ class TaskReconciler:
         """Makes the run do what the spec says; the run as it is after that."""
         engine, spec = self._world.engine, task["spec"]
         if spec.get("cancel"):
-            await engine.cancel_task(summary.task_uuid, actor=ACTOR, reason="spec.cancel was set")
+            await engine.actions.cancel(summary.task_uuid, actor=ACTOR, reason="spec.cancel was set")
         elif bool(spec.get("suspend")) and not summary.suspended:
-            await engine.suspend_task(summary.task_uuid)
+            await engine.actions.suspend(summary.task_uuid)
         elif summary.suspended and not spec.get("suspend"):
-            await engine.resume_task(summary.task_uuid)
+            await engine.actions.resume(summary.task_uuid)
         else:
             return summary
         return await self._read(task["metadata"]["uid"]) or summary
@@ -223,7 +223,7 @@ class TaskReconciler:
         return max(0.0, (end - self._world.now()).total_seconds())
 
     async def _read(self, uid: str) -> TaskSummary | None:
-        found = await self._world.engine.read_summaries([uid])
+        found = await self._world.engine.tasks.read_by_origin([uid])
         return found[0] if found else None
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 
-from tasker.controller.cluster import (
+from tasker.controller.intake import Intake
+from tasker.controller.kube.cache import SeenObjects
+from tasker.controller.kube.client import (
     DEPLOYMENT,
     NAMESPACE,
     POD,
@@ -19,12 +21,10 @@ from tasker.controller.cluster import (
     Manifest,
     Resource,
 )
-from tasker.controller.intake import Intake
-from tasker.controller.manifests import OWNED_SELECTOR
-from tasker.controller.pool_state import PoolStates
-from tasker.controller.seen import SeenObjects
-from tasker.controller.templates import TemplateReconciler
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.pools.manifests import OWNED_SELECTOR
+from tasker.controller.pools.state import PoolStates
+from tasker.controller.templates.reconcile import TemplateReconciler
 from tasker.controller.world import World
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Resync:
         world, intake = self._world, self._intake
         self._templates.forget()
         self._states.forget_applied()
-        origins = await world.engine.open_origins()
+        origins = await world.engine.tasks.open_origins()
         # Pods and Deployments first, so that pools are first looked at with their workers known.
         await self._list(POD, world.pods, intake.pod, selector=OWNED_SELECTOR)
         await self._list(DEPLOYMENT, world.deployments, intake.deployment, selector=OWNED_SELECTOR)

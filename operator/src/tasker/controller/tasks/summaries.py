@@ -17,7 +17,7 @@ ReadSummaries = Callable[[Sequence[str]], Awaitable[list[TaskSummary]]]
 
 
 class SummaryReader:
-    """Gathers reads of `Engine.read_summaries`."""
+    """Gathers reads of `Engine.tasks.read_by_origin`."""
 
     def __init__(self, read: ReadSummaries) -> None:
         self._read = read

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tasker.controller.cluster import Manifest
-from tasker.controller.manifests import MANAGED_POOL_LABEL, PoolIdentity
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.client import Manifest
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.pools.manifests import MANAGED_POOL_LABEL, PoolIdentity
 from tasker.model.scaling import ScaleMemory
 from tasker.model.workers import PoolDemand
 

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tasker.controller.cluster import POD, ClusterError, Manifest
-from tasker.controller.events import Reason
-from tasker.controller.manifests import DELETION_COST_ANNOTATION, POOL_LABEL
-from tasker.controller.pool_state import PoolBounds, PoolState, PoolStates, identity_of
-from tasker.controller.seen import is_going, is_ready, key_of
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.cache import is_going, is_ready
+from tasker.controller.kube.client import POD, ClusterError, Manifest
+from tasker.controller.kube.events import Reason
+from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, POOL_LABEL
+from tasker.controller.pools.state import PoolBounds, PoolState, PoolStates, identity_of
 from tasker.controller.world import World
 from tasker.model.scaling import ScaleInputs, decide
 from tasker.model.workers import PoolDemand
@@ -51,7 +51,7 @@ class Scaler:
     async def look(self) -> None:
         """One round over all pools. Raises `StoreUnavailable` when the demand cannot be read."""
         pools = self._pools()
-        demands = await self._world.engine.read_demand([(pool.key.namespace, pool.key.name) for pool in pools])
+        demands = await self._world.engine.workers.demand([(pool.key.namespace, pool.key.name) for pool in pools])
         by_key = {ObjectKey(namespace=demand.namespace, name=demand.pool): demand for demand in demands}
         for pool in pools:
             demand = by_key.get(pool.key)
@@ -90,7 +90,7 @@ class Scaler:
         state, bounds = pool.state, pool.bounds
         ceiling = 0 if state.retiring else bounds.max_replicas
         if state.retiring:
-            await self._world.engine.drain_pool(pool.key.namespace, pool.key.name)
+            await self._world.engine.workers.drain_pool(pool.key.namespace, pool.key.name)
         current = state.desired if state.desired is not None else pool.live_replicas
         decision = decide(
             ScaleInputs(
@@ -160,7 +160,7 @@ class Scaler:
         surplus = len(pods) - target
         if surplus <= 0:
             return target, ""
-        workers = {worker.name: worker for worker in await self._world.engine.read_workers(namespace)}
+        workers = {worker.name: worker for worker in await self._world.engine.workers.read(namespace)}
         busy = {name for name in pods if name in workers and workers[name].running > 0}
         exposed = min((name for name in busy if not is_ready(pods[name])), default=None)
         free = [name for name in sorted(pods) if name not in busy and not (exposed and is_ready(pods[name]))]
@@ -170,7 +170,7 @@ class Scaler:
         idle.sort(key=lambda name: not workers[name].draining)  # those chosen earlier stay chosen
         drained: list[str] = []
         if len(empty) < surplus and idle:
-            drained = await self._world.engine.drain_workers(namespace, idle[: surplus - len(empty)])
+            drained = await self._world.engine.workers.drain(namespace, idle[: surplus - len(empty)])
         await self._price(namespace, [*empty, *drained], VICTIM_COST)
         held_by = "waiting for a worker with empty hands to go"
         if exposed is not None:
@@ -183,11 +183,11 @@ class Scaler:
         staying = {pod["metadata"]["name"] for pod in self._pods(pool) if not is_going(pod)}
         draining = [
             worker.name
-            for worker in await self._world.engine.read_workers(namespace)
+            for worker in await self._world.engine.workers.read(namespace)
             if worker.draining and worker.pool == pool.key.name and worker.name in staying
         ]
         if draining:
-            kept = await self._world.engine.undrain_workers(namespace, draining[:count])
+            kept = await self._world.engine.workers.undrain(namespace, draining[:count])
             await self._price(namespace, kept, None)
 
     async def _price(self, namespace: str, pods: Sequence[str], cost: str | None) -> None:

@@ -13,11 +13,11 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
-from tasker.controller.cluster import ClusterError
-from tasker.controller.resync import Resync
-from tasker.controller.scaler import Scaler
-from tasker.controller.templates import COUNTS_SECONDS
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.client import ClusterError
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.pools.scaler import Scaler
+from tasker.controller.runtime.resync import Resync
+from tasker.controller.templates.reconcile import COUNTS_SECONDS
 from tasker.controller.world import World
 from tasker.engine import FINISHED, ChangeCursor
 from tasker.errors import StoreError
@@ -82,10 +82,10 @@ class ChangeReader:
 
     async def start(self) -> None:
         """Takes the place to begin from. Everything that moved before it is for the resync to show."""
-        self._cursor = (await self._world.engine.read_changes(None)).cursor
+        self._cursor = (await self._world.engine.changes.read(None)).cursor
 
     async def read(self) -> None:
-        changes = await self._world.engine.read_changes(self._cursor)
+        changes = await self._world.engine.changes.read(self._cursor)
         for uid in changes.origin_uids:
             key = self._world.task_keys.get(uid)
             if key is None:
@@ -101,7 +101,7 @@ class ChangeReader:
 
 async def listen(world: World, *, changes: Pacer, scaling: Pacer) -> None:
     """Hurries the loops when the database announces work or ends."""
-    async for channel in world.engine.listen():
+    async for channel in world.engine.changes.listen():
         changes.hurry()
         if channel != FINISHED:
             scaling.hurry()
@@ -109,7 +109,7 @@ async def listen(world: World, *, changes: Pacer, scaling: Pacer) -> None:
 
 async def sweep(world: World) -> None:
     """One sweep: with no worker left nobody else wakes due retries or ends what is over its time."""
-    for repair, repaired in (await world.engine.sweep()).items():
+    for repair, repaired in (await world.engine.workers.sweep()).items():
         world.metrics.sweep_repairs.labels(repair).inc(repaired)
 
 

@@ -11,25 +11,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
-from tasker.controller.cluster import ClusterError
-from tasker.controller.keyed_queue import Backoff, KeyedQueue
-from tasker.controller.metrics import OperatorMetrics
+from tasker.controller.kube.client import ClusterError
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.runtime.keyed_queue import Backoff, KeyedQueue
+from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectKey:
-    """A namespaced object of the kind that its queue is for. Of a namespace itself, both fields are its name."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
 
 
 Reconcile = Callable[[ObjectKey], Awaitable[float | None]]

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasker.controller import manifests
-from tasker.controller.cluster import (
+from tasker.controller.kube.cache import is_going
+from tasker.controller.kube.client import (
     CONFIG_MAP,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
@@ -24,12 +24,12 @@ from tasker.controller.cluster import (
     Manifest,
     Resource,
 )
-from tasker.controller.events import Reason
-from tasker.controller.manifests import PoolIdentity
-from tasker.controller.pool_state import PoolBounds, PoolState, PoolStates, handlers_config_map, identity_of
-from tasker.controller.pool_status import build_pool_status, missing_handlers_status
-from tasker.controller.seen import is_going
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.events import Reason
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.pools import manifests
+from tasker.controller.pools.manifests import PoolIdentity
+from tasker.controller.pools.state import PoolBounds, PoolState, PoolStates, handlers_config_map, identity_of
+from tasker.controller.pools.status import build_pool_status, missing_handlers_status
 from tasker.controller.world import World
 
 STATUS_SECONDS = 1.0

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from tasker.controller.metrics import OperatorMetrics
+from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

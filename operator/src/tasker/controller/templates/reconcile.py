@@ -9,11 +9,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from tasker.controller.cluster import TASK_TEMPLATE, Manifest
-from tasker.controller.conditions import Condition, find, is_true, render
-from tasker.controller.events import Reason
-from tasker.controller.seen import is_going, key_of
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.cache import is_going
+from tasker.controller.kube.client import TASK_TEMPLATE, Manifest
+from tasker.controller.kube.conditions import Condition, find, is_true, render
+from tasker.controller.kube.events import Reason
+from tasker.controller.kube.keys import ObjectKey, key_of
 from tasker.controller.world import World
 from tasker.errors import InvalidTemplate
 from tasker.model.task import TemplateCounts
@@ -51,13 +51,13 @@ class TemplateReconciler:
         revision = status.get("revision")
         version = (template["metadata"]["uid"], template["metadata"]["generation"])
         if self._registered.get(key) != version or not was_ready:
-            registered = await self._world.engine.register_template(key.namespace, key.name, spec)
+            registered = await self._world.engine.templates.register(key.namespace, key.name, spec)
             revision = registered.revision
             self._registered[key] = version
             if registered.created:
                 message = f"Revision {revision}, version {spec.version}, {len(spec.steps)} steps."
                 self._world.events.record(template, Reason.TEMPLATE_REGISTERED, message, once_per=revision)
-        counts = await self._world.engine.template_counts(key.namespace, key.name)
+        counts = await self._world.engine.templates.counts(key.namespace, key.name)
         rendered = self._ready_status(template, spec, str(revision), counts)
         await self._world.write_status(TASK_TEMPLATE, template, rendered)
         if not was_ready:

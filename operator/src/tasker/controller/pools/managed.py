@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 
-from tasker.controller.cluster import FIELD_MANAGER, NAMESPACE, WORKER_POOL, Manifest
-from tasker.controller.conditions import parse_timestamp
-from tasker.controller.events import Reason
-from tasker.controller.manifests import MANAGED_BY_LABEL, MANAGED_POOL_LABEL, OPERATOR_NAME
-from tasker.controller.pool_state import PoolStates, is_managed
-from tasker.controller.seen import is_going, key_of
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.cache import is_going
+from tasker.controller.kube.client import FIELD_MANAGER, NAMESPACE, WORKER_POOL, Manifest
+from tasker.controller.kube.conditions import parse_timestamp
+from tasker.controller.kube.events import Reason
+from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.pools.manifests import MANAGED_BY_LABEL, MANAGED_POOL_LABEL, OPERATOR_NAME
+from tasker.controller.pools.state import PoolStates, is_managed
 from tasker.controller.world import ACTOR, World
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class NamespaceReconciler:
         return None
 
     async def _cancel_runs(self, namespace: str) -> None:
-        cancelled = await self._world.engine.cancel_namespace(
+        cancelled = await self._world.engine.actions.cancel_namespace(
             namespace, actor=ACTOR, reason="the namespace was deleted"
         )
         if cancelled:

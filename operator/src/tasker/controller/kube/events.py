@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from tasker.controller.cluster import FIELD_MANAGER, Cluster, ClusterError, Manifest, Resource
-from tasker.controller.conditions import shorten, timestamp
-from tasker.controller.metrics import OperatorMetrics
+from tasker.controller.kube.client import FIELD_MANAGER, Cluster, ClusterError, Manifest, Resource
+from tasker.controller.kube.conditions import shorten, timestamp
+from tasker.controller.runtime.metrics import OperatorMetrics
 
 logger = logging.getLogger(__name__)
 

@@ -11,16 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tasker.controller.cluster import Manifest
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.client import Manifest
+from tasker.controller.kube.keys import ObjectKey, key_of
 
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-
-
-def key_of(manifest: Mapping[str, Any]) -> ObjectKey:
-    """The object's namespace and name."""
-    metadata = manifest["metadata"]
-    return ObjectKey(namespace=metadata.get("namespace") or metadata["name"], name=metadata["name"])
 
 
 def is_going(manifest: Mapping[str, Any]) -> bool:

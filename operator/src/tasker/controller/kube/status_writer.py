@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasker.controller.cluster import Cluster, ClusterError, Manifest, Resource
-from tasker.controller.metrics import OperatorMetrics
+from tasker.controller.kube.client import Cluster, ClusterError, Manifest, Resource
+from tasker.controller.runtime.metrics import OperatorMetrics
 
 _ABSENT = object()
 

@@ -12,9 +12,9 @@ from importlib.resources import files
 
 from psycopg import AsyncConnection
 
+from tasker.engine.pool import connect, retried, translated_errors
+from tasker.engine.queries import load_queries
 from tasker.errors import ConfigurationError, SchemaMismatch
-from tasker.store.pool import connect, retried, translated_errors
-from tasker.store.queries import load_queries
 
 FUNCTIONS = "functions"
 """The name under which the bundle of all functions is noted."""

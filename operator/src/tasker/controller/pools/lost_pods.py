@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from tasker.controller.work_queue import ObjectKey
+from tasker.controller.kube.keys import ObjectKey
 from tasker.controller.world import ACTOR, World
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class LostPodReconciler:
         reason = self._world.lost_pod_reasons.get(key)
         if reason is None:
             return None
-        steps = await self._world.engine.expire_workers(key.namespace, [key.name], actor=ACTOR, reason=reason)
+        steps = await self._world.engine.workers.expire(key.namespace, [key.name], actor=ACTOR, reason=reason)
         self._world.lost_pod_reasons.pop(key, None)
         if steps:
             self._world.metrics.workers_expired.inc()

@@ -1,4 +1,4 @@
-"""Rows of templates: from a checked template to what `tasker.register_template` takes."""
+"""Templates: from a checked template to what `tasker.register_template` takes, and how their runs stand."""
 
 from __future__ import annotations
 
@@ -6,31 +6,46 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
+from tasker.engine.pool import Database
+from tasker.engine.queries import load_queries
 from tasker.model import limits
 from tasker.model.graph import bounded_ancestors
 from tasker.model.task import RegisteredTemplate, TemplateCounts
 from tasker.model.template import TemplateSpec
-from tasker.store.pool import Database
-from tasker.store.queries import load_queries
 
 
-async def register_template(database: Database, namespace: str, name: str, spec: TemplateSpec) -> RegisteredTemplate:
-    """Stores a revision, or activates it again when it is there."""
-    rows = await database.fetch(
-        load_queries("templates")["register_template"],
-        {
-            "namespace": namespace,
-            "name": name,
-            "version": spec.version,
-            "revision": spec.revision,
-            "spec": Jsonb(spec.model_dump(mode="json")),
-            "steps": Jsonb(step_rows(spec)),
-            "edges": Jsonb(
-                [[parent, child] for child, parents in enumerate(spec.dependency_positions) for parent in parents]
-            ),
-        },
-    )
-    return RegisteredTemplate(template_id=rows[0]["template_id"], revision=spec.revision, created=rows[0]["created"])
+class Templates:
+    """Calls on templates."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def register(self, namespace: str, name: str, spec: TemplateSpec) -> RegisteredTemplate:
+        """Makes `spec` what new runs of the template get; runs under way keep their revision."""
+        rows = await self._database.fetch(
+            load_queries("templates")["register_template"],
+            {
+                "namespace": namespace,
+                "name": name,
+                "version": spec.version,
+                "revision": spec.revision,
+                "spec": Jsonb(spec.model_dump(mode="json")),
+                "steps": Jsonb(step_rows(spec)),
+                "edges": Jsonb(
+                    [[parent, child] for child, parents in enumerate(spec.dependency_positions) for parent in parents]
+                ),
+            },
+        )
+        return RegisteredTemplate(
+            template_id=rows[0]["template_id"], revision=spec.revision, created=rows[0]["created"]
+        )
+
+    async def counts(self, namespace: str, name: str) -> TemplateCounts:
+        """How many runs of a template stand how."""
+        rows = await self._database.fetch(
+            load_queries("templates")["template_counts"], {"namespace": namespace, "name": name}
+        )
+        return TemplateCounts(**rows[0])
 
 
 def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
@@ -58,9 +73,3 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
         }
         for position, step in enumerate(spec.steps)
     ]
-
-
-async def template_counts(database: Database, namespace: str, name: str) -> TemplateCounts:
-    """How many runs of a template stand how."""
-    rows = await database.fetch(load_queries("templates")["template_counts"], {"namespace": namespace, "name": name})
-    return TemplateCounts(**rows[0])

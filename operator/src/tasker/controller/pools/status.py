@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from tasker.controller.cluster import Manifest
-from tasker.controller.conditions import Condition, Truth, render, shorten, timestamp
-from tasker.controller.pool_state import PoolState, rounded_age
+from tasker.controller.kube.client import Manifest
+from tasker.controller.kube.conditions import Condition, Truth, render, shorten, timestamp
+from tasker.controller.pools.state import PoolState, rounded_age
 
 # Why a container that does not run will not run without somebody's help.
 _STUCK_REASONS = frozenset(

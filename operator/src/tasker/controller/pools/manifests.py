@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasker.controller.cluster import FIELD_MANAGER, WORKER_POOL, Manifest
+from tasker.controller.kube.client import FIELD_MANAGER, WORKER_POOL, Manifest
 
 NAME_LABEL = "app.kubernetes.io/name"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"

@@ -1,7 +1,7 @@
 """The status of a Task from the rows of its run: a pure function, bounded whatever the run.
 
-Called by `tasks` with what `Engine.read_summaries` returned. A status never passes `STATUS_LIMIT_BYTES`: results are
-shown when they are small, failures are cut in length, then in number, newest kept.
+Called by `reconcile` with what `Engine.tasks.read_by_origin` returned. A status never passes `STATUS_LIMIT_BYTES`:
+results are shown when they are small, failures are cut in length, then in number, newest kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from tasker.controller.conditions import Condition, parse_timestamp, render, shorten, timestamp
+from tasker.controller.kube.conditions import Condition, parse_timestamp, render, shorten, timestamp
 from tasker.model.task import StepCounts, StepFailure, TaskSummary
 
 STATUS_LIMIT_BYTES = 16 * 1024
