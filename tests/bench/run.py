@@ -29,7 +29,7 @@ from uuid import UUID
 
 import psycopg
 
-from tasker.devcluster.postgres import EmbeddedPostgres, find_binaries
+from devcluster.postgres import EmbeddedPostgres, find_binaries
 from tasker.engine import Engine
 from tasker.factory import migrate, open_engine
 from tasker.model.task import TaskRequest

@@ -11,10 +11,10 @@ from uuid import UUID
 
 import psycopg
 
+from devcluster.postgres import EmbeddedPostgres
 from support.invariants import check_invariants
 from support.waiting import eventually, eventually_async
 from support.workers import chain, worker_processes
-from tasker.devcluster.postgres import EmbeddedPostgres
 from tasker.engine import Engine
 from tasker.errors import StoreError
 from tasker.factory import migrate, open_engine

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from devcluster.node import launcher
 from support.waiting import eventually
-from tasker.devcluster.node import launcher
 
 
 class OperatorProcess:

@@ -9,11 +9,9 @@ TaskerError
 │   ├── TemplateNotFound
 │   └── TaskNotFound
 ├── IllegalTransition         the database refused a move that the state machine does not have
-├── StoreError                the database could not do what was asked
-│   ├── StoreUnavailable      it cannot be reached now; trying again may work
-│   └── SchemaMismatch        its schema is not one that this release understands
-├── KubectlFailed             kubectl could not do what was asked; the message is its own
-└── EmbeddedError             the embedded cluster or its Postgres could not do what was asked
+└── StoreError                the database could not do what was asked
+    ├── StoreUnavailable      it cannot be reached now; trying again may work
+    └── SchemaMismatch        its schema is not one that this release understands
 """
 
 from __future__ import annotations
@@ -76,11 +74,3 @@ class StoreUnavailable(StoreError):
 
 class SchemaMismatch(StoreError):
     """The database schema is not one that this release understands."""
-
-
-class KubectlFailed(TaskerError):
-    """kubectl could not do what was asked."""
-
-
-class EmbeddedError(TaskerError):
-    """The embedded cluster could not do what was asked."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from devcluster.apiserver import ApiServer
+from devcluster.kubectl import find_kubectl
 from support.helm import CHARTS, Helm
-from tasker.devcluster.apiserver import ApiServer
-from tasker.devcluster.kubectl import find_kubectl
 
 DEFINITIONS = ["tasks.tasker.dev", "tasktemplates.tasker.dev", "workerpools.tasker.dev"]
 

@@ -18,11 +18,11 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
+from devcluster.apiserver import ApiServer
+from devcluster.kubectl import find_kubectl
 from support.definitions import CRD_FOLDER
 from support.images import BASE, ROOT, Images, Started, missing_tools
 from support.waiting import eventually, eventually_async
-from tasker.devcluster.apiserver import ApiServer
-from tasker.devcluster.kubectl import find_kubectl
 from tasker.engine import Engine
 from tasker.factory import open_engine
 from tasker.model.task import TaskRequest

@@ -20,10 +20,10 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
+from devcluster.postgres import EmbeddedPostgres
 from support.engine import NAMESPACE, Lab, open_lab, step
 from support.waiting import eventually, eventually_async
 from support.workers import WorkerProcess, worker_processes
-from tasker.devcluster.postgres import EmbeddedPostgres
 from tasker.factory import migrate
 
 HANDLERS = """

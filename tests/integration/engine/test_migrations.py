@@ -13,9 +13,9 @@ from importlib.resources import files
 import psycopg
 import pytest
 
+from devcluster.postgres.binaries import find_binaries
 from support.engine import Lab, step
 from support.postgres import TestServer
-from tasker.devcluster.postgres.binaries import find_binaries
 from tasker.engine.migrate import FUNCTIONS, check_schema, functions, migrations
 from tasker.errors import ConfigurationError, SchemaMismatch, StoreError
 from tasker.factory import migrate, open_engine

@@ -7,19 +7,16 @@ import sys
 
 import click
 
-from tasker.cli.dev import dev
+from tasker.cli.commands import CommandGroup
 from tasker.errors import TaskerError
 from tasker.factory import migrate as run_migrations
 from tasker.settings import DatabaseSettings
 from tasker_worker._version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def tasker() -> None:
     """Workflows on Kubernetes: templates, tasks and the workers that run them."""
-
-
-tasker.add_command(dev)
 
 
 @tasker.command()
