@@ -266,11 +266,13 @@ async def test_a_settle_repeated_with_a_claim_limit_hands_the_lost_claims_out_no
     lost = await worker.settle(outcome, claim_limit=1)
     again = await worker.settle(outcome, claim_limit=1)
     assert len(lost.claims) == 1 and again.claims == [] and again.stale == [outcome.claim.step_id]
-    await lab.clock.advance(16)
-    await worker.renew()
-    await lab.engine.workers.sweep()
+    await lab.clock.advance(1)
+    told = await worker.renew()
+    unknown = await worker.renew(claiming_since=told.renewed_at)
+    assert unknown.unknown_fences == [lost.claims[0].fence]
+    await worker.settle(release(lost.claims[0]))
     (found,) = await worker.claim()
-    assert (found.step, found.attempt) == ("b", 2)
+    assert (found.step, found.attempt) == ("b", 1)
     await worker.settle(success(found))
     assert await lab.state(task) == "complete"
 

@@ -184,15 +184,14 @@ async def test_a_lost_lease_tells_the_handler_and_its_result_is_not_even_sent(ca
         rig.engine.queue.append(claim)
         rig.exchange.hint()
         await rig.until(lambda: gated.began == 1)
-        rig.exchange.lose([claim.fence, 999_999])
-        rig.exchange.lose([claim.fence])
+        attempt = rig.exchange.held[claim.fence]
+        assert [attempt.lose(), attempt.lose()] == [True, False]
         assert gated.contexts[0].cancelled
-        assert rig.metrics.leases_lost == 1
         gated.go.set()
         await rig.until(lambda: not rig.exchange.held)
         assert claim.fence not in rig.engine.settled
         assert rig.metrics.results_discarded == 1
-        assert "the lease of a running step is lost" in caplog.text
+        assert "a result is discarded: the lease was lost" in caplog.text
 
 
 async def test_a_handler_told_to_stop_by_the_local_clock_gives_its_step_back_rather_than_failing_it() -> None:
@@ -202,8 +201,7 @@ async def test_a_handler_told_to_stop_by_the_local_clock_gives_its_step_back_rat
         rig.engine.queue.append(claim)
         rig.exchange.hint()
         await rig.until(lambda: gated.began == 1)
-        attempt = rig.exchange.held[claim.fence]
-        attempt.expired = attempt.context.cancelled = True
+        assert rig.exchange.held[claim.fence].expire()
         gated.go.set()
         await rig.until(lambda: not rig.exchange.held)
         assert rig.engine.settled[claim.fence].kind is OutcomeKind.RELEASE

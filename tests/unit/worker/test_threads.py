@@ -18,6 +18,10 @@ def threads() -> Iterator[HandlerThreads]:
     pool.close()
 
 
+def unexpected() -> None:
+    raise AssertionError("there is a thread for it")
+
+
 class Held:
     """Jobs that say when they began, and end when they are let go."""
 
@@ -43,7 +47,7 @@ class Held:
 def test_jobs_that_block_run_beside_each_other_up_to_the_size(threads: HandlerThreads) -> None:
     held = Held()
     for _ in range(3):
-        threads.submit(held)
+        threads.submit(held, unexpected)
     assert held.wait_begun(2)
     assert not held.began.acquire(blocking=False)
     held.go.set()
@@ -54,10 +58,10 @@ def test_jobs_that_block_run_beside_each_other_up_to_the_size(threads: HandlerTh
 
 def test_a_thread_that_is_stuck_is_replaced_and_ends_when_it_is_let_go(threads: HandlerThreads) -> None:
     stuck, next_ones = Held(), Held()
-    jobs = [threads.submit(stuck) for _ in range(2)]
+    jobs = [threads.submit(stuck, unexpected) for _ in range(2)]
     assert stuck.wait_begun(2)
     for _ in range(2):
-        threads.submit(next_ones)
+        threads.submit(next_ones, unexpected)
     for job in jobs:
         threads.give_up(job)
         threads.give_up(job)  # once is enough
@@ -74,10 +78,10 @@ def test_a_thread_that_is_stuck_is_replaced_and_ends_when_it_is_let_go(threads: 
 def test_a_job_given_up_before_it_began_never_runs(threads: HandlerThreads) -> None:
     held, never, after = Held(), Held(), Held()
     for _ in range(2):
-        threads.submit(held)
+        threads.submit(held, unexpected)
     assert held.wait_begun(2)
-    given_up = threads.submit(never)
-    threads.submit(after)
+    given_up = threads.submit(never, unexpected)
+    threads.submit(after, unexpected)
     threads.give_up(given_up)
     assert threads.stuck == 0
     held.go.set()
@@ -89,20 +93,20 @@ def test_a_job_given_up_before_it_began_never_runs(threads: HandlerThreads) -> N
 def test_giving_up_a_job_that_has_ended_changes_nothing(threads: HandlerThreads) -> None:
     held = Held()
     held.go.set()
-    job = threads.submit(held)
+    job = threads.submit(held, unexpected)
     eventually(lambda: job.ended)
     threads.give_up(job)
     assert threads.stuck == 0
     again = Held()
     again.go.set()
-    threads.submit(again)
+    threads.submit(again, unexpected)
     assert again.wait_ended(1)
 
 
 def test_a_batch_of_short_jobs_loses_none(threads: HandlerThreads) -> None:
     done = threading.Semaphore(0)
     for _ in range(2000):
-        threads.submit(done.release)
+        threads.submit(done.release, unexpected)
     assert all(done.acquire(timeout=5) for _ in range(2000))
 
 
@@ -110,9 +114,9 @@ def test_closing_ends_idle_threads_at_once_and_the_others_after_their_job() -> N
     pool = HandlerThreads(2)
     held, short = Held(), Held()
     short.go.set()
-    pool.submit(short)
+    pool.submit(short, unexpected)
     assert short.wait_ended(1)
-    pool.submit(held)
+    pool.submit(held, unexpected)
     assert held.wait_begun(1)
     pool.close()
     held.go.set()

@@ -31,8 +31,9 @@ from tasker.settle_steps(%s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]:
 select tasker.deregister_worker(%s)
 
 -- name: renew_worker
--- Keeps the worker's leases alive and tells which of the given ones are gone.
-select known, draining, lost_fences from tasker.renew_worker(%s, %s::bigint[], %s::bigint[])
+-- Keeps the worker's leases alive, tells which of the given ones are gone and which others there are.
+select known, draining, lost_fences, unknown_step_ids, unknown_fences, renewed_at
+from tasker.renew_worker(%s, %s::bigint[], %s::bigint[], %s::timestamptz)
 
 -- name: sweep
 -- One pass of repairs; no rows when another worker is at it.
