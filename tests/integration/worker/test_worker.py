@@ -127,7 +127,7 @@ async def test_what_handlers_do_wrong_is_recorded_with_its_exact_text(lab: Lab, 
         raise SystemExit(4)
 
     def no_json(context: StepContext) -> Any:
-        return {"items": [1, 2, {3}]}
+        return {"items": [1, 2, object()]}
 
     def too_large(context: StepContext) -> Any:
         return "x" * 2_000_000
@@ -161,7 +161,7 @@ async def test_what_handlers_do_wrong_is_recorded_with_its_exact_text(lab: Lab, 
             "raises": ("PermanentError", "no stock"),
             "exits": ("HandlerError", "handler called sys.exit(3)"),
             "exits_in_a_task": ("HandlerError", "handler called sys.exit(4)"),
-            "no_json": ("PermanentError", "result of step 'no_json' is not JSON: $.items[2] is a set"),
+            "no_json": ("PermanentError", "result of step 'no_json' is not JSON: $.items[2] is an object"),
             "too_large": (
                 "PermanentError",
                 "result of step 'too_large' is 2000002 bytes of JSON, the limit is 1048576",

@@ -156,9 +156,9 @@ async def test_errors_that_cannot_be_told_are_told_all_the_same(bench: Bench) ->
 
 
 async def test_a_result_that_is_not_json_fails_for_good_with_its_place(bench: Bench) -> None:
-    for handler in _in_both_kinds(lambda context: {"items": [0, 1, {2}]}):
+    for handler in _in_both_kinds(lambda context: {"items": [0, 1, object()]}):
         told = await bench.run(handler)
-        assert told["message"] == "result of step 'work' is not JSON: $.items[2] is a set"
+        assert told["message"] == "result of step 'work' is not JSON: $.items[2] is an object"
         assert not told["retryable"]
 
 
