@@ -11,7 +11,7 @@ LOCK := .tasker/uv/bin/uv pip compile --universal --python-version 3.11 --genera
 RANDOM_ORDER := --dist loadscope --no-loadscope-reorder $(if $(SEED),--randomly-seed=$(SEED))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test mutants lint types bench parity examples format chart locks images
+.PHONY: help demo dev test test-under-load mutants lint types bench parity examples format chart locks images
 
 help:      ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -21,6 +21,8 @@ dev: $(READY)       ## Keep the embedded cluster running for kubectl
 	@$(BIN)/tasker dev
 test: $(READY)      ## All tests but those of the images, in random order; SEED=… (printed at the start) repeats one
 	$(BIN)/pytest -n 3 $(RANDOM_ORDER) -m 'not images'
+test-under-load: $(READY) ## The same beside two busy processes, with threads that change places every 10 µs
+	@PYTHONPATH=tests $(BIN)/python -m support.under_load -- -n 3 $(RANDOM_ORDER) -m 'not images'
 mutants: $(READY)   ## Plant COUNT=200 small faults of the order SEED=… and report which no test notices: about an hour
 	@PYTHONPATH=tests $(BIN)/python -m mutants --count $(or $(COUNT),200) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 lint: $(READY)      ## Lint, formatting, import contracts

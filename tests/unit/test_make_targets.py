@@ -30,6 +30,7 @@ def commands_of(*goals: str) -> str:
         ("demo", "tasker dev --run examples/03-order-fulfillment"),
         ("dev", "tasker dev"),
         ("test", "pytest"),
+        ("test-under-load", "-m support.under_load -- "),
         ("mutants", "-m mutants --count 200"),
         ("bench", "tests/bench/run.py"),
         ("parity", "--parity-report"),
