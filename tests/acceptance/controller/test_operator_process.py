@@ -14,6 +14,7 @@ import pytest
 from support.apiserver import REPOSITORY, Kubectl, RunningApiServer, api_server
 from support.cluster import pool, step, task, template
 from support.operator_process import OperatorProcess, running_operator
+from support.python_path import python_path
 from support.waiting import eventually
 from support.workers import worker_processes
 from tasker.factory import migrate
@@ -114,7 +115,7 @@ def test_every_status_becomes_right_although_the_api_server_fails_often(
     faults = [{"action": "error", "verb": "patch", "status": status, "probability": 0.08} for status in (409, 429, 500)]
     set_faults(server, *faults, {"action": "error", "verb": "patch", "status": 500, "probability": 0.05, "late": True})
     (tmp_path / "succeeding.py").write_text(HANDLERS)
-    with worker_processes(database_url, tmp_path, ["w"], ["succeeding"], PYTHONPATH=str(tmp_path)):
+    with worker_processes(database_url, tmp_path, ["w"], ["succeeding"], PYTHONPATH=python_path(tmp_path)):
         kubectl.apply(template("two", step("a"), step("b", after=["a"])), pool(handlersFrom=None, handlers=["x"]))
         kubectl.apply(*(task(f"t{number}", "two") for number in range(30)))
         kubectl("wait", "--for=condition=Succeeded", "task", "--all", "--timeout=50s")
