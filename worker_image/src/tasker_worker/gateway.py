@@ -48,6 +48,7 @@ class Offer(NamedTuple):
     version: str
     callables: Sequence[str]
     lease_seconds: float
+    template_hash: str = ""
 
 
 class Renewal(NamedTuple):
@@ -133,7 +134,7 @@ class Gateway:
             await connection.close()
 
     async def register(self, offer: Offer) -> None:
-        await self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
+        await self._rows("register_worker", (*offer[:5], list(offer.callables), *offer[6:]))
 
     async def expire_predecessor(self, worker: str) -> int:
         """For a process that begins: how many steps an earlier one of this name had left. They go elsewhere at once."""
@@ -212,7 +213,7 @@ class SyncGateway:
             connection.close()
 
     def register(self, offer: Offer) -> None:
-        self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
+        self._rows("register_worker", (*offer[:5], list(offer.callables), *offer[6:]))
 
     def renew(self, worker: str, held: Sequence[tuple[int, int]]) -> Renewal:
         """Keep the leases alive; `held` is the (step id, fence) of each."""
