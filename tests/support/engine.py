@@ -166,10 +166,11 @@ class SimulatedWorker:
         pool: str = "default",
         slots: int = 10,
         lease_seconds: float = 30.0,
+        template_hash: str = "",
     ) -> None:
         await self.connection.execute(
-            "select tasker.register_worker(%s, %s, %s, %s, %s, %s, %s)",
-            (self.name, namespace, pool, slots, "1.0.0", list(callables), lease_seconds),
+            "select tasker.register_worker(%s, %s, %s, %s, %s, %s, %s, %s)",
+            (self.name, namespace, pool, slots, "1.0.0", list(callables), lease_seconds, template_hash),
         )
 
     async def expire_predecessor(self) -> int:

@@ -53,6 +53,7 @@ class Offer(NamedTuple):
     version: str
     callables: Sequence[str]
     lease_seconds: float
+    template_hash: str = ""
 
 
 class Renewal(NamedTuple):
@@ -149,7 +150,7 @@ class Gateway:
             await connection.close()
 
     async def register(self, offer: Offer) -> None:
-        await self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
+        await self._rows("register_worker", (*offer[:5], list(offer.callables), *offer[6:]))
 
     async def expire_predecessor(self, worker: str) -> int:
         """For a process that begins: how many steps an earlier one of this name had left. They go elsewhere at once."""
@@ -228,7 +229,7 @@ class SyncGateway:
             connection.close()
 
     def register(self, offer: Offer) -> None:
-        self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
+        self._rows("register_worker", (*offer[:5], list(offer.callables), *offer[6:]))
 
     def renew(self, worker: str, claims: Sequence[tuple[int, int]], claiming_since: datetime | None) -> Renewal:
         """Keep the leases of `claims`, the (step id, fence) of each, alive.

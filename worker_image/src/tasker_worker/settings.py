@@ -157,6 +157,15 @@ class WorkerSettings:
         text="The WorkerPool that this worker belongs to.",
         reason="the pool that a namespace without one is given",
     )
+    template_hash: str = _setting(
+        "",
+        variable="TASKER_POD_TEMPLATE_HASH",
+        key="worker.template_hash",
+        unit="text",
+        parse=_text,
+        text="Which pod template of its pool this worker was made from.",
+        reason="empty: a worker that no pool made; the operator sets it in the pods of a pool",
+    )
     name: str = _setting(
         _own_name,
         variable="TASKER_WORKER_NAME",

@@ -382,6 +382,7 @@ class Worker:
             version=__version__,
             callables=self.registry.callables(),
             lease_seconds=settings.lease_seconds,
+            template_hash=settings.template_hash,
         )
 
     # what others may know, from any thread

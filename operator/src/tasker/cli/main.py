@@ -28,7 +28,8 @@ def version() -> None:
 @tasker.command()
 def migrate() -> None:
     """Bring the database of DATABASE_URL to this release's schema. Safe to run at any time and more than once."""
-    applied = asyncio.run(run_migrations(DatabaseSettings.from_environment().url))
+    settings = DatabaseSettings.from_environment()
+    applied = asyncio.run(run_migrations(settings.url, settings.migration_limits))
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:

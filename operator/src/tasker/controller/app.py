@@ -140,13 +140,20 @@ async def run(database: DatabaseSettings, settings: OperatorSettings) -> None:
         await _until(parts.resync.run, "the Kubernetes API and the tasker.dev CRDs", readiness)
         await stack.enter_async_context(_running(_loops(parts)))
         readiness.waiting_for = None
-        readiness.check = lambda: "the database" if parts.changes.lag_seconds() > SILENT_DATABASE_SECONDS else None
+        readiness.check = lambda: database_obstacle(engine, parts.changes)
         logger.info("tasker operator %s is running", __version__)
         try:
             await _watch(parts)
         finally:
             readiness.waiting_for = "the operator to stop"
             logger.info("tasker operator %s is stopping", __version__)
+
+
+def database_obstacle(engine: Engine, changes: ChangeReader) -> str | None:
+    """Why the database is none to work with now; None when it is."""
+    if engine.obstacle is not None:
+        return f"the database: {engine.obstacle}"
+    return "the database" if changes.lag_seconds() > SILENT_DATABASE_SECONDS else None
 
 
 async def _watch(parts: Parts) -> None:

@@ -24,3 +24,9 @@ class Engine:
         self.actions = Actions(database)
         self.workers = Workers(database)
         self.changes = ChangeLog(database)
+        self._database = database
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the newest call found no database to work with; None when it found one."""
+        return self._database.obstacle

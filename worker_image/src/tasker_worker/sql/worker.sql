@@ -2,7 +2,7 @@
 
 -- name: register_worker
 -- Makes the worker known with what it offers; repeated when that changes or when the database has forgotten it.
-select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double precision)
+select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double precision, %s)
 
 -- name: expire_predecessor
 -- Gives up what an earlier process of this name has left.

@@ -2,7 +2,7 @@
 
 create or replace function tasker.register_worker(
     p_worker text, p_namespace text, p_pool text, p_slots integer, p_version text, p_callables text[],
-    p_lease_seconds double precision
+    p_lease_seconds double precision, p_template_hash text default ''
 ) returns void language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
@@ -14,10 +14,7 @@ begin
     on conflict (name) do update set
         namespace = excluded.namespace, pool = excluded.pool, slots = excluded.slots, version = excluded.version,
         callables = excluded.callables, lease_seconds = excluded.lease_seconds, lease_until = excluded.lease_until;
-    insert into tasker.pool_callables (namespace, pool, callable)
-    select p_namespace, p_pool, callable from unnest(p_callables) as offered(callable)
-    order by callable
-    on conflict do nothing;
+    perform tasker.offer_callables(p_namespace, p_pool, p_template_hash, p_callables, v_now);
 end $$;
 
 -- A process that begins under a name holds nothing yet: what an earlier one of that name (a container started anew in its
