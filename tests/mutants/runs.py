@@ -21,13 +21,13 @@ from typing import Literal
 import psycopg
 from psycopg import sql
 
+from devcluster.postgres import EmbeddedPostgres
 from mutants.coverage_map import CoverageMap
 from mutants.results import Verdict
 from mutants.sampling import Mutant
 from mutants.scratch import Scratch
 from mutants.selection import choose_process_tests, choose_tests
 from support.postgres import FAST_SETTINGS, SERVER_VARIABLE
-from tasker.devcluster.postgres import EmbeddedPostgres
 
 START_SECONDS = 60.0
 FACTOR = 5.0

@@ -8,7 +8,6 @@ ROOT = Path(__file__).parents[2]
 
 PACKAGES = (
     "operator/src/tasker/engine",
-    "operator/src/tasker/store",
     "operator/src/tasker/controller",
     "worker_image/src/tasker_worker",
 )

@@ -13,11 +13,11 @@ from typing import LiteralString
 import psycopg
 import pytest
 from psycopg import sql
+from devcluster.postgres import EmbeddedPostgres
 
 from support.cut_proxy import cut_proxy
 from support.postgres import FAST_SETTINGS
 from support.waiting import eventually_async
-from tasker.devcluster.postgres import EmbeddedPostgres
 from tasker.engine import READY, notifications
 from tasker.engine.migrate import check_schema, migrate
 from tasker.engine.pool import Database, connect

@@ -136,7 +136,7 @@ def test_a_queue_uses_the_default_back_off_unless_told() -> None:
 def test_jitter_is_drawn_anew_for_each_failure() -> None:
     queue: KeyedQueue[str] = KeyedQueue()
     queue.add("a")
-    delays = set()
+    delays: set[float] = set()
     for _ in range(20):
         now = queue.next_due() or 0.0
         queue.take(now)
