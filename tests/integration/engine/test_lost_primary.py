@@ -13,8 +13,8 @@ from typing import LiteralString
 import psycopg
 import pytest
 from psycopg import sql
-from devcluster.postgres import EmbeddedPostgres
 
+from devcluster.postgres import EmbeddedPostgres
 from support.cut_proxy import cut_proxy
 from support.postgres import FAST_SETTINGS
 from support.waiting import eventually_async
