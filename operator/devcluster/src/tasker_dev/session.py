@@ -128,9 +128,9 @@ class DevSession:
         )
         self._client = ApiClient(read_kubeconfig(self.kubeconfig))
         self._stack.push_async_callback(self._client.close)
-        await self._stack.enter_async_context(
-            Node(self.kubeconfig, self._folder / "node", self._server.logs_folder, images=IMAGES, name=NODE)
-        )
+        node = Node(self.kubeconfig, self._folder / "node", self._server.logs_folder, images=IMAGES, name=NODE)
+        await self._stack.enter_async_context(node)
+        self._server.health_checks["node"] = node.late
         await self._start_operator(database_url)
 
     def _take_folder(self) -> None:

@@ -1,6 +1,7 @@
 """A program for pods of the node's tests, in place of an image: answers on its port with what it was given.
 
-``serve`` answers until SIGTERM; ``stubborn`` also after it; ``exit CODE`` ends at once; ``family`` serves and has a
+``serve`` answers until SIGTERM; ``stubborn`` also after it; ``exit CODE`` ends at once; ``print N TEXT CODE`` after N
+lines, ``leave TEXT`` with a message in the file that LAST_WORDS names; ``family`` serves and has a
 child of its own. ``GET /`` gives arguments, environment, working folder and process numbers as JSON; ``GET /file?PATH``
 gives a file; ``GET /set/live/0`` and the like change what ``/live`` and ``/ready`` answer. Standard library only, and
 little of it: it must be up within milliseconds.
@@ -24,6 +25,14 @@ def main() -> None:
     match arguments[0]:
         case "exit":
             sys.exit(int(arguments[1]))
+        case "print":
+            for number in range(int(arguments[1])):
+                print(arguments[2], number, flush=True)
+            sys.exit(int(arguments[3]))
+        case "leave":
+            with open(os.environ["LAST_WORDS"], "w") as file:  # noqa: PTH123 - as below
+                file.write(arguments[1])
+            sys.exit(1)
         case "stubborn":
             signal.signal(signal.SIGTERM, lambda *_: print("not yet", flush=True))
     child = 0

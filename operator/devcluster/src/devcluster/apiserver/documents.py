@@ -6,7 +6,7 @@ Documents are made when first asked for and kept until a CRD changes what is ser
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,19 +39,22 @@ class Document:
 
 
 class Documents:
-    """`address` gives host and port of the server."""
+    """`address` gives host and port of the server, `faults` a line for everything that makes it unhealthy."""
 
-    def __init__(self, registry: ResourceRegistry, address: Callable[[], str]) -> None:
+    def __init__(
+        self, registry: ResourceRegistry, address: Callable[[], str], faults: Callable[[], Sequence[str]]
+    ) -> None:
         self._registry = registry
         self._discovery = Discovery(registry)
         self._address = address
+        self._faults = faults
         self._made_for = -1
         self._made: dict[tuple[str, bool], Document] = {}
 
     def find(self, path: str, accept: str, known_etag: str) -> Document:
         """The document at `path`. Raises ApiError 404; 304 when the client has it already."""
         if path in _HEALTH or path.startswith(tuple(f"{prefix}/" for prefix in _HEALTH)):
-            return Document(body=b"ok", headers={"Content-Type": "text/plain; charset=utf-8"})
+            return self._health()
         if self._made_for != self._registry.revision:
             self._made.clear()
             self._made_for = self._registry.revision
@@ -62,6 +65,12 @@ class Documents:
         if known_etag and known_etag == document.headers.get("ETag"):
             return Document(body=b"", status=304, headers={"ETag": known_etag})
         return document
+
+    def _health(self) -> Document:
+        faults = self._faults()
+        body = "".join(f"{fault}\n" for fault in faults) or "ok"
+        headers = {"Content-Type": "text/plain; charset=utf-8"}
+        return Document(body=body.encode(), status=500 if faults else 200, headers=headers)
 
     def _make(self, path: str, aggregated: bool) -> Document:
         if aggregated:

@@ -5,7 +5,8 @@
 - A terminating namespace, and a CRD that is being deleted, are emptied, then go.
 - Every namespace gets its `default` ServiceAccount, and Events leave after an hour.
 
-It hears every change and keeps a set of what to look at; looking twice does no harm. `ApiServer` runs it.
+It hears every change, sweeps over everything now and then, and keeps a set of what to look at; looking twice does no
+harm. `ApiServer` runs it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from devcluster.apiserver.cluster import Cluster
 from devcluster.apiserver.deleting import DeleteOptions, Deleter, Propagation
 from devcluster.apiserver.kinds import CRD_FINALIZER
 from devcluster.apiserver.object_meta import FOREGROUND, ORPHAN, parse_timestamp
-from devcluster.apiserver.registry import CRDS, EVENTS, NAMESPACES, Served
+from devcluster.apiserver.registry import CRDS, EVENTS, NAMESPACES, SERVICE_ACCOUNTS, Served
 from devcluster.apiserver.storage import Change, ChangeKind, Stored
+from devcluster.loops import Heartbeat
 
 EVENT_LIFETIME = timedelta(hours=1)
-EVENT_SWEEP_SECONDS = 60.0
-SERVICE_ACCOUNTS = "serviceaccounts"
+SWEEP_SECONDS = 60.0
+LATE_SECONDS = 3 * SWEEP_SECONDS
 _BATCH = 100
 _DRAINED_AT_ONCE = 200
 
@@ -43,22 +45,23 @@ class Collector:
         self._deleter = deleter
         self._pending: dict[ObjectKey, None] = {}
         self._wake = asyncio.Event()
-        for resource in self._storage.resources():
-            for stored in self._storage.objects(resource):
-                self._consider(stored)
+        self.heart = Heartbeat(LATE_SECONDS)
+        self._consider_all()
         self._unsubscribe = self._storage.subscribe(None, self._hear)
 
     def close(self) -> None:
         self._unsubscribe()
 
     async def run(self) -> None:
-        """Works until cancelled; a failure is logged and its object looked at again with the next change."""
+        """Works until cancelled; a failure is logged, and its object looked at again with the next change or sweep."""
         sweep_at = 0.0
         loop = asyncio.get_running_loop()
         while True:
+            self.heart.beat()
             if loop.time() >= sweep_at:
                 self._expire_events()
-                sweep_at = loop.time() + EVENT_SWEEP_SECONDS
+                self._consider_all()
+                sweep_at = loop.time() + SWEEP_SECONDS
             self._wake.clear()
             self.work(_BATCH)
             if self._pending:
@@ -97,6 +100,11 @@ class Collector:
     def _consider(self, stored: Stored) -> None:
         if stored.owners or stored.resource == NAMESPACES or b'"deletionTimestamp"' in stored.data:
             self._later(stored)
+
+    def _consider_all(self) -> None:
+        for resource in self._storage.resources():
+            for stored in self._storage.objects(resource):
+                self._consider(stored)
 
     def _later(self, stored: Stored) -> None:
         self._pending[stored.resource, stored.namespace, stored.name] = None
@@ -225,7 +233,10 @@ class Collector:
     def _expire_events(self) -> None:
         before = self._cluster.clock() - EVENT_LIFETIME
         for stored in list(self._storage.objects(EVENTS)):
-            event = stored.load()
-            last = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-            if parse_timestamp(last) < before:
-                self._deleter.remove(stored, event)
+            try:
+                event = stored.load()
+                last = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+                if parse_timestamp(last) < before:
+                    self._deleter.remove(stored, event)
+            except Exception:
+                _logger.exception("cannot expire the event %s/%s", stored.namespace, stored.name)

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from devcluster.apiserver.object_meta import timestamp
-from devcluster.apiserver.registry import CRDS, PODS, ResourceRegistry, Served
+from devcluster.apiserver.registry import CRDS, PODS, SERVICE_ACCOUNTS, ResourceRegistry, Served
+from devcluster.apiserver.storage import Storage
 from devcluster.machinery.field_errors import FieldError, forbidden, invalid
 from devcluster.machinery.resources import InvalidDefinition, from_crd
 
@@ -68,6 +69,20 @@ def prepare_create(served: Served, obj: dict[str, Any], *, registry: ResourceReg
         case "customresourcedefinitions.apiextensions.k8s.io":
             obj["metadata"].setdefault("finalizers", []).append(CRD_FINALIZER)
             obj["status"] = crd_status(obj, None, registry=registry, now=now)
+
+
+def refuse_admission(served: Served, obj: Mapping[str, Any], storage: Storage) -> str | None:
+    """Why a new object is not let in although nothing is wrong with it: a pod whose ServiceAccount does not exist.
+
+    The account ``default`` is taken for granted: every namespace gets one soon after it was made.
+    """
+    if served.storage != PODS or not isinstance(obj.get("spec"), Mapping):
+        return None
+    namespace = obj["metadata"]["namespace"]
+    account = obj["spec"].get("serviceAccountName") or "default"
+    if account == "default" or storage.get(SERVICE_ACCOUNTS, namespace, account) is not None:
+        return None
+    return f'error looking up service account {namespace}/{account}: serviceaccount "{account}" not found'
 
 
 def prepare_update(

@@ -16,6 +16,7 @@ from devcluster.machinery.resources import ResourceInfo, builtin_resources, from
 CRDS = "customresourcedefinitions.apiextensions.k8s.io"
 NAMESPACES = "namespaces"
 PODS = "pods"
+SERVICE_ACCOUNTS = "serviceaccounts"
 EVENTS = "events"
 
 # Events of both groups are one resource in storage, kept in the form of the first.

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +33,7 @@ from devcluster.apiserver.registry import NAMESPACES
 from devcluster.apiserver.storage import Storage
 from devcluster.apiserver.watching import BOOKMARK_SECONDS
 from devcluster.errors import EmbeddedError
+from devcluster.loops import Loops
 
 HOST = "127.0.0.1"
 FIRST_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
@@ -72,7 +72,9 @@ class ApiServer:
         self._collector: Collector | None = None
         self._runner: web.ServerRunner | None = None
         self._dispatcher: Dispatcher | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._loops = Loops()
+        self.health_checks: dict[str, Callable[[], Sequence[str]]] = {}
+        """More that ``/healthz`` is to ask, by name: each gives a line for everything that is wrong."""
 
     @property
     def url(self) -> str:
@@ -121,14 +123,19 @@ class ApiServer:
             operations = Operations(
                 cluster, deleter, logs_folder=self.logs_folder, bookmark_seconds=self._bookmark_seconds
             )
-            documents = Documents(cluster.registry, lambda: f"{HOST}:{self._port}")
+            documents = Documents(cluster.registry, lambda: f"{HOST}:{self._port}", self._faults_of_health)
             dispatcher = Dispatcher(operations, documents, self.faults, self._credentials.token)
             self._dispatcher = dispatcher
             await self._listen(dispatcher, self._credentials.ssl_context())
-            self._tasks = [asyncio.create_task(collector.run(), name="apiserver-collector")]
+            self._loops = Loops()
+            self._loops.start("apiserver-collector", collector.run, collector.heart)
         except BaseException:
             await self.stop()
             raise
+
+    def _faults_of_health(self) -> list[str]:
+        others = (f"{name}: {line}" for name, check in self.health_checks.items() for line in check())
+        return [*self._loops.late(), *others]
 
     async def _listen(self, dispatcher: Dispatcher, context: ssl.SSLContext) -> None:
         server = web.Server(
@@ -145,12 +152,7 @@ class ApiServer:
 
     async def stop(self) -> None:
         """Ends all watches and closes the folder. May be called more than once."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-        self._tasks = []
+        await self._loops.stop()
         if self._dispatcher is not None:
             self._dispatcher.end_streams()
             self._dispatcher = None

@@ -213,6 +213,8 @@ class Writer:
             obj.pop("status", None)
         obj = served.info.schema.default(served.info.schema.prune(obj))
         kinds.prepare_create(served, obj, registry=cluster.registry, now=cluster.clock())
+        if refusal := kinds.refuse_admission(served, obj, cluster.storage):
+            raise errors.forbidden(served.info.group, served.info.plural, metadata["name"], refusal)
         self._validate(target, obj, None)
         if cluster.storage.get(served.storage, target.namespace, metadata["name"]) is not None:
             raise errors.already_exists(served.info.group, served.info.plural, metadata["name"])

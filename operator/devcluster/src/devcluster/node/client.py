@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ class ApiClient:
 
     async def watch(
         self, resource: Resource, resource_version: str, *, timeout_seconds: int, silence_seconds: float
-    ) -> AsyncIterator[tuple[str, KubeObject]]:
+    ) -> AsyncGenerator[tuple[str, KubeObject]]:
         """Changes since a version as (type, object), until the server ends it. Silence for so long is an error."""
         query = {
             "watch": "true",

@@ -1,7 +1,7 @@
 """The status of a Deployment, as a pure function of what its ReplicaSets report. Called by ``deployments``.
 
-`kubectl rollout status` and `kubectl wait` read it: the counts, observedGeneration, and the conditions Available and
-Progressing with the reasons that Kubernetes uses.
+`kubectl rollout status` and `kubectl wait` read it: the counts, observedGeneration, and the conditions Available,
+Progressing and ReplicaFailure with the reasons that Kubernetes uses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from devcluster.node.objects import KubeObject, find_condition, format_time, integer, parse_time
+from devcluster.node.objects import REPLICA_FAILURE, KubeObject, find_condition, format_time, integer, parse_time
 from devcluster.node.rollout import read_bounds
 
 PROGRESS_DEADLINE_SECONDS = 600
@@ -60,6 +60,7 @@ def build_status(
     status["conditions"] = [
         _available(deployment, counts, desired, now),
         _progressing(deployment, new, counts, desired, made=made, now=now),
+        *_replica_failures(deployment, new, all_sets, now),
     ]
     return status
 
@@ -77,6 +78,18 @@ def _available(deployment: KubeObject, counts: Counts, desired: int, now: dateti
         )
     text = "Deployment does not have minimum availability."
     return _condition(deployment, "Available", "False", "MinimumReplicasUnavailable", text, now)
+
+
+def _replica_failures(
+    deployment: KubeObject, new: KubeObject | None, all_sets: Sequence[KubeObject], now: datetime
+) -> list[KubeObject]:
+    """What keeps a ReplicaSet from making its pods; the newest template's fault comes before an older one's."""
+    for found in filter(None, (new, *all_sets)):
+        failure = find_condition(found, REPLICA_FAILURE)
+        if failure is not None:
+            reason, message = failure["reason"], failure["message"]
+            return [_condition(deployment, REPLICA_FAILURE, failure["status"], reason, message, now)]
+    return []
 
 
 def _progressing(

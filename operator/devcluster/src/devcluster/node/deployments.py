@@ -11,6 +11,7 @@ from devcluster.node.deployment_status import build_status, progress_deadline
 from devcluster.node.events import EventRecorder
 from devcluster.node.informer import Informer
 from devcluster.node.objects import (
+    REPLICA_FAILURE,
     Key,
     KubeObject,
     controller_reference,
@@ -192,7 +193,7 @@ class DeploymentController:
         status = build_status(deployment, new, owned, made=made, now=self._now())
         known = deployment.get("status") or {}
         # Other controllers' conditions stay.
-        kinds = {condition["type"] for condition in status["conditions"]}
+        kinds = {REPLICA_FAILURE, *(condition["type"] for condition in status["conditions"])}
         status["conditions"] += [found for found in known.get("conditions") or () if found["type"] not in kinds]
         if any(known.get(name) != value for name, value in status.items()):
             changes = {"metadata": {"uid": uid_of(deployment)}, "status": status}

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from devcluster.loops import Heartbeat
 from devcluster.node.client import EVENTS, ApiClient, ApiError, Resource
 from devcluster.node.objects import Key, KubeObject, format_time, key_of, uid_of
 
 logger = logging.getLogger(__name__)
+
+LATE_SECONDS = 60.0
+"""One Event is two requests at most, each with a time limit of its own."""
 
 _WAITING = 1000  # an Event is a courtesy: when the server is this far behind, new ones are dropped
 _REMEMBERED = 500
@@ -40,6 +44,7 @@ class EventRecorder:
     """Collects Events and posts them in order."""
 
     def __init__(self, client: ApiClient, node_name: str, now: Callable[[], datetime]) -> None:
+        self.heart = Heartbeat(LATE_SECONDS)
         self._client = client
         self._node_name = node_name
         self._now = now
@@ -63,18 +68,25 @@ class EventRecorder:
         )
         try:
             self._queue.put_nowait(note)
+            self.heart.expect()
         except asyncio.QueueFull:
             logger.warning("an event was dropped: %s %s: %s", key_of(subject), reason, message)
 
     async def run(self) -> None:
         """Post until cancelled."""
         while True:
+            if self._queue.empty():
+                self.heart.rest()
             note = await self._queue.get()
+            self.heart.beat()
             try:
                 await self._post(note)
             except ApiError as error:
-                # The namespace may be going away, the server may be busy: nothing depends on an Event.
-                logger.debug("an event could not be posted: %s", error)
+                # A namespace on its way out takes no more Events.
+                level = logging.DEBUG if error.status in (403, 404) else logging.WARNING
+                logger.log(level, "an event about %s is lost: %s", key_of(note.subject), error)
+            except Exception:
+                logger.exception("an event about %s is lost", key_of(note.subject))
 
     async def _post(self, note: _Note) -> None:
         identity = (uid_of(note.subject), note.reason, note.message)

@@ -35,6 +35,7 @@ from devcluster.node.pod_support import find_refusals, find_unschedulable, progr
 from devcluster.node.ports import free_port
 from devcluster.node.probes import HttpProbe, ProbeKind, ProbeReport, watch_container
 from devcluster.node.process import ContainerProcess
+from devcluster.node.termination import prepare_file, read_message
 from devcluster.node.volumes import make_subfolders, mounts_of, write_volumes
 from devcluster.node.work_queue import RetryLater
 
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30
 ORPHAN_GRACE_SECONDS = 2.0  # for a pod whose object is gone without a farewell
+PROBE_AGAIN_SECONDS = 1.0
 REFRESH_SECONDS = 45.0  # volumes follow their ConfigMaps and Secrets at least once a minute
 
 _ENDED_PHASES = ("Succeeded", "Failed")
@@ -184,6 +186,7 @@ class Kubelet:
             runtime.volumes_at = loop.time()
             mounts = mounts_of(container, runtime.volumes)
             make_subfolders(mounts)
+            mounts = [*mounts, prepare_file(container, runtime.folder)]
             has_port = any(port.get("name") == "http" for port in container.get("ports") or ())
             found.port = free_port() if has_port else None
             environment = await build_environment(pod, container, read=read, mounts=mounts, port=found.port)
@@ -217,7 +220,7 @@ class Kubelet:
                 environment=environment,
                 folder=folder,
                 log_file=self._logs.begin(runtime.key, found.name),
-                on_exit=lambda code: self._on_exit(pod, runtime, found, code),
+                on_exit=lambda code: self._on_exit(pod, runtime, container, found, code),
             )
         except OSError as error:
             found.start_after = asyncio.get_running_loop().time() + max(1.0, found.next_delay(0.0))
@@ -236,8 +239,25 @@ class Kubelet:
             ready=lambda good: self._on_ready(runtime, found, good),
             failed=lambda kind, text, fatal, probe: self._on_probe_failed(pod, found, kind, text, fatal, probe),
         )
+        self._probe(runtime, container, found, report)
+
+    def _probe(
+        self, runtime: PodRuntime, container: Mapping[str, Any], found: ContainerRuntime, report: ProbeReport
+    ) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if found.probing is not task or not (task.cancelled() or error):
+                return  # it was stopped, or there is nothing to probe
+            logger.error("the probing of %s in %s broke; it begins again", found.name, runtime.key, exc_info=error)
+            loop.call_later(PROBE_AGAIN_SECONDS, again, found.process)
+
+        def again(process: ContainerProcess | None) -> None:
+            if process is not None and found.process is process and not runtime.ending:
+                self._probe(runtime, container, found, report)
+
+        loop = asyncio.get_running_loop()
         found.probing = asyncio.create_task(watch_container(container, found.port, self._probe_session, report))
-        found.probing.add_done_callback(_log_failure)
+        found.probing.add_done_callback(ended)
 
     def _on_started(self, runtime: PodRuntime, found: ContainerRuntime) -> None:
         found.started = True
@@ -259,13 +279,17 @@ class Kubelet:
             grace = probe.grace if probe.grace is not None else _grace_of(pod)
             asyncio.get_running_loop().call_later(grace, process.kill)
 
-    def _on_exit(self, pod: KubeObject, runtime: PodRuntime, found: ContainerRuntime, code: int) -> None:
+    def _on_exit(
+        self, pod: KubeObject, runtime: PodRuntime, container: Mapping[str, Any], found: ContainerRuntime, code: int
+    ) -> None:
         now, loop = self._now(), asyncio.get_running_loop()
         started_at = found.started_at or now
         found.stop_probing()
         found.process = None
         found.ready = found.started = False
-        found.last_exit = Exit(code=code, started_at=started_at, finished_at=now)
+        log_file = self._logs.current(runtime.key, found.name)
+        message = read_message(container, runtime.folder, log_file, failed=code != 0)
+        found.last_exit = Exit(code=code, started_at=started_at, finished_at=now, message=message)
         policy = pod["spec"].get("restartPolicy") or "Always"
         if runtime.ending or policy == "Never" or (policy == "OnFailure" and code == 0):
             found.finished = True
@@ -328,7 +352,12 @@ class Kubelet:
         runtime.ending = True
         task = asyncio.create_task(self._end_processes(runtime, ORPHAN_GRACE_SECONDS))
         self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        task.add_done_callback(lambda task: self._left(runtime, task))
+
+    def _left(self, runtime: PodRuntime, task: asyncio.Task[None]) -> None:
+        self._leaving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("pod %s is gone, but not all that it ran could be ended", runtime.key, exc_info=error)
 
     async def _end_processes(self, runtime: PodRuntime, grace_seconds: float) -> None:
         runtime.stop_probing()
@@ -389,8 +418,3 @@ class Kubelet:
 
 def _grace_of(pod: KubeObject) -> int:
     return integer(pod["spec"].get("terminationGracePeriodSeconds"), GRACE_SECONDS)
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.error("the probing of a container broke", exc_info=task.exception())

@@ -32,6 +32,10 @@ class LogFiles:
             file.rename(_previous(file))
         return file
 
+    def current(self, pod: Key, container: str) -> Path:
+        """The file of the run that goes on or was the last."""
+        return self._file(pod, container)
+
     def shorten(self, pod: Key, container: str) -> None:
         """Set a file aside that has become too large. The process goes on at its new beginning.
 

@@ -1,7 +1,8 @@
 """The local node of the embedded cluster: Deployments to ReplicaSets to pods to processes on this machine.
 
-Callers embed `Node`, or run ``python -m devcluster.node``. It is an ordinary
-client of the API server and keeps nothing that it could not find out again.
+Callers embed `Node`, or run ``python -m devcluster.node``. It is an ordinary client of the API server and keeps nothing
+that it could not find out again. Its loops are watched over (`loops`): the port in the Node object's
+``daemonEndpoints`` answers at ``/healthz`` whether each comes round.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, Self
 
 from devcluster.errors import EmbeddedError
 from devcluster.locks import FileLock
+from devcluster.loops import Heartbeat, Loops
 from devcluster.node.client import (
     DEPLOYMENTS,
     NODES,
@@ -31,6 +32,7 @@ from devcluster.node.client import (
 from devcluster.node.deployments import DeploymentController
 from devcluster.node.environment import HOST_ADDRESS
 from devcluster.node.events import EventRecorder
+from devcluster.node.health import HealthServer
 from devcluster.node.informer import Informer
 from devcluster.node.kubelet import Kubelet
 from devcluster.node.objects import Key, KubeObject, controller_of, format_time, key_of
@@ -44,6 +46,7 @@ STOP_GRACE_SECONDS = 3.0  # whatever the pods' own grace is: Ctrl-C is to end ev
 
 _WORKERS = 16
 _RESYNC_SECONDS = 60.0
+_RESYNC_LATE_SECONDS = 180.0
 _START_SECONDS = 30.0
 _MAX_PODS = 110
 
@@ -84,7 +87,9 @@ class Node:
         self._lock = FileLock(self._data_folder / "node.lock")
         self._client: ApiClient | None = None
         self._kubelet: Kubelet | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._loops = Loops()
+        self._health = HealthServer(self.late)
+        self._is_running = False
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -94,6 +99,15 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    def late(self) -> list[str]:
+        """One line for each of the node's loops that has not come round in time; empty when all is well."""
+        return self._loops.late()
+
+    @property
+    def health_url(self) -> str:
+        """Answers whether the node's loops come round: 200 ``ok``, or 500 with a line for each that does not."""
+        return self._health.url
 
     async def start(self) -> None:
         """Register the node and begin to work; back when it has seen all there is.
@@ -106,6 +120,8 @@ class Node:
             raise EmbeddedError(f"another node runs in {self._data_folder}")
         self._client = client = ApiClient(self._connection)
         try:
+            self._loops = Loops()
+            await self._health.start()
             async with asyncio.timeout(_START_SECONDS):
                 labels = await self._register(client)
                 await self._begin(client, labels)
@@ -118,10 +134,9 @@ class Node:
 
     async def stop(self, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
         """End all work and all processes: SIGTERM, then SIGKILL after the grace. Pods stay in the API as they are."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await self._health.stop()
+        await self._loops.stop()
+        self._is_running = False
         if self._kubelet is not None:
             await self._kubelet.stop(grace_seconds)
             self._kubelet = None
@@ -186,27 +201,25 @@ class Node:
         async def resync() -> None:
             while True:
                 await asyncio.sleep(_RESYNC_SECONDS)
-                for informer, notify in ((deployments, on_deployment), (replica_sets, on_owned), (pods, on_owned)):
-                    for obj in informer.all():
-                        notify(obj)
-                with suppress(ApiError):
+                resync_heart.beat()
+                for informer in informers:
+                    informer.notify_all()
+                try:
                     await self._register(client)
+                except ApiError as error:
+                    logger.warning("the node's status could not be written: %s", error)
 
         informers = (deployments, replica_sets, pods)
+        resync_heart = Heartbeat(_RESYNC_LATE_SECONDS)
         for informer in informers:
-            self._spawn(informer.run(), f"watch {informer.resource.plural}")
+            self._loops.start(f"watch {informer.resource.plural}", informer.run, informer.heart)
         for informer in informers:
             await informer.synced.wait()
         # Only now: a controller that knows half of the pods would make the other half again.
-        self._spawn(queue.run(reconcile, workers=_WORKERS), "reconcile")
-        self._spawn(events.run(), "events")
-        self._spawn(resync(), "resync")
-
-    def _spawn(self, work: object, name: str) -> None:
-        assert asyncio.iscoroutine(work)
-        task: asyncio.Task[None] = asyncio.create_task(work, name=name)
-        task.add_done_callback(_log_failure)
-        self._tasks.append(task)
+        self._loops.start("reconcile", lambda: queue.run(reconcile, workers=_WORKERS), queue.heart)
+        self._loops.start("events", events.run, events.heart)
+        self._loops.start("resync", resync, resync_heart)
+        self._is_running = True
 
     async def _register(self, client: ApiClient) -> Mapping[str, str]:
         """Make the Node object or refresh its status. The node's labels, those that people added included."""
@@ -220,10 +233,10 @@ class Node:
                         raise
                     metadata = {"name": self._name, "labels": _labels(self._name)}
                     known = await client.create(NODES, "", {"metadata": metadata, "spec": {}})
-                status = _status(self._name, known, _now())
+                status = _status(self._name, known, _now(), health_port=self._health.port)
                 written = await client.patch(NODES, key, {"status": status}, subresource="status")
             except ApiError as error:
-                if self._tasks:  # it runs already: the next resync does it
+                if self._is_running:  # the next resync does it
                     raise
                 logger.debug("the node could not be registered: %s", error)
                 await asyncio.sleep(error.retry_after or 0.2)
@@ -240,7 +253,7 @@ def _labels(name: str) -> dict[str, str]:
     }
 
 
-def _status(name: str, known: KubeObject, now: datetime) -> KubeObject:
+def _status(name: str, known: KubeObject, now: datetime, *, health_port: int) -> KubeObject:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024
     capacity = {"cpu": str(os.cpu_count() or 1), "memory": f"{memory}Ki", "pods": str(_MAX_PODS)}
     before = ((known.get("status") or {}).get("conditions") or [{}])[0]
@@ -259,6 +272,7 @@ def _status(name: str, known: KubeObject, now: datetime) -> KubeObject:
                 "lastTransitionTime": before.get("lastTransitionTime") or format_time(now),
             }
         ],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": health_port}},
         "nodeInfo": {
             "architecture": architecture,
             "bootID": "",
@@ -276,8 +290,3 @@ def _status(name: str, known: KubeObject, now: datetime) -> KubeObject:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.error("%s broke", task.get_name(), exc_info=task.exception())

@@ -10,6 +10,10 @@ KubeObject = dict[str, Any]
 """An object as the API server gives it. Treated as immutable: what is read from a cache is never changed in place."""
 
 
+REPLICA_FAILURE = "ReplicaFailure"
+"""The condition of a ReplicaSet whose pods cannot be made, and of its Deployment."""
+
+
 class Key(NamedTuple):
     """Where an object is; the namespace of a cluster-wide one is empty."""
 

@@ -28,6 +28,7 @@ class Exit:
     code: int
     started_at: datetime
     finished_at: datetime
+    message: str = ""
 
     @property
     def status(self) -> int:
@@ -138,9 +139,10 @@ def adopt(pod: KubeObject, folder: Path, now: datetime) -> PodRuntime:
         found = ContainerRuntime(name=container["name"], starts=restarts + 1 if ran else 0)
         if ran:
             since = parse_time(ran.get("startedAt") or ran["finishedAt"])
-            code = _terminated(known).get("exitCode", 137)
+            before = _terminated(known)
+            code = before.get("exitCode", 137)
             ended = parse_time(ran["finishedAt"]) if ran.get("finishedAt") else now
-            found.last_exit = Exit(code=code, started_at=since, finished_at=ended)
+            found.last_exit = Exit(code=code, started_at=since, finished_at=ended, message=before.get("message", ""))
         runtime.containers[container["name"]] = found
     return runtime
 

@@ -93,6 +93,8 @@ def _terminated(ended: Exit) -> dict[str, Any]:
     }
     if ended.code < 0:
         state["signal"] = -ended.code
+    if ended.message:
+        state["message"] = ended.message
     return state
 
 

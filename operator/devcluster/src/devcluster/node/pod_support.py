@@ -54,6 +54,8 @@ _CONTAINER_HONOURED = {
     "ports",
     "readinessProbe",
     "startupProbe",
+    "terminationMessagePath",
+    "terminationMessagePolicy",
     "volumeMounts",
     "workingDir",
 }
@@ -62,8 +64,6 @@ _CONTAINER_WITHOUT_EFFECT = {
     "resizePolicy",
     "resources",
     "securityContext",
-    "terminationMessagePath",
-    "terminationMessagePolicy",
 }
 _MOUNT_FIELDS = {"name", "mountPath", "subPath", "readOnly", "recursiveReadOnly"}
 _PROBE_FIELDS = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,19 +85,10 @@ async def watch_container(
     """Probe a running container until cancelled. Without probes it counts as started and ready at once."""
     startup = read_probe(container, "startupProbe", http_port)
     if startup is not None:
-        succeeded = asyncio.Event()
-        following = asyncio.create_task(
-            _follow(
-                startup,
-                session,
-                lambda good: succeeded.set() if good else None,
-                lambda text, fatal: report.failed("Startup", text, fatal, startup),
+        with suppress(_Succeeded):
+            await _follow(
+                startup, session, _end_at_success, lambda text, fatal: report.failed("Startup", text, fatal, startup)
             )
-        )
-        try:
-            await succeeded.wait()
-        finally:
-            following.cancel()
     report.started()
     liveness = read_probe(container, "livenessProbe", http_port)
     readiness = read_probe(container, "readinessProbe", http_port)
@@ -122,6 +114,15 @@ async def watch_container(
                     lambda text, _fatal: report.failed("Readiness", text, False, readiness),
                 )
             )
+
+
+class _Succeeded(Exception):
+    """The startup probe is over."""
+
+
+def _end_at_success(good: bool) -> None:
+    if good:
+        raise _Succeeded
 
 
 async def _follow(

@@ -13,6 +13,7 @@ from devcluster.node.client import PODS, REPLICA_SETS, ApiClient, ApiError
 from devcluster.node.events import EventRecorder
 from devcluster.node.informer import Informer
 from devcluster.node.objects import (
+    REPLICA_FAILURE,
     Key,
     KubeObject,
     controller_reference,
@@ -195,14 +196,15 @@ def _until_available(pod: KubeObject, least: timedelta, now: datetime) -> timede
 def _conditions(replica_set: KubeObject, refusal: Exception | None, now: datetime) -> list[KubeObject]:
     if refusal is None:
         return []
-    known = find_condition(replica_set, "ReplicaFailure") or {}
-    since = known.get("lastTransitionTime", format_time(now))
+    known = find_condition(replica_set, REPLICA_FAILURE)
+    if known is not None:
+        return [dict(known)]  # as Kubernetes does: the first message stays, or each attempt would be a write
     return [
         {
-            "type": "ReplicaFailure",
+            "type": REPLICA_FAILURE,
             "status": "True",
             "reason": "FailedCreate",
             "message": str(refusal)[:1024],
-            "lastTransitionTime": since,
+            "lastTransitionTime": format_time(now),
         }
     ]

@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from devcluster.node.client import DEPLOYMENTS, PODS, REPLICA_SETS
+from devcluster.node.client import DEPLOYMENTS, PODS, REPLICA_SETS, Resource
 from devcluster.node.objects import Key, find_condition, is_deleting, is_true
 from devcluster.node.replica_sets import DELETION_COST
 from support.node_cluster import NodeCluster, container, deployment
 from support.waiting import eventually_async
 
+SERVICE_ACCOUNTS = Resource(group="", version="v1", plural="serviceaccounts", kind="ServiceAccount")
 PROBE = {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 1}
 
 
@@ -267,3 +268,25 @@ async def test_watch_too_old_is_begun_again(cluster: NodeCluster) -> None:
     await cluster.kubectl("create", "--raw", "/debug/compact", "-f", "-", stdin="{}")
     await set_faults(cluster, [])
     await cluster.until_available("web", 2, timeout=20)
+
+
+async def test_pods_that_cannot_be_made_are_told_by_the_deployment_until_they_can(cluster: NodeCluster) -> None:
+    made = deployment("web", 2)
+    made["spec"]["template"]["spec"]["serviceAccountName"] = "robot"
+    await cluster.create(DEPLOYMENTS, made)
+    found = await cluster.until(DEPLOYMENTS, "web", lambda obj: is_true(obj, "ReplicaFailure"))
+    failure = find_condition(found, "ReplicaFailure")
+    assert failure is not None
+    assert failure["reason"] == "FailedCreate"
+    refusal = 'error looking up service account default/robot: serviceaccount "robot" not found'
+    assert failure["message"].startswith('pods "web-')
+    assert f"is forbidden: {refusal}" in failure["message"]
+    (replica_set,) = await cluster.all(REPLICA_SETS)
+    assert is_true(replica_set, "ReplicaFailure")
+    assert refusal in await cluster.event_of(replica_set["metadata"]["name"], "FailedCreate")
+    assert await cluster.all(PODS) == []
+    await cluster.create(SERVICE_ACCOUNTS, {"metadata": {"name": "robot"}})
+    found = await cluster.until_available("web", 2, timeout=40)
+    assert find_condition(found, "ReplicaFailure") is None
+    (replica_set,) = await cluster.all(REPLICA_SETS)
+    assert find_condition(replica_set, "ReplicaFailure") is None

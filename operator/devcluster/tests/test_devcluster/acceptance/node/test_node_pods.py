@@ -408,3 +408,37 @@ async def test_nothing_is_written_while_nothing_happens(cluster: NodeCluster) ->
     await cluster.create(PODS, pod("marker"))
     await cluster.until_ready("marker")
     assert [await version(name) for name in names] == before
+
+
+def last_end(pod: dict[str, Any]) -> dict[str, Any]:
+    """How the last run of its container last_end."""
+    status = status_of(pod)
+    state = (status.get("state") or {}).get("terminated") or (status.get("lastState") or {}).get("terminated")
+    return dict(state or {})
+
+
+async def test_the_end_of_the_log_tells_of_an_end_with_an_error_when_asked_to(cluster: NodeCluster) -> None:
+    policy = {"terminationMessagePolicy": "FallbackToLogsOnError"}
+    await cluster.create(PODS, pod("told", container("print", "90", "why it stopped", "1", **policy)))
+    found = await cluster.until(PODS, "told", last_end)
+    lines = last_end(found)["message"].splitlines()
+    assert len(lines) == 80
+    assert lines[-1] == "why it stopped 89"
+    await cluster.create(PODS, pod("long", container("print", "30", "x" * 100, "1", **policy)))
+    found = await cluster.until(PODS, "long", last_end)
+    assert len(last_end(found)["message"]) == 2048
+    once = {"restartPolicy": "Never"}
+    await cluster.create(PODS, pod("well", container("print", "1", "all is well", "0", **policy), **once))
+    assert "message" not in last_end(await cluster.until(PODS, "well", last_end))
+    await cluster.create(PODS, pod("mute", container("print", "1", "why it stopped", "1"), **once))
+    assert "message" not in last_end(await cluster.until(PODS, "mute", last_end))
+
+
+async def test_a_message_left_in_the_termination_file_comes_before_the_log(cluster: NodeCluster) -> None:
+    fields = {
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "terminationMessagePath": "/run/last-words",
+        "env": [{"name": "LAST_WORDS", "value": "/run/last-words"}],
+    }
+    await cluster.create(PODS, pod("told", container("leave", "the disk is full", **fields), restartPolicy="Never"))
+    assert last_end(await cluster.until(PODS, "told", last_end))["message"] == "the disk is full"

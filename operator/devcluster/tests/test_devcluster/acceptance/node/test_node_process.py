@@ -10,12 +10,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from devcluster.errors import ConfigurationError, EmbeddedError
 from devcluster.node import Node
-from devcluster.node.client import DEPLOYMENTS, PODS
-from devcluster.node.objects import is_true
+from devcluster.node.client import DEPLOYMENTS, NODES, PODS
+from devcluster.node.objects import Key, is_true
 from support.node_cluster import IMAGES, NodeCluster, container, deployment, is_alive, pod
 from support.waiting import eventually_async
 
@@ -147,3 +148,16 @@ async def test_two_nodes_in_one_folder_are_refused(cluster: NodeCluster) -> None
 async def test_node_without_a_server_says_so(api: NodeCluster, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="this kubeconfig cannot be used"):
         Node(tmp_path / "none", tmp_path / "node", images=IMAGES)
+
+
+async def test_the_node_tells_whether_its_loops_come_round(api: NodeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with api.make_node() as node, aiohttp.ClientSession() as session:
+        found = await api.client.get(NODES, Key("", "devcluster"))
+        port = found["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+        assert node.health_url == f"http://127.0.0.1:{port}/healthz"
+        async with session.get(node.health_url) as answer:
+            assert (answer.status, await answer.text()) == (200, "ok")
+        monkeypatch.setattr("devcluster.loops.Heartbeat.late_seconds", lambda _heart: 99.0)
+        async with session.get(node.health_url) as answer:
+            assert answer.status == 500
+            assert "watch pods has not come round for 99 s" in (await answer.text()).splitlines()

@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import pytest
+
 from devcluster.node.client import PODS, ApiClient, ApiError
 from devcluster.node.informer import Informer
 from devcluster.node.objects import Key, KubeObject
 from support.waiting import eventually_async
 
-Words = list[tuple[str, KubeObject] | ApiError]
+Words = list[tuple[str, KubeObject] | Exception | None]
+"""What a watch says; None: no more, but it stays open."""
 
 
 def pod(name: str, version: int, uid: str | None = None) -> KubeObject:
@@ -37,18 +40,27 @@ class Script:
         self.asked.append(f"watch {version}")
         words = self.watches.pop(0)
         for word in words:
-            if isinstance(word, ApiError):
+            if word is None:
+                await asyncio.Event().wait()
+            elif isinstance(word, Exception):
                 raise word
-            yield word
+            else:
+                yield word
         if not self.watches:
             await asyncio.Event().wait()
 
 
 @asynccontextmanager
-async def following(script: Script) -> AsyncIterator[tuple[Informer, list[str]]]:
-    """An informer on the script, and the names it told of."""
+async def following(script: Script, relist_seconds: float = 300.0) -> AsyncIterator[tuple[Informer, list[str]]]:
+    """An informer on the script, and the names it told of; whoever is told cannot deal with the object "bad"."""
     told: list[str] = []
-    informer = Informer(cast("ApiClient", script), PODS, lambda obj: told.append(obj["metadata"]["name"]))
+
+    def tell(obj: KubeObject) -> None:
+        if obj["metadata"]["name"] == "bad":
+            raise LookupError("bad")
+        told.append(obj["metadata"]["name"])
+
+    informer = Informer(cast("ApiClient", script), PODS, tell, relist_seconds=relist_seconds)
     task = asyncio.create_task(informer.run())
     try:
         yield informer, told
@@ -83,11 +95,56 @@ async def test_list_then_changes() -> None:
         assert told == ["a", "b", "a", "b", "c"]
 
 
-async def test_broken_watch_goes_on_where_it_stopped() -> None:
-    script = Script([(10, [])], [[("ADDED", pod("a", 12)), ApiError(0, "Unreachable", "x")], [("ADDED", pod("b", 13))]])
+async def test_watch_that_ends_goes_on_where_it_stopped() -> None:
+    script = Script([(10, [])], [[("ADDED", pod("a", 12))], [("ADDED", pod("b", 13))]])
     async with following(script) as (informer, _):
         await until_asked(script, "watch 12")
         assert versions(informer) == {"a": "12", "b": "13"}
+
+
+@pytest.mark.parametrize("fault", [ApiError(0, "Unreachable", "x"), RuntimeError("what nobody thought of")])
+async def test_watch_that_breaks_means_a_new_list_for_what_was_missed(fault: Exception) -> None:
+    missed = [pod("a", 12), pod("missed", 13)]
+    script = Script([(10, []), (20, missed)], [[("ADDED", pod("a", 12)), fault], [("ADDED", pod("b", 21))]])
+    async with following(script) as (informer, _):
+        await until_asked(script, "watch 20")
+        assert versions(informer) == {"a": "12", "missed": "13", "b": "21"}
+
+
+async def test_everything_is_listed_anew_now_and_then_although_the_watch_goes_on() -> None:
+    """The watch lost a word without a sign of it."""
+    bookmark = {"metadata": {"resourceVersion": "11"}}
+    script = Script([(10, []), (20, [pod("missed", 12)])], [[("BOOKMARK", bookmark), None], []])
+    async with following(script, relist_seconds=0.0) as (informer, _):
+        await until_asked(script, "watch 20")
+        assert versions(informer) == {"missed": "12"}
+
+
+async def test_an_object_that_its_reader_cannot_take_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    script = Script([(10, [pod("bad", 4), pod("a", 5)])], [[("MODIFIED", pod("bad", 11)), ("ADDED", pod("b", 12))]])
+    async with following(script) as (informer, told):
+        await until_asked(script, "watch 10")
+        assert versions(informer) == {"bad": "11", "a": "5", "b": "12"}
+        assert told == ["a", "b"]
+    assert "Pod Key(namespace='ns', name='bad'): the change could not be taken in" in caplog.text
+
+
+async def test_an_object_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    nameless: KubeObject = {"metadata": {"uid": "x", "resourceVersion": "11"}}
+    script = Script([(10, [nameless, pod("a", 5)])], [[("ADDED", nameless), ("ADDED", pod("b", 12))]])
+    async with following(script) as (informer, told):
+        await until_asked(script, "watch 10")
+        assert told == ["a", "b"]
+        assert versions(informer) == {"a": "5", "b": "12"}
+    assert "Pod None: what the server says of it cannot be read" in caplog.text
+
+
+async def test_told_of_everything_again_when_asked() -> None:
+    script = Script([(10, [pod("bad", 4), pod("a", 5), pod("b", 6)])], [[]])
+    async with following(script) as (informer, told):
+        await until_asked(script, "watch 10")
+        informer.notify_all()
+        assert told == ["a", "b", "a", "b"]
 
 
 async def test_bookmark_moves_the_place_to_go_on_from() -> None:
@@ -142,7 +199,7 @@ async def test_own_write_is_known_before_the_watch_tells_and_survives_an_older_l
 
 async def test_server_that_always_fails_is_asked_ever_more_slowly() -> None:
     watches: list[Words] = [[ApiError(500, "InternalError", "no")] for _ in range(50)]
-    script = Script([(10, [])], watches)
+    script = Script([(10, [])] * 50, watches)
     async with following(script):
         await asyncio.sleep(0.5)
-    assert 2 <= len(script.asked) <= 8
+    assert 2 <= script.asked.count("list") <= 8

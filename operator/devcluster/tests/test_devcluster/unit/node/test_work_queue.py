@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
+import pytest
+
+from devcluster.loops import Heartbeat
 from devcluster.node.client import ApiError
 from devcluster.node.work_queue import RetryLater, WorkQueue
 from support.waiting import eventually_async
@@ -130,3 +133,98 @@ async def test_earlier_of_two_times_counts() -> None:
     queue.add_after("b", 0.02)
     async with working(queue, reconcile):
         await until(lambda: sorted(done) == ["a", "b"])
+
+
+async def test_a_key_that_waits_for_something_cancelled_is_tried_again_and_stops_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    queue, done = WorkQueue[str](), list[str]()
+    refused = 0
+
+    async def reconcile(key: str) -> None:
+        nonlocal refused
+        if key == "bad" and refused < 5:
+            refused += 1
+            waited_for = asyncio.get_running_loop().create_future()
+            waited_for.cancel()
+            await waited_for
+        done.append(key)
+
+    queue.add("bad")
+    async with working(queue, reconcile):
+        await until(lambda: refused == 5)  # more often than there are workers
+        queue.add("good")
+        await until(lambda: "good" in done)
+        queue.add("bad")
+        await until(lambda: "bad" in done)
+    assert "bad: CancelledError()" in caplog.text
+
+
+async def test_a_worker_that_is_cancelled_is_replaced_and_its_key_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    queue, done = WorkQueue[str](), list[str]()
+    cancelled = 0
+
+    async def reconcile(key: str) -> None:
+        nonlocal cancelled
+        if cancelled < 5:  # more than there are workers
+            cancelled += 1
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+        done.append(key)
+
+    queue.add("a")
+    async with working(queue, reconcile):
+        await until(lambda: done == ["a"])
+    assert "of the queue was cancelled; it begins again" in caplog.text
+
+
+async def test_a_key_that_takes_for_ever_is_given_up_for_now_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    queue, runs = WorkQueue[str](key_seconds=0.01), list[str]()
+
+    async def reconcile(key: str) -> None:
+        runs.append(key)
+        await asyncio.Event().wait()
+
+    queue.add("a")
+    async with working(queue, reconcile):
+        await until(lambda: len(runs) >= 3)
+    assert "a: TimeoutError()" in caplog.text
+
+
+async def test_stopping_with_a_key_in_hand_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    queue, began = WorkQueue[str](), asyncio.Event()
+
+    async def reconcile(_key: str) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    queue.add("a")
+    async with working(queue, reconcile):
+        await began.wait()
+    assert caplog.records == []
+
+
+async def test_the_queue_is_late_when_keys_wait_and_nobody_takes_one() -> None:
+    queue, free = WorkQueue[str](), asyncio.Event()
+    done: list[str] = []
+    now = 0.0
+    queue.heart = Heartbeat(10, clock=lambda: now)
+
+    async def reconcile(key: str) -> None:
+        await free.wait()
+        done.append(key)
+
+    async with working(queue, reconcile):
+        await asyncio.sleep(0)
+        now = 100.0
+        assert queue.heart.late_seconds() is None  # nothing to do
+        for number in range(6):  # two more than there are workers
+            queue.add(str(number))
+        await asyncio.sleep(0.01)
+        now = 111.0
+        assert queue.heart.late_seconds() == 11.0
+        free.set()
+        await until(lambda: len(done) == 6)
+        assert queue.heart.late_seconds() is None
