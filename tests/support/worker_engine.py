@@ -63,6 +63,7 @@ class MemoryEngine:
         self.late_settle_faults: deque[Exception] = deque()  # raised after the call took effect
         self.refused: dict[int, Exception] = {}  # by fence, for success outcomes
         self.locked: set[int] = set()  # fences of claims whose run somebody holds
+        self.locked_after: set[int] = set()  # those whose run is held from the next late fault on
         self.calls: list[tuple[str, int, int]] = []  # name, outcomes, claim limit
         self.concurrent = 0
         self.most_concurrent = 0
@@ -92,6 +93,7 @@ class MemoryEngine:
                 self.settled[each.fence] = each.outcome
                 recorded.add(each.fence)
         if self.late_settle_faults:
+            self.locked |= self.locked_after
             raise self.late_settle_faults.popleft()
         return Answer(frozenset(recorded), self._take(claim_limit), 0, 0)
 
@@ -234,9 +236,9 @@ class Rig:
         if self.task.done():
             self.task.result()
 
-    async def work_off(self, *claims: Claim) -> None:
-        """Queue claims and wait until all of them are settled."""
-        self.engine.queue.extend(claims)
+    async def work_off(self, *claims: Claim, later_than: Sequence[Claim] = ()) -> None:
+        """Queue claims, behind others, and wait until all of them are settled."""
+        self.engine.queue.extend([*later_than, *claims])
         self.exchange.hint()
         await self.until(lambda: all(claim.fence in self.engine.settled for claim in claims))
 
