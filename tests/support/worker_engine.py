@@ -64,6 +64,7 @@ class MemoryEngine:
         self.refused: dict[int, Exception] = {}  # by fence, for success outcomes
         self.locked: set[int] = set()  # fences of claims whose run somebody holds
         self.locked_after: set[int] = set()  # those whose run is held from the next late fault on
+        self.lock_timeouts = 0  # calls that met such a run
         self.calls: list[tuple[str, int, int]] = []  # name, outcomes, claim limit
         self.concurrent = 0
         self.most_concurrent = 0
@@ -83,6 +84,7 @@ class MemoryEngine:
     async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer:
         await self._enter("settle", len(settlements), claim_limit, self.settle_faults)
         if any(each.fence in self.locked for each in settlements):
+            self.lock_timeouts += 1
             raise Locked("canceling statement due to lock timeout")
         for each in settlements:
             if each.fence in self.refused and each.outcome.kind is OutcomeKind.SUCCESS:

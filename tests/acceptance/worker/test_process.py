@@ -405,7 +405,7 @@ async def test_a_claim_whose_answer_a_blocked_loop_does_not_read_costs_no_attemp
     worker = start(TASKER_LEASE_SECONDS="2")
 
     async def holds(count: int) -> bool:
-        return await lab.value("select count(*) from tasker.leases") == count
+        return len(await lab.rows("select from tasker.leases")) == count
 
     await eventually_async(partial(holds, 1), timeout=20)
     async with await psycopg.AsyncConnection.connect(lab.url, autocommit=True) as holder:
@@ -423,7 +423,7 @@ async def test_a_claim_whose_answer_a_blocked_loop_does_not_read_costs_no_attemp
     await eventually_async(partial(holds, 2), timeout=20)
 
     async def given_back() -> bool:
-        return (await lab.steps(counted))["counted"]["state"] != "in_progress"
+        return (await lab.step_states(counted))["counted"] != "in_progress"
 
     await eventually_async(given_back, timeout=20)
     steps = await lab.steps(counted)

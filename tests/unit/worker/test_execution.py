@@ -476,7 +476,8 @@ async def test_steps_for_which_there_is_no_thread_are_given_back_and_nothing_is_
     attempts = bench.start("work", "work")
     await bench.finished.wait(2)
     assert [attempt.outcome for attempt in attempts] == [RELEASE, RELEASE]
-    assert bench.executor.out_of_threads
+    short = bench.executor.out_of_threads
+    assert short
     assert bench.executor.running == 0
     assert "the system has no thread for a handler" in caplog.text
     await asyncio.wait_for(bench.threads_back.wait(), 5)

@@ -11,7 +11,7 @@ import pytest
 from support.worker_engine import NOTHING_LOST, MemoryLeaseEngine, Rig, make_claim
 from tasker_worker import HandlerRegistry, StepContext
 from tasker_worker.attempts import Attempt, AttemptState
-from tasker_worker.claims import OutcomeKind, Settlement
+from tasker_worker.claims import RELEASE, OutcomeKind, Settlement
 from tasker_worker.gateway import Offer, Unavailable
 from tasker_worker.leases import LeaseKeeper
 
@@ -288,6 +288,30 @@ async def test_a_handler_that_blocks_the_loop_past_its_timeout_is_timed_out_from
         assert settlement.outcome.message == "step 'work' exceeded its timeout of 5 s"
         assert attempt.context.cancelled
         rig.executor.watch.stepping = None
+
+
+async def test_what_waits_for_a_loop_that_is_blocked_for_half_a_lease_is_given_back_and_never_started() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        keeper.keeper.tick()  # asks the loop, which gets no chance to answer
+        rig.exchange.held.call_begins(keeper.clock.now)
+        attempts, _ = rig.exchange.held.call_ends([make_claim("work") for _ in range(2)], keeper.clock.now)
+        assert attempts[0].begin()
+        rig.executor.start(attempts[1:])
+        for seconds in (9, 6, 0.1, 0.1):
+            assert keeper.settlements == []
+            keeper.clock.now += seconds
+            keeper.keeper.tick()
+            if keeper.keeper.loop_lag > 15:
+                break
+        assert [(each.fence, each.outcome) for each in keeper.settlements] == [(attempts[1].claim.fence, RELEASE)]
+        keeper.keeper.tick()
+        assert len(keeper.settlements) == 1
+        await rig.until(lambda: attempts[1].claim.fence in rig.engine.settled)
+        assert handler.contexts == []
+        assert attempts[0].state is AttemptState.RUNNING
+        rig.exchange.held.drop(attempts[0])
 
 
 async def test_a_claim_that_nobody_comes_to_run_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -63,7 +63,7 @@ class Executor:
         self._on_finished = on_finished
         self._on_threads_back = on_threads_back
         self._loop = asyncio.get_running_loop()
-        self._active: set[Attempt] = set()  # begun, or about to, and not handed back
+        self._active: set[Attempt] = set()  # those that have a slot
         self._queue: deque[tuple[Attempt, Invocation]] = deque()  # of async attempts, without a task yet
         self._share = _SHARE[1]
         self._share_began: float | None = None  # None while no share is under way
@@ -275,7 +275,7 @@ class Executor:
             return
         if attempt.give_back():
             # No thread has come to it in all this time: another worker may have one.
-            self._hand_back(attempt, now)
+            self._free_slot(attempt, now)
         elif attempt.since + attempt.claim.timeout_ms / 1000 > now:
             self._set_timer(attempt)  # its time began later than its claim
             return
@@ -304,7 +304,7 @@ class Executor:
             )
 
     def _finish(self, attempt: Attempt, outcome: Outcome, ended: float | None = None) -> None:
-        """An attempt has come to this end at the monotonic time `ended` (now). Nothing, when it was handed back."""
+        """An attempt has come to this end, at the monotonic time `ended` (now). Does nothing once its slot is free."""
         if attempt not in self._active:
             return
         if ended is None:
@@ -314,9 +314,9 @@ class Executor:
             # It kept the loop or the interpreter to itself past its time, so that no timer could say so.
             outcome = outcomes.timeout(claim.step_name, claim.timeout_ms)
         attempt.finish(outcome)
-        self._hand_back(attempt, ended)
+        self._free_slot(attempt, ended)
 
-    def _hand_back(self, attempt: Attempt, ended: float) -> None:
+    def _free_slot(self, attempt: Attempt, ended: float) -> None:
         """An attempt has its outcome, and its slot is free."""
         self._active.discard(attempt)
         if attempt.timer is not None:
