@@ -63,6 +63,8 @@ class MemoryEngine:
         self.late_settle_faults: deque[Exception] = deque()  # raised after the call took effect
         self.refused: dict[int, Exception] = {}  # by fence, for success outcomes
         self.locked: set[int] = set()  # fences of claims whose run somebody holds
+        self.locked_after: set[int] = set()  # those whose run is held from the next late fault on
+        self.lock_timeouts = 0  # calls that met such a run
         self.calls: list[tuple[str, int, int]] = []  # name, outcomes, claim limit
         self.concurrent = 0
         self.most_concurrent = 0
@@ -82,6 +84,7 @@ class MemoryEngine:
     async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer:
         await self._enter("settle", len(settlements), claim_limit, self.settle_faults)
         if any(each.fence in self.locked for each in settlements):
+            self.lock_timeouts += 1
             raise Locked("canceling statement due to lock timeout")
         for each in settlements:
             if each.fence in self.refused and each.outcome.kind is OutcomeKind.SUCCESS:
@@ -92,6 +95,7 @@ class MemoryEngine:
                 self.settled[each.fence] = each.outcome
                 recorded.add(each.fence)
         if self.late_settle_faults:
+            self.locked |= self.locked_after
             raise self.late_settle_faults.popleft()
         return Answer(frozenset(recorded), self._take(claim_limit), 0, 0)
 
@@ -234,9 +238,9 @@ class Rig:
         if self.task.done():
             self.task.result()
 
-    async def work_off(self, *claims: Claim) -> None:
-        """Queue claims and wait until all of them are settled."""
-        self.engine.queue.extend(claims)
+    async def work_off(self, *claims: Claim, later_than: Sequence[Claim] = ()) -> None:
+        """Queue claims, behind others, and wait until all of them are settled."""
+        self.engine.queue.extend([*later_than, *claims])
         self.exchange.hint()
         await self.until(lambda: all(claim.fence in self.engine.settled for claim in claims))
 

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 import pytest_asyncio
 
@@ -52,6 +54,19 @@ HANDLERS = """
         while not (signals(context) / "go").exists():
             time.sleep(0.005)
         (signals(context) / "unblocked").touch()
+
+    @step_handler("blocks_when_told")
+    async def blocks_when_told(context):
+        while not (signals(context) / "block").exists():
+            await asyncio.sleep(0.005)
+        (signals(context) / "blocked").touch()
+        while not (signals(context) / "go").exists():
+            time.sleep(0.005)
+
+    @step_handler("counts")
+    def counts(context):
+        with (signals(context) / "runs").open("a") as runs:
+            runs.write(f"{context.attempt}\\n")
 
     @step_handler("exits_in_a_child")
     async def exits_in_a_child(context):
@@ -247,7 +262,15 @@ async def test_it_works_answers_over_http_logs_json_and_signs_off(lab: Lab, star
     assert (await asyncio.to_thread(_get, port, "/health/ready"))[0] == 200
     detailed = json.loads((await asyncio.to_thread(_get, port, "/health/detailed"))[1])
     assert (detailed["worker"], detailed["steps_succeeded"], detailed["environment"]) == ("w-1", 2, "test")
-    assert sorted(detailed["handlers"]) == ["blocks_the_loop", "do", "exits_in_a_child", "held", "leaves_a_thread"]
+    assert sorted(detailed["handlers"]) == [
+        "blocks_the_loop",
+        "blocks_when_told",
+        "counts",
+        "do",
+        "exits_in_a_child",
+        "held",
+        "leaves_a_thread",
+    ]
     metrics = (await asyncio.to_thread(_get, port, "/metrics"))[1].decode()
     assert 'tasker_worker_steps_total{outcome="success"} 2.0' in metrics
     worker.send(signal.SIGTERM)
@@ -362,6 +385,57 @@ async def test_a_handler_that_blocks_the_loop_is_timed_out_and_the_worker_lives(
     warnings = [line for line in _lines(worker) if line["message"].startswith("the event loop is blocked")]
     assert [line["step"] for line in warnings] == ["a"]
     assert "shop_handlers.py" in warnings[0]["at"]
+
+
+async def test_a_claim_whose_answer_a_blocked_loop_does_not_read_costs_no_attempt_and_is_run_once(
+    lab: Lab, start: Start, tmp_path: Path
+) -> None:
+    """The loop is blocked for far longer than half a lease, from when a claim is under way until it was given back."""
+    context = {"folder": str(tmp_path)}
+    await lab.execute("alter function tasker.claim_steps(text, integer) set lock_timeout = 0")
+    await lab.execute(
+        "create function tasker.hold() returns trigger language plpgsql as"
+        " $$ begin perform pg_advisory_xact_lock(7); return new; end $$"
+    )
+    await lab.execute(
+        "create trigger hold before insert on tasker.leases for each row when (new.attempt > 0)"
+        " execute function tasker.hold()"
+    )
+    blocking = await lab.run(step("blocking", callable="blocks_when_told", timeoutSeconds=600), context=context)
+    worker = start(TASKER_LEASE_SECONDS="2")
+
+    async def holds(count: int) -> bool:
+        return len(await lab.rows("select from tasker.leases")) == count
+
+    await eventually_async(partial(holds, 1), timeout=20)
+    async with await psycopg.AsyncConnection.connect(lab.url, autocommit=True) as holder:
+        await holder.execute("select pg_advisory_lock(7)")
+        await lab.template(step("counted", callable="counts", retry={"maxAttempts": 1}), name="other")
+        counted = await lab.submit("other", context=context)
+
+        async def claim_is_under_way() -> bool:
+            return bool(await lab.value("select count(*) from pg_locks where locktype = 'advisory' and not granted"))
+
+        await eventually_async(claim_is_under_way, timeout=20)
+        (tmp_path / "block").touch()
+        await _appears(tmp_path / "blocked")
+        await holder.execute("select pg_advisory_unlock(7)")
+    await eventually_async(partial(holds, 2), timeout=20)
+
+    async def given_back() -> bool:
+        return (await lab.step_states(counted))["counted"] != "in_progress"
+
+    await eventually_async(given_back, timeout=20)
+    steps = await lab.steps(counted)
+    assert (steps["counted"]["state"], steps["counted"]["attempts"]) == ("enqueued", 0)
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "go").touch()
+    await _ended(lab, counted)
+    await _ended(lab, blocking)
+    assert (tmp_path / "runs").read_text().split() == ["1"]
+    messages = [line["message"] for line in _lines(worker)]
+    assert "claims that never arrived here are given back" in messages
+    assert "claims came too late and are given back unrun" in messages
 
 
 async def test_sys_exit_in_a_task_of_a_handler_fails_the_attempt_and_nothing_else(lab: Lab, start: Start) -> None:

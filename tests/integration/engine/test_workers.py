@@ -96,13 +96,20 @@ async def test_other_workers_claims_are_not_unknown_to_this_one(lab: Lab) -> Non
     assert (await worker.renew()).unknown_fences == []
 
 
-async def test_renewing_waits_neither_for_a_settlement_nor_for_who_waits_for_one(lab: Lab) -> None:
+async def test_renewing_waits_neither_for_a_settlement_nor_for_who_waits_for_one(own_lab: Lab) -> None:
     """A settlement that claims holds its worker's row for as long as it waits for a run that somebody else holds."""
+    lab = own_lab
+    # Here the one waits as long as it takes, and any wait of the other is an error.
+    await lab.execute(
+        "alter function tasker.settle_steps(text, bigint[], bigint[], text[], jsonb[], integer) reset lock_timeout"
+    )
+    await lab.execute("alter function tasker.renew_worker(text, bigint[], bigint[], timestamptz) reset lock_timeout")
     await lab.run(step("a"))
     worker = await lab.worker()
     claim = await worker.claim_one()
     async with AsyncExitStack() as stack:
-        holder, settling, draining, renewing = [await stack.enter_async_context(await connect(lab.url)) for _ in "1234"]
+        # Closed in the other order: who holds first, then who waits for it.
+        renewing, draining, settling, holder = [await stack.enter_async_context(await connect(lab.url)) for _ in "1234"]
         await holder.execute("begin")
         await holder.execute("select from tasker.tasks for update")
         await settling.execute("begin")

@@ -11,7 +11,7 @@ import pytest
 from support.worker_engine import NOTHING_LOST, MemoryLeaseEngine, Rig, make_claim
 from tasker_worker import HandlerRegistry, StepContext
 from tasker_worker.attempts import Attempt, AttemptState
-from tasker_worker.claims import Settlement
+from tasker_worker.claims import RELEASE, OutcomeKind, Settlement
 from tasker_worker.gateway import Offer, Unavailable
 from tasker_worker.leases import LeaseKeeper
 
@@ -92,6 +92,79 @@ async def test_leases_are_renewed_every_third_of_their_time_with_all_that_is_hel
         assert keeper.keeper.valid_until == keeper.clock.now + 30
         await keeper.tick(10.1)
         assert len(keeper.engine.renewals) == 2
+
+
+async def test_a_lease_counts_from_before_the_call_that_renewed_it() -> None:
+    """The database may have renewed at once and been slow to say so."""
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+
+        def answer_slowly() -> None:
+            keeper.clock.now += 4
+
+        keeper.engine.during_renewal = answer_slowly
+        await keeper.tick(11)
+        assert keeper.keeper.valid_until == keeper.clock.now - 4 + 30
+        await keeper.tick(5.9)
+        assert len(keeper.engine.renewals) == 1
+        await keeper.tick(0.2)
+        assert len(keeper.engine.renewals) == 2
+
+
+async def test_claims_that_never_arrived_are_given_back_and_those_under_way_are_not_unknown() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        [attempt] = await _holding(rig, handler, 1)
+        lost = make_claim("work")
+        keeper.engine.renewal = NOTHING_LOST._replace(unknown_step_ids=[lost.step_id], unknown_fences=[lost.fence])
+        await keeper.tick(11)
+        assert [(each.step_id, each.fence, each.outcome.kind) for each in keeper.settlements] == [
+            (lost.step_id, lost.fence, OutcomeKind.RELEASE)
+        ]
+        await keeper.tick(11)
+        assert keeper.engine.claiming_since == [None, NOTHING_LOST.renewed_at]
+        assert attempt.state is AttemptState.RUNNING
+
+
+async def test_a_claim_call_under_way_for_half_a_lease_is_given_up_by_the_next_renewal() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler), slots=1) as rig:
+        keeper = Keeper(rig)
+        rig.engine.gate.clear()
+        rig.engine.called.clear()
+        await asyncio.wait_for(rig.engine.called.wait(), 5)
+        late = make_claim("work")
+        rig.engine.queue.append(late)
+        await keeper.tick(11)
+        await keeper.tick(11)
+        rig.engine.gate.set()
+        await rig.until(lambda: late.fence in rig.engine.settled)
+        assert rig.engine.settled[late.fence].kind is OutcomeKind.RELEASE
+        assert handler.contexts == []
+
+
+async def test_leases_that_run_out_while_a_renewal_hangs_let_no_claim_start_until_they_are_renewed() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler), slots=1) as rig:
+        keeper = Keeper(rig)
+        rig.engine.gate.clear()
+        rig.engine.called.clear()
+        await asyncio.wait_for(rig.engine.called.wait(), 5)
+        late, later = make_claim("work"), make_claim("work")
+        rig.engine.queue.append(late)
+        rig.exchange.held.valid_until = 0.0  # as the clock has it; the lease thread has not come to see it
+        rig.engine.gate.set()
+        await rig.until(lambda: late.fence in rig.engine.settled)
+        assert rig.engine.settled[late.fence].kind is OutcomeKind.RELEASE
+        rig.engine.queue.append(later)
+        rig.exchange.hint()
+        before = len(rig.engine.calls)
+        await rig.until(lambda: rig.exchange._waiter is not None)
+        assert [limit for _, _, limit in rig.engine.calls[before:] if limit] == []
+        assert handler.contexts == []
+        await keeper.tick(11)
+        await rig.until(lambda: len(handler.contexts) == 1)
 
 
 async def test_results_that_are_not_settled_yet_are_renewed_too() -> None:
@@ -211,9 +284,34 @@ async def test_a_handler_that_blocks_the_loop_past_its_timeout_is_timed_out_from
             keeper.keeper.tick()
         [settlement] = keeper.settlements
         assert settlement.fence == attempt.claim.fence
+        assert attempt.state is AttemptState.UNSURE
         assert settlement.outcome.message == "step 'work' exceeded its timeout of 5 s"
         assert attempt.context.cancelled
         rig.executor.watch.stepping = None
+
+
+async def test_what_waits_for_a_loop_that_is_blocked_for_half_a_lease_is_given_back_and_never_started() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        keeper.keeper.tick()  # asks the loop, which gets no chance to answer
+        rig.exchange.held.call_begins(keeper.clock.now)
+        attempts, _ = rig.exchange.held.call_ends([make_claim("work") for _ in range(2)], keeper.clock.now)
+        assert attempts[0].begin()
+        rig.executor.start(attempts[1:])
+        for seconds in (9, 6, 0.1, 0.1):
+            assert keeper.settlements == []
+            keeper.clock.now += seconds
+            keeper.keeper.tick()
+            if keeper.keeper.loop_lag > 15:
+                break
+        assert [(each.fence, each.outcome) for each in keeper.settlements] == [(attempts[1].claim.fence, RELEASE)]
+        keeper.keeper.tick()
+        assert len(keeper.settlements) == 1
+        await rig.until(lambda: attempts[1].claim.fence in rig.engine.settled)
+        assert handler.contexts == []
+        assert attempts[0].state is AttemptState.RUNNING
+        rig.exchange.held.drop(attempts[0])
 
 
 async def test_a_claim_that_nobody_comes_to_run_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,13 +4,6 @@ The event loop runs an attempt, a handler thread begins it, and the lease thread
 of them move it by the methods below, which take the attempt's lock and make only the moves of `_MOVES`; whoever comes
 too late gets False and leaves it alone. So a handler is never called for a claim that is known to be lost, and an
 outcome is never thrown away while the engine's answer to it is under way.
-
-                    ┌────────────── give_back ──────────────┐
-                    │                                       ▼              ┌─ not_sent ─┐
-    claim ─▶ WAITING ─ begin ─▶ RUNNING ──── finish ────▶ FINISHED ─ send ─▶ SENDING ─ settle ─▶ SETTLED
-               │                 │   └─── time_out ──────────────────────────┐  │ doubt      ▲
-               └──── expire ──▶ EXPIRED ─── finish ──▶ FINISHED              └▶ UNSURE ─────┘ settle
-    WAITING, RUNNING, EXPIRED, FINISHED ─ lose ─▶ LOST
 """
 
 from __future__ import annotations
@@ -37,16 +30,19 @@ class AttemptState(Enum):
 
 
 _State = AttemptState
-_MOVES = {
-    _State.WAITING: {_State.RUNNING, _State.EXPIRED, _State.FINISHED, _State.LOST},
-    _State.RUNNING: {_State.EXPIRED, _State.FINISHED, _State.UNSURE, _State.LOST},
-    _State.EXPIRED: {_State.FINISHED, _State.LOST},
-    _State.FINISHED: {_State.SENDING, _State.LOST},
-    _State.SENDING: {_State.FINISHED, _State.UNSURE, _State.SETTLED},
-    _State.UNSURE: {_State.SETTLED},
-    _State.SETTLED: set(),
-    _State.LOST: set(),
+_MOVES: dict[str, tuple[set[AttemptState], AttemptState]] = {
+    "begin": ({_State.WAITING}, _State.RUNNING),
+    "give_back": ({_State.WAITING}, _State.FINISHED),
+    "finish": ({_State.WAITING, _State.RUNNING, _State.EXPIRED}, _State.FINISHED),
+    "time_out": ({_State.RUNNING}, _State.UNSURE),
+    "expire": ({_State.WAITING, _State.RUNNING}, _State.EXPIRED),
+    "lose": ({_State.WAITING, _State.RUNNING, _State.EXPIRED, _State.FINISHED}, _State.LOST),
+    "send": ({_State.FINISHED}, _State.SENDING),
+    "not_sent": ({_State.SENDING}, _State.FINISHED),
+    "doubt": ({_State.SENDING}, _State.UNSURE),
+    "settle": ({_State.SENDING, _State.UNSURE}, _State.SETTLED),
 }
+"""Each move: the states that it may follow, and what it makes of them."""
 
 
 class Attempt:
@@ -88,17 +84,16 @@ class Attempt:
     def begin(self) -> bool:
         """Its handler is about to be called, and from here its time counts. False: it must not be called any more."""
         with self._lock:
-            if self.state is not AttemptState.WAITING:
+            if not self._move("begin"):
                 return False
-            self.state = AttemptState.RUNNING
             self.began_at = time.monotonic()
             self.context.begin()
             return True
 
     def give_back(self) -> bool:
-        """It goes back unrun, which its lease's loss may have made needless. False: its handler was called."""
+        """It goes back unrun. False when its handler was called, or when another end came first."""
         with self._lock:
-            return self.state is AttemptState.WAITING and self._move(AttemptState.FINISHED, RELEASE)
+            return self._move("give_back", RELEASE)
 
     def finish(self, outcome: Outcome) -> bool:
         """It has come to this end. False when another end came first; a lost attempt keeps it for the log."""
@@ -108,12 +103,12 @@ class Attempt:
             if self.state is AttemptState.EXPIRED and outcome.kind is OutcomeKind.ERROR:
                 # It was told to stop, which is no failure of the step. If the lease is current after all, it goes back.
                 outcome = RELEASE
-            return self._move(AttemptState.FINISHED, outcome)
+            return self._move("finish", outcome)
 
     def time_out(self, outcome: Outcome) -> bool:
         """Its handler blocks the loop past its time, and `outcome` is sent by somebody else than the loop."""
         with self._lock:
-            if not self._move(AttemptState.UNSURE, outcome):
+            if not self._move("time_out", outcome):
                 return False
             self.context.cancelled = True
             return True
@@ -125,49 +120,50 @@ class Attempt:
 
     def expire(self) -> bool:
         """The leases ran out by the local clock. False when it had ended or lost its lease before."""
-        return self._stop(AttemptState.EXPIRED)
+        return self._stop("expire")
 
     def lose(self) -> bool:
         """The engine says that the lease is not this worker's. False when that changes nothing any more.
 
         While its outcome is under way, the engine's answer to that tells more than this.
         """
-        return self._stop(AttemptState.LOST)
+        return self._stop("lose")
 
     def send(self) -> bool:
         """Its outcome is about to be sent, for the first time or again. False: its lease is lost."""
         with self._lock:
-            return self.state is AttemptState.UNSURE or self._move(AttemptState.SENDING)
+            return self.state is AttemptState.UNSURE or self._move("send")
 
     def not_sent(self) -> None:
         """The call had no effect."""
         with self._lock:
-            if self.state is AttemptState.SENDING:
-                self._move(AttemptState.FINISHED)
+            self._move("not_sent")
 
     def doubt(self) -> None:
         """Nobody heard what became of the call."""
         with self._lock:
-            self._move(AttemptState.UNSURE)
+            self._move("doubt")
 
     def settle(self) -> bool:
         """The engine has answered. True when an earlier call may have had an effect already."""
         with self._lock:
             doubted = self.state is AttemptState.UNSURE
-            self._move(AttemptState.SETTLED)
+            self._move("settle")
             return doubted
 
-    def _stop(self, state: AttemptState) -> bool:
+    def _stop(self, move: str) -> bool:
         with self._lock:
-            if not self._move(state):
+            if not self._move(move):
                 return False
             self.context.cancelled = True
             return True
 
-    def _move(self, state: AttemptState, outcome: Outcome | None = None) -> bool:
-        if state not in _MOVES[self.state]:
+    def _move(self, move: str, outcome: Outcome | None = None) -> bool:
+        """The caller holds the lock."""
+        sources, target = _MOVES[move]
+        if self.state not in sources:
             return False
-        self.state = state
+        self.state = target
         if outcome is not None:
             self.outcome = outcome
         return True

@@ -168,7 +168,7 @@ class Exchange:
             elif limit and self._loop.time() >= self._next_poll:
                 await self._claim(limit)
             else:
-                await self._wait(self._next_poll if limit else self._end_of_patience())
+                await self._wait(self._next_poll if limit else self._idle_until())
                 continue
             # Handlers that do not wait have ended after one turn; what they return goes with the very next call.
             await asyncio.sleep(0)
@@ -177,6 +177,8 @@ class Exchange:
         """How many steps to ask for."""
         if self._stopping or self.draining or executor.out_of_threads or self._locked.waiting() >= _LOCKED_OUTCOMES:
             return 0
+        if self._leases_ran_out():
+            return 0  # what it claimed would be given back unrun
         return max(0, self._slots - executor.running)
 
     def _nothing_is_locked(self, locked: asyncio.Task[None]) -> bool:
@@ -184,10 +186,15 @@ class Exchange:
         nothing = not self._locked.waiting() and not self._settler_of_locked.sending
         return nothing or locked.done() or time.monotonic() >= self._give_up_at
 
-    def _end_of_patience(self) -> float | None:
-        """When waiting for runs that are held ends, a time of the loop's clock; None without an end."""
-        only_locked = self._stopping and not (self._executor and self._executor.running)
-        return self._give_up_at if only_locked and self._give_up_at < float("inf") else None
+    def _leases_ran_out(self) -> bool:
+        return time.monotonic() >= self.held.valid_until
+
+    def _idle_until(self) -> float | None:
+        """When to go on although nothing is to be claimed now, a time of the loop's clock; None: when woken."""
+        if self._stopping:
+            ended = self._executor is not None and not self._executor.running  # only runs that are held are left
+            return self._give_up_at if ended and self._give_up_at < float("inf") else None
+        return self._loop.time() + self._poll_max if self._leases_ran_out() else None
 
     async def _settle(self, batch: list[Attempt], limit: int) -> bool:
         if limit:

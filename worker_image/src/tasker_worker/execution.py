@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any
 
 from . import outcomes
-from .attempts import Attempt, log_fields
+from .attempts import Attempt, AttemptState, log_fields
 from .claims import RELEASE, Outcome, OutcomeKind
 from .errors import ConfigurationError, ErrorType
 from .logging import current_step, with_fields
@@ -33,6 +33,7 @@ logger = logging.getLogger("tasker_worker.execution")
 
 _TURN_SECONDS = 0.005  # a share of async attempts that takes the loop for longer is followed by a smaller one
 _SHARE = (1, 8, 64)  # attempts begun in one turn of the loop: fewest, first, most
+_START_SECONDS = 5.0  # for a thread to come to a handler, should its timeout be shorter than that
 _THREAD_PAUSE_SECONDS = (1.0, 30.0)  # until a thread is tried again after the system had none, first and longest
 
 
@@ -62,7 +63,7 @@ class Executor:
         self._on_finished = on_finished
         self._on_threads_back = on_threads_back
         self._loop = asyncio.get_running_loop()
-        self._active: set[Attempt] = set()  # begun, or about to, and not handed back
+        self._active: set[Attempt] = set()  # those that have a slot
         self._queue: deque[tuple[Attempt, Invocation]] = deque()  # of async attempts, without a task yet
         self._share = _SHARE[1]
         self._share_began: float | None = None  # None while no share is under way
@@ -268,10 +269,14 @@ class Executor:
         self._collect()  # it may have ended in time, and the loop been late
         if attempt not in self._active:
             return
+        now = self._loop.time()
+        if attempt.state is AttemptState.WAITING and now < attempt.claimed_at + _START_SECONDS:
+            attempt.timer = self._loop.call_at(attempt.claimed_at + _START_SECONDS, self._on_timeout, attempt)
+            return
         if attempt.give_back():
             # No thread has come to it in all this time: another worker may have one.
-            self._hand_back(attempt, time.monotonic())
-        elif attempt.since + attempt.claim.timeout_ms / 1000 > self._loop.time():
+            self._free_slot(attempt, now)
+        elif attempt.since + attempt.claim.timeout_ms / 1000 > now:
             self._set_timer(attempt)  # its time began later than its claim
             return
         else:
@@ -299,7 +304,7 @@ class Executor:
             )
 
     def _finish(self, attempt: Attempt, outcome: Outcome, ended: float | None = None) -> None:
-        """An attempt has come to this end at the monotonic time `ended` (now). Nothing, when it was handed back."""
+        """An attempt has come to this end, at the monotonic time `ended` (now). Does nothing once its slot is free."""
         if attempt not in self._active:
             return
         if ended is None:
@@ -309,9 +314,9 @@ class Executor:
             # It kept the loop or the interpreter to itself past its time, so that no timer could say so.
             outcome = outcomes.timeout(claim.step_name, claim.timeout_ms)
         attempt.finish(outcome)
-        self._hand_back(attempt, ended)
+        self._free_slot(attempt, ended)
 
-    def _hand_back(self, attempt: Attempt, ended: float) -> None:
+    def _free_slot(self, attempt: Attempt, ended: float) -> None:
         """An attempt has its outcome, and its slot is free."""
         self._active.discard(attempt)
         if attempt.timer is not None:

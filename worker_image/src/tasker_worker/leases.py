@@ -31,7 +31,7 @@ logger = logging.getLogger("tasker_worker.leases")
 _TICK_SECONDS = 0.25
 _LAG_WARNING_SECONDS = 1.0
 _STARVED_SECONDS = 10.0
-_STARVED_LOOK_SECONDS = 1.0  # between two looks for starved attempts
+_STARVED_CHECK_SECONDS = 1.0  # between two searches for starved attempts
 _RETRY_SECONDS = 0.5  # after a renewal that failed
 
 
@@ -82,7 +82,7 @@ class LeaseKeeper:
         self._expired = False
         self._renewal_failing = False
         self._next_renewal = now + self._lease_seconds / 3
-        self._next_look = now + _STARVED_LOOK_SECONDS
+        self._next_starved_check = now + _STARVED_CHECK_SECONDS
         self._starved: set[int] = set()  # fences of attempts that were warned of
         self._asked_at: float | None = None  # when the loop was asked to answer, while it has not
         self._warned = False
@@ -129,7 +129,7 @@ class LeaseKeeper:
             self._renew()
         if not self._expired and self._clock() >= self.valid_until:
             self._expire()
-        if self._clock() >= self._next_look:
+        if self._clock() >= self._next_starved_check:
             self._find_starved()
 
     # leases
@@ -166,12 +166,12 @@ class LeaseKeeper:
         # From the time before the call on, for the database may have renewed at once and been slow to say so.
         lost, unknown = self._held.renewed(renewal, sent + self._lease_seconds)
         self._in_loop(self._on_draining, renewal.draining)
-        self._tell_lost(lost)
+        self._log_lost(lost)
         if unknown:
             logger.warning("claims that never arrived here are given back", extra=with_fields(count=len(unknown)))
             self._settle(Settlement(step_id, fence, RELEASE) for step_id, fence in unknown)
 
-    def _tell_lost(self, lost: list[Attempt]) -> None:
+    def _log_lost(self, lost: list[Attempt]) -> None:
         self._metrics.leases_lost += len(lost)
         for attempt in lost:
             if attempt.outcome is None:
@@ -192,7 +192,7 @@ class LeaseKeeper:
     def _find_starved(self) -> None:
         """Warn of claims whose handler nobody came to call, once each."""
         now = self._clock()
-        self._next_look = now + _STARVED_LOOK_SECONDS
+        self._next_starved_check = now + _STARVED_CHECK_SECONDS
         waiting = {
             attempt.claim.fence: attempt
             for attempt in self._held.attempts()
@@ -228,6 +228,8 @@ class LeaseKeeper:
             )
         if attempt is not None and now - attempt.since > attempt.claim.timeout_ms / 1000:
             self._time_out(attempt)
+        if self.loop_lag > self._lease_seconds / 2:
+            self._give_back_waiting()
 
     def _answer(self, asked_at: float) -> None:
         """Runs in the loop."""
@@ -242,6 +244,15 @@ class LeaseKeeper:
         if attempt.time_out(outcome):
             logger.warning("a step that blocks the event loop is timed out", extra=with_fields(step=claim.step_name))
             self._settle([Settlement(claim.step_id, claim.fence, outcome)])
+
+    def _give_back_waiting(self) -> None:
+        """A loop that is blocked for so long calls no handler: what waits for one goes back, to run elsewhere."""
+        waiting = [attempt for attempt in self._held.attempts() if attempt.give_back()]
+        if waiting:
+            logger.warning(
+                "steps that wait for a blocked event loop are given back", extra=with_fields(count=len(waiting))
+            )
+            self._settle(Settlement(each.claim.step_id, each.claim.fence, RELEASE) for each in waiting)
 
     def _in_loop(self, function: Callable[..., None], *arguments: object) -> None:
         try:

@@ -29,7 +29,7 @@ class LockedTasks:
         self._outcomes: dict[str, deque[Attempt]] = {}  # by task uuid, in the order in which they are tried
         self._trying: str | None = None  # the task uuid of the call under way
         self._wanted = asyncio.Event()
-        self._told: set[str] = set()  # task uuids that were logged
+        self._logged: set[str] = set()  # task uuids that were logged
 
     def waiting(self) -> int:
         """Outcomes here, without those of the call under way."""
@@ -49,8 +49,8 @@ class LockedTasks:
         task_uuid = attempts[0].claim.task_uuid
         later = self._outcomes.pop(task_uuid, ())
         self._outcomes[task_uuid] = deque([*attempts, *later])
-        if task_uuid not in self._told:
-            self._told.add(task_uuid)
+        if task_uuid not in self._logged:
+            self._logged.add(task_uuid)
             logger.warning(
                 "a task is held by another session of the database; its outcomes wait",
                 extra=with_fields(task_uuid=task_uuid, count=len(self._outcomes[task_uuid])),
@@ -61,12 +61,12 @@ class LockedTasks:
         while True:
             self._wanted.clear()
             while self._outcomes:
-                if not await self._hand_in(settler):
+                if not await self._settle_next(settler):
                     return
             await self._wanted.wait()
 
-    async def _hand_in(self, settler: Settler) -> bool:
-        """One call for the first run; False when the settler has given up."""
+    async def _settle_next(self, settler: Settler) -> bool:
+        """One call, for the first run; False when the settler has given up."""
         task_uuid = next(iter(self._outcomes))
         finished = self._outcomes.pop(task_uuid)
         batch = settler.take_batch(finished)
@@ -83,5 +83,5 @@ class LockedTasks:
         if task_uuid in self._outcomes:
             await asyncio.sleep(_PAUSE_SECONDS)
         else:
-            self._told.discard(task_uuid)
+            self._logged.discard(task_uuid)
         return True

@@ -35,7 +35,7 @@ class HandlerThreads:
     def __init__(self, size: int) -> None:
         self._size = size
         self._jobs: deque[Job] = deque()
-        self._refused: deque[Job] = deque()  # taken from the jobs, and not told yet
+        self._refused: deque[Job] = deque()  # taken from the jobs, their callers not notified yet
         self._lock = threading.Lock()
         self._available = threading.Condition(self._lock)
         self._threads = 0  # alive and counted
@@ -56,7 +56,7 @@ class HandlerThreads:
         with self._lock:
             self._jobs.append(job)
             self._wake_one()
-        self._tell_refused()
+        self._notify_refused()
         return job
 
     def give_up(self, job: Job) -> None:
@@ -70,7 +70,7 @@ class HandlerThreads:
                 self._threads -= 1
                 if self._jobs:
                     self._wake_one()
-        self._tell_refused()
+        self._notify_refused()
 
     def can_start(self) -> bool:
         """Whether the system has a thread to give, found out by starting one."""
@@ -99,12 +99,12 @@ class HandlerThreads:
                 self._refused.extend(self._jobs)
                 self._jobs.clear()
 
-    def _tell_refused(self) -> None:
-        """Without the lock, since whoever is told may submit again."""
+    def _notify_refused(self) -> None:
+        """Without the lock, since whoever is notified may submit again."""
         while self._refused:
             try:
                 job = self._refused.popleft()
-            except IndexError:  # another thread has told it
+            except IndexError:  # another thread was quicker
                 return
             if not job.given_up:
                 job.refuse()
@@ -128,7 +128,7 @@ class HandlerThreads:
                     job.started = True
                     self._lock.release()
                     try:
-                        self._tell_refused()
+                        self._notify_refused()
                         job.work()
                     finally:
                         self._lock.acquire()

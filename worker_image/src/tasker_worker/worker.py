@@ -307,7 +307,9 @@ class Worker:
     async def _close(self) -> None:
         """Leave, whatever state things are in, within seconds: nothing here waits for what handlers may have taken."""
         threads = [part for part in (self._leases, self._sweeper) if part is not None]
-        await asyncio.gather(*(_apart(partial(part.stop, _THREAD_SECONDS), _THREAD_SECONDS) for part in threads))
+        await asyncio.gather(
+            *(_in_own_thread(partial(part.stop, _THREAD_SECONDS), _THREAD_SECONDS) for part in threads)
+        )
         tasks = [task for task in (*self._hint_tasks, self._conversation) if task is not None]
         for task in tasks:
             task.cancel()
@@ -322,7 +324,7 @@ class Worker:
         if self._gateway_for_locked is not None:
             await self._gateway_for_locked.close()
         if self._web is not None:
-            await _apart(self._web.close, _THREAD_SECONDS)
+            await _in_own_thread(self._web.close, _THREAD_SECONDS)
             self._web = None
         self._state = "stopped"
 
@@ -470,7 +472,7 @@ class Worker:
         }
 
 
-async def _apart(work: Callable[[], None], seconds: float) -> None:
+async def _in_own_thread(work: Callable[[], None], seconds: float) -> None:
     """Do something that blocks, waiting for it no longer than `seconds`.
 
     In a thread of its own, for the loop's pool may be full of what handlers do there.

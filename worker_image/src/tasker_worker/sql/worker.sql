@@ -44,5 +44,6 @@ select repair, repaired from tasker.sweep(%s::int)
 listen tasker_ready
 
 -- name: notify
--- Tells other sessions on a channel that there is something to look at. A hint need not wait for the disk.
-select set_config('synchronous_commit', 'off', true), pg_notify(%s, '')
+-- Tells other sessions on a channel that there is something to look at. A hint need not wait for the disk, nor for long
+-- for others that notify.
+select set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '2s', true), pg_notify(%s, '')
