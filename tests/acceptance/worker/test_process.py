@@ -332,6 +332,14 @@ def test_a_signal_ends_the_wait_for_a_database(start: Start, tmp_path: Path) -> 
     assert not (tmp_path / "termination-log").exists()
 
 
+async def test_callables_that_it_has_no_handler_for_are_told_at_the_start(lab: Lab, start: Start) -> None:
+    await lab.template(step("a"), step("b", "a", callable="of_another_team"))
+    worker = start()
+    await eventually_async(_log_says(worker, "the worker runs"))
+    [warning] = [line for line in _lines(worker) if "need handlers that this worker does not have" in line["message"]]
+    assert (warning["level"], warning["callables"], warning["count"]) == ("warning", ["of_another_team"], 1)
+
+
 # Its work and its end
 
 

@@ -40,14 +40,16 @@ def test_a_worker_that_cannot_be_started_leaves_an_error_and_nothing_running(mon
 
 
 class Interrupter(logging.Handler):
-    """Sends SIGINT to the main thread, as Ctrl-C does, when a message is logged, from whatever thread."""
+    """Sends SIGINT to the main thread, as Ctrl-C does, when a message is logged first, from whatever thread."""
 
     def __init__(self, message: str) -> None:
         super().__init__()
         self._message = message
+        self._sent = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage() == self._message:
+        if record.getMessage() == self._message and not self._sent:
+            self._sent = True
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 

@@ -56,10 +56,8 @@ def _run(modules: list[str], settings: WorkerSettings) -> int:
         logger.error(str(error))
         write_last_words(_last_words(error), settings.termination_log)
         return 2 if isinstance(error, DatabaseError) else 1
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # nothing that the worker foresees; its own code, or the handlers', is wrong
+    except (Exception, SystemExit) as error:
+        # Nothing that the worker foresees: its own code is wrong, or that of the handlers is where nothing guards it.
         logger.critical("the worker broke", exc_info=True)
         write_last_words(_last_words(error), settings.termination_log)
         return 1
