@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,41 @@ def test_a_callback_that_fails_keeps_no_other_from_being_told(controller: Shutdo
     controller.on_shutdown(lambda: told.append("told"))
     controller.trigger()
     assert told == ["told"]
+
+
+def test_a_callback_that_comes_late_is_called_at_once(controller: ShutdownController) -> None:
+    told: list[str] = []
+    controller.trigger()
+    controller.on_shutdown(lambda: told.append("told"))
+    controller.trigger()
+    assert told == ["told"]
+
+
+def test_every_callback_is_called_once_however_many_ask_at_a_time(controller: ShutdownController) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    told: deque[int] = deque()
+    together = threading.Barrier(4)
+
+    def adds(first: int) -> None:
+        together.wait()
+        for number in range(first, first + 500):
+            controller.on_shutdown(lambda number=number: told.append(number))  # type: ignore[misc]
+
+    def triggers() -> None:
+        together.wait()
+        controller.trigger()
+
+    threads = [threading.Thread(target=adds, args=(first,)) for first in (0, 500)]
+    threads += [threading.Thread(target=triggers) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(told) == list(range(1000))
 
 
 async def test_an_event_loop_can_wait_for_shutdown_too(controller: ShutdownController) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,12 +225,16 @@ class ShutdownController:
 
     def __init__(self) -> None:
         self._requested = threading.Event()
-        self._callbacks: list[Callable[[], None]] = []
+        # Taken out one by one, which is atomic: whoever gets one calls it, be it a thread or the signal handler that
+        # interrupts it, so each is called once. A lock would deadlock there.
+        self._callbacks: deque[Callable[[], None]] = deque()
         self._before: dict[signal.Signals, Any] = {}
 
     def on_shutdown(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once when shutdown is requested. It must return at once; it may not raise."""
+        """Have `callback` called once when shutdown is requested, or now when it was. It is to return at once."""
         self._callbacks.append(callback)
+        if self._requested.is_set():
+            self._call_all()
 
     def register_signal_handlers(self) -> None:
         """Listen for SIGTERM and SIGINT; only in the main thread."""
@@ -243,13 +248,8 @@ class ShutdownController:
 
     def trigger(self) -> None:
         """Request shutdown from within the program."""
-        if not self._requested.is_set():
-            self._requested.set()
-            for callback in self._callbacks:
-                try:
-                    callback()
-                except Exception:
-                    logger.exception("a shutdown callback failed")
+        self._requested.set()
+        self._call_all()
 
     def is_shutdown_requested(self) -> bool:
         return self._requested.is_set()
@@ -267,8 +267,18 @@ class ShutdownController:
             loop.call_soon_threadsafe(requested.set)
 
         self.on_shutdown(tell)
-        if not self._requested.is_set():
-            await requested.wait()
+        await requested.wait()
+
+    def _call_all(self) -> None:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.popleft()
+            except IndexError:  # another one took the last
+                return
+            try:
+                callback()
+            except Exception:
+                logger.exception("a shutdown callback failed")
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._requested.is_set():
