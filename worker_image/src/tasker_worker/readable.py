@@ -110,7 +110,7 @@ def readable(value: Any, *, hide_secrets: bool = True) -> Any:
 def is_secret(name: str, value: Any) -> bool:
     """Whether a field is to be hidden: its name tells of a secret, and its value is not one that tells nothing.
 
-    True, False and None never are hidden, numbers are shown where the name says that they count something.
+    True, False and None never are hidden; numbers, also many of them, are shown where the name says that they count.
     """
     if value is None or isinstance(value, bool):
         return False
@@ -120,9 +120,10 @@ def is_secret(name: str, value: Any) -> bool:
         return False
     if words[-1] in _ABOUT_WORDS:
         return False
-    if isinstance(value, Number):
-        return singular and (_COUNT_WORDS | _ABOUT_WORDS).isdisjoint(words)
-    return not ("tokens" in words and _only_numbers(value))
+    if isinstance(value, Number) and not singular:
+        return False  # that many of them
+    counts = "tokens" in words or not (_COUNT_WORDS | _ABOUT_WORDS).isdisjoint(words)
+    return not (counts and _only_numbers(value))
 
 
 def _kinds_of_secrets(words: list[str]) -> tuple[bool, bool]:
@@ -175,8 +176,15 @@ def _readable_object(value: Mapping[Any, Any], hide_secrets: bool, around: tuple
     shown: dict[str, Any] = {}
     for key, item in list(value.items()):
         name = _name(key)
-        shown[name] = HIDDEN if hide_secrets and is_secret(name, item) else _readable(item, hide_secrets, around)
+        shown[name] = HIDDEN if hide_secrets and _is_hidden(name, item) else _readable(item, hide_secrets, around)
     return shown
+
+
+def _is_hidden(name: str, value: Any) -> bool:
+    try:
+        return is_secret(name, value)
+    except Exception:  # of the value's own code; a secret that cannot be looked at may be one
+        return True
 
 
 def _name(key: Any) -> str:
