@@ -15,11 +15,9 @@ from itertools import pairwise
 from numbers import Number
 from typing import Any
 
-from .jsontext import as_plain
+from .jsontext import INTEGER_LIMIT, MAX_DEPTH, as_plain
 
 HIDDEN = "***"
-_MAX_DEPTH = 32  # containers within each other; what is deeper is left out
-_INTEGER_LIMIT = 10**4300  # Python writes no longer ones
 
 # A name tells of a secret when one of its words is one of these, or ends with one (`accesstoken`), or when two
 # neighbours are one of the pairs. The plurals are told apart, for `input_tokens=1500` is a count.
@@ -154,10 +152,10 @@ def _readable(value: Any, hide_secrets: bool, around: tuple[int, ...]) -> Any:
         if isinstance(value, str):
             return _text(str.__str__(value))
         if isinstance(value, int):
-            return int(value) if -_INTEGER_LIMIT < value < _INTEGER_LIMIT else hex(value)
+            return int(value) if -INTEGER_LIMIT < value < INTEGER_LIMIT else hex(value)
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else str(float(value))
-        if id(value) in around or len(around) == _MAX_DEPTH:
+        if id(value) in around or len(around) == MAX_DEPTH:
             return "…"
         around = (*around, id(value))
         if isinstance(value, Mapping):
