@@ -121,6 +121,7 @@ def test_a_text_under_the_name_of_a_secret_is_hidden(name: str) -> None:
         ("token_limit", 8192),
         ("max_token", 5),
         ("token_budget", 12.5),
+        ("token_usage", {"prompt": 3, "of": [1, 2]}),
         ("tokens_per_second", 41.2),
         ("token_expires", 1767225600),
         ("secrets", 3),
@@ -159,6 +160,7 @@ def test_what_only_sounds_like_a_secret_is_shown(name: str, value: Any) -> None:
         ("tokens", [101, "hunter2"]),
         ("tokens", {"a": 1, "b": "hunter2"}),
         ("api_key", 5),
+        ("token_usage", {"prompt": 3, "key": "hunter2"}),
         ("count", "password"),
     ],
 )
@@ -213,7 +215,8 @@ def test_values_are_shown_as_a_result_would_be_stored() -> None:
         ({"\ud800": 1}, {"\\ud800": 1}),
         (b"\xff!", "\\xff!"),
         (ValueError("no stock"), "no stock"),
-        (10**5000, hex(10**5000)),
+        (10**4300, hex(10**4300)),
+        (1 - 10**4300, 1 - 10**4300),
         (Unreadable(), "(Unreadable, which cannot be read)"),
         ({Unreadable(): 1}, {"(Unreadable, which cannot be read)": 1}),
         ([UnreadableModel(), 1], ["(UnreadableModel, which cannot be read)", 1]),
@@ -242,6 +245,29 @@ def test_what_holds_itself_or_is_too_deep_is_cut() -> None:
     assert "bottom" not in text
     shared = [1]
     assert readable([shared, shared]) == [[1], [1]]
+
+
+class UnreadableMapping(dict[str, Any]):
+    """One that raises when it is read."""
+
+    def values(self) -> Any:
+        raise OSError("hunter2")
+
+    items = values
+
+
+def test_values_that_cannot_be_looked_at_cost_nothing_beside_them() -> None:
+    holds_itself: list[Any] = []
+    holds_itself.append(holds_itself)
+    shown = readable(
+        {"tokens": holds_itself, "token_count": UnreadableMapping(a=1), "x": UnreadableMapping(a=1), "y": 1}
+    )
+    assert shown == {
+        "tokens": "***",
+        "token_count": "***",
+        "x": "(UnreadableMapping, which cannot be read)",
+        "y": 1,
+    }
 
 
 @given(st.from_type(object) | st.binary() | st.floats() | st.sets(st.integers()) | st.text(st.characters()))

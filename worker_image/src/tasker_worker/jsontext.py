@@ -25,7 +25,7 @@ MAX_DEPTH = 32  # containers within each other
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 _INFINITY = float("inf")
 _INTEGER_DIGITS = 4300  # Python neither writes nor reads longer ones
-_INTEGER_LIMIT = 10**_INTEGER_DIGITS
+INTEGER_LIMIT = 10**_INTEGER_DIGITS
 #: Put before a type's name by pydantic in place of a value that it cannot encode; no text that is stored can hold it.
 _UNKNOWN_TYPE = "\0of the type "
 
@@ -172,7 +172,7 @@ def _too_deep() -> _Fault:
 
 
 def _checked_integer(value: int) -> int:
-    if not -_INTEGER_LIMIT < value < _INTEGER_LIMIT:
+    if not -INTEGER_LIMIT < value < INTEGER_LIMIT:
         raise _Fault("is not JSON: ", f" is an integer of more than {_INTEGER_DIGITS} digits")
     return value
 

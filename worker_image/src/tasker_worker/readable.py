@@ -15,11 +15,9 @@ from itertools import pairwise
 from numbers import Number
 from typing import Any
 
-from .jsontext import as_plain
+from .jsontext import INTEGER_LIMIT, MAX_DEPTH, as_plain
 
 HIDDEN = "***"
-_MAX_DEPTH = 32  # containers within each other; what is deeper is left out
-_INTEGER_LIMIT = 10**4300  # Python writes no longer ones
 
 # A name tells of a secret when one of its words is one of these, or ends with one (`accesstoken`), or when two
 # neighbours are one of the pairs. The plurals are told apart, for `input_tokens=1500` is a count.
@@ -110,7 +108,7 @@ def readable(value: Any, *, hide_secrets: bool = True) -> Any:
 def is_secret(name: str, value: Any) -> bool:
     """Whether a field is to be hidden: its name tells of a secret, and its value is not one that tells nothing.
 
-    True, False and None never are hidden, numbers are shown where the name says that they count something.
+    True, False and None never are hidden; numbers, also many of them, are shown where the name says that they count.
     """
     if value is None or isinstance(value, bool):
         return False
@@ -120,9 +118,10 @@ def is_secret(name: str, value: Any) -> bool:
         return False
     if words[-1] in _ABOUT_WORDS:
         return False
-    if isinstance(value, Number):
-        return singular and (_COUNT_WORDS | _ABOUT_WORDS).isdisjoint(words)
-    return not ("tokens" in words and _only_numbers(value))
+    if isinstance(value, Number) and not singular:
+        return False  # that many of them
+    counts = "tokens" in words or not (_COUNT_WORDS | _ABOUT_WORDS).isdisjoint(words)
+    return not (counts and _only_numbers(value))
 
 
 def _kinds_of_secrets(words: list[str]) -> tuple[bool, bool]:
@@ -153,10 +152,10 @@ def _readable(value: Any, hide_secrets: bool, around: tuple[int, ...]) -> Any:
         if isinstance(value, str):
             return _text(str.__str__(value))
         if isinstance(value, int):
-            return int(value) if -_INTEGER_LIMIT < value < _INTEGER_LIMIT else hex(value)
+            return int(value) if -INTEGER_LIMIT < value < INTEGER_LIMIT else hex(value)
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else str(float(value))
-        if id(value) in around or len(around) == _MAX_DEPTH:
+        if id(value) in around or len(around) == MAX_DEPTH:
             return "…"
         around = (*around, id(value))
         if isinstance(value, Mapping):
@@ -175,8 +174,15 @@ def _readable_object(value: Mapping[Any, Any], hide_secrets: bool, around: tuple
     shown: dict[str, Any] = {}
     for key, item in list(value.items()):
         name = _name(key)
-        shown[name] = HIDDEN if hide_secrets and is_secret(name, item) else _readable(item, hide_secrets, around)
+        shown[name] = HIDDEN if hide_secrets and _is_hidden(name, item) else _readable(item, hide_secrets, around)
     return shown
+
+
+def _is_hidden(name: str, value: Any) -> bool:
+    try:
+        return is_secret(name, value)
+    except Exception:  # of the value's own code; a secret that cannot be looked at may be one
+        return True
 
 
 def _name(key: Any) -> str:

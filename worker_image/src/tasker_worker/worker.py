@@ -124,7 +124,11 @@ class Worker:
         try:
             await self._stop_wanted.wait()
         finally:
-            await self.stop()
+            try:
+                await self.stop()
+            except DatabaseError:
+                if self._failure is None:  # else that is why nothing could be settled, and what is to be told
+                    raise
         if self._failure is not None:
             raise WorkerError(f"the worker broke: {self._failure!r}") from self._failure
 
@@ -162,11 +166,13 @@ class Worker:
             self._gateway = Gateway(settings.database_url, lease_seconds=settings.lease_seconds)
             revision = self.registry.revision
             await self._register(self._gateway)
-            if self._stop_wanted.is_set():
+            if self._stop_requested:
                 self._state = "running"
                 return  # asked to stop while waiting for the database: `stop` finds nothing to wait for
             self._begin(self._gateway, revision)
         except BaseException:
+            if self._exchange is not None:
+                self._state = "stopping"  # what has registered signs off
             await self._close()
             raise
         self._state = "running"
