@@ -15,8 +15,8 @@ from mutants.coverage_map import CoverageMap, load, record
 from mutants.results import Results, Verdict, read_reasons, report
 from mutants.runs import Lane, judge_all, lanes
 from mutants.sampling import Mutant, shuffled_mutants
-from mutants.scratch import tracked_files
 from mutants.sources import ROOT
+from support.checkout import tracked_files
 
 FOLDER = ROOT / ".tasker" / "mutants"
 
@@ -86,7 +86,9 @@ def _coverage(lane: Lane, folder: Path, processes: int) -> CoverageMap:
 
 def _sample(lane: Lane, seed: int, count: int, only: str) -> list[Mutant]:
     """The first `count` mutants of the seed's order that load."""
-    return list(islice((mutant for mutant in shuffled_mutants(seed, only=only) if lane.loads(mutant)), count))
+    # Of the copy: somebody may go on working on the checkout.
+    mutants = shuffled_mutants(seed, lane.scratch.folder, only)
+    return list(islice((mutant for mutant in mutants if lane.loads(mutant)), count))
 
 
 def _body(mutant: Mutant) -> str:

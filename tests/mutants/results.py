@@ -28,7 +28,7 @@ class Verdict:
     by: str
     """The test that failed, or how the run ended; empty for a survivor."""
     tests: int
-    """How many tests in their own process were chosen."""
+    """How many tests were to be run, until one failed."""
     seconds: float
 
     @classmethod

@@ -27,7 +27,7 @@ from mutants.results import Verdict
 from mutants.sampling import Mutant
 from mutants.scratch import Scratch
 from mutants.selection import choose_process_tests, choose_tests
-from support.postgres import FAST_SETTINGS, SERVER_VARIABLE
+from support.postgres import FAST_SETTINGS, SERVER_VARIABLE, running_server
 
 START_SECONDS = 60.0
 FACTOR = 5.0
@@ -67,18 +67,19 @@ class Lane:
     def judge(self, mutant: Mutant, coverage: CoverageMap) -> Verdict:
         """Plants the mutant and runs its tests until one fails."""
         began = time.monotonic()
+        chosen = choose_tests(mutant, coverage, self.scratch.folder), choose_process_tests(mutant, coverage)
         self._note_databases()
-        tests = 0
+        run = 0
         ended: Ended = "passed"
         with self.scratch.planted(mutant.files(self.scratch.folder)):
-            for choose in (choose_tests, choose_process_tests):
-                chosen = choose(mutant, coverage)
-                tests += len(chosen)
-                if chosen and ended == "passed":
-                    ended = self._pytest(chosen)
+            for tests in filter(None, chosen):
+                run += len(tests)
+                ended = self._pytest(tests)
+                if ended != "passed":
+                    break
         self._drop_databases()
         by = "" if ended == "passed" else self._failed_test() if ended == "failed" else ended
-        return Verdict.of(mutant, killed=ended != "passed", by=by, tests=tests, seconds=time.monotonic() - began)
+        return Verdict.of(mutant, killed=ended != "passed", by=by, tests=run, seconds=time.monotonic() - began)
 
     def _pytest(self, tests: Mapping[str, float]) -> Ended:
         order = self._folder / "order.json"
@@ -156,7 +157,7 @@ def lanes(count: int) -> Iterator[list[Lane]]:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True)))
         for number in range(count):
             folder = base / str(number)
-            server = stack.enter_context(EmbeddedPostgres(folder / "postgres", SERVER_SETTINGS))
+            server = stack.enter_context(running_server(folder, SERVER_SETTINGS))
             lane = Lane(Scratch(folder / "tree"), server.url("postgres"), folder)
             stack.callback(lane.end_tests)
             made.append(lane)

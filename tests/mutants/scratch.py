@@ -8,7 +8,6 @@ a cleaned environment run the copy too.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -18,6 +17,7 @@ from itertools import count
 from pathlib import Path
 
 from mutants.sources import ROOT
+from support.checkout import copy_checkout
 
 _CLOCK = count(1_000_000_000)
 
@@ -28,10 +28,7 @@ class Scratch:
     def __init__(self, folder: Path, root: Path = ROOT) -> None:
         self.folder = folder
         self.python = folder / ".venv" / "bin" / "python"
-        for name in tracked_files(root):
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, target, follow_symlinks=False)
+        copy_checkout(folder, root)
         (folder / ".tasker").mkdir()
         if (root / ".tasker" / "tools").is_dir():
             (folder / ".tasker" / "tools").symlink_to(root / ".tasker" / "tools")
@@ -81,15 +78,3 @@ class Scratch:
         file.write_bytes(content)
         moment = next(_CLOCK)
         os.utime(file, (moment, moment))
-
-
-def tracked_files(root: Path = ROOT) -> list[str]:
-    """What a clone of the checkout as it stands would have, sorted."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=root,
-        capture_output=True,
-        check=True,
-    )
-    names = {name for name in listed.stdout.decode().split("\0") if name}
-    return sorted(name for name in names if (root / name).is_file())

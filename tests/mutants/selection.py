@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
 from mutants.coverage_map import CoverageMap
 from mutants.sampling import Mutant
@@ -19,10 +20,10 @@ PROCESS_BUDGET_SECONDS = 60.0
 """The same of tests that run processes; starting what they share is not counted."""
 
 
-def choose_tests(mutant: Mutant, coverage: CoverageMap) -> dict[str, float]:
+def choose_tests(mutant: Mutant, coverage: CoverageMap, root: Path = ROOT) -> dict[str, float]:
     """Names and seconds of the tests in their own process that can see the mutant, in the order to run them."""
     if mutant.is_sql:
-        found = _tests_of_sql(mutant, coverage)
+        found = _tests_of_sql(mutant, coverage, root)
     else:
         found = _tests_of_python(mutant, coverage)
     found = {name for name in found if not runs_processes(name)}
@@ -72,7 +73,7 @@ def _tests_of_package(path: str, coverage: CoverageMap) -> set[str]:
     }
 
 
-def _tests_of_sql(mutant: Mutant, coverage: CoverageMap) -> set[str]:
+def _tests_of_sql(mutant: Mutant, coverage: CoverageMap, root: Path) -> set[str]:
     name = enclosing_name(mutant.before, mutant.site.line)
     with_database = {test for test, noted in coverage.tests.items() if noted.functions}
     if name is None:
@@ -80,19 +81,19 @@ def _tests_of_sql(mutant: Mutant, coverage: CoverageMap) -> set[str]:
     if name in coverage.functions:
         return {test for test, noted in coverage.tests.items() if name in noted.functions}
     found: set[str] = set()
-    for path, line in _mentions(name):
+    for path, line in _mentions(name, root):
         found |= _tests_of_lines(coverage, path, [line])
     return found or with_database
 
 
 @cache
-def _mentions(name: str) -> list[tuple[str, int]]:
+def _mentions(name: str, root: Path) -> list[tuple[str, int]]:
     """Lines of Python source that have the name of a query in quotes."""
     return [
         (path, number)
-        for path in source_files()
+        for path in source_files(root)
         if path.endswith(".py")
-        for number, line in enumerate((ROOT / path).read_text(encoding="utf-8").splitlines(), start=1)
+        for number, line in enumerate((root / path).read_text(encoding="utf-8").splitlines(), start=1)
         if f'"{name}"' in line
     ]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from support import checkout
+
+ROOT = checkout.ROOT
 
 PACKAGES = (
     "operator/src/tasker/engine",

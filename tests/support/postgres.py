@@ -10,8 +10,9 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -92,6 +93,13 @@ class TestServer:
             connection.execute(statement)
 
 
+@contextmanager
+def running_server(folder: Path, settings: Mapping[str, str] = FAST_SETTINGS) -> Iterator[TestServer]:
+    """A server with its data in a folder of this one, shared by all who start it there."""
+    with EmbeddedPostgres(folder / "postgres", settings) as server:
+        yield TestServer(server.url(), folder)
+
+
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
     """The run's server, shared by all: make databases in it, never kill it."""
@@ -101,8 +109,8 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSe
     if given:
         yield TestServer(given, shared)
         return
-    with EmbeddedPostgres(shared / "postgres", FAST_SETTINGS) as server:
-        yield TestServer(server.url(), shared)
+    with running_server(shared) as server:
+        yield server
 
 
 @pytest.fixture
