@@ -8,6 +8,7 @@ import sys
 import click
 
 from tasker.cli.dev import dev
+from tasker.cli.system import system
 from tasker.errors import TaskerError
 from tasker.factory import migrate as run_migrations
 from tasker.settings import DatabaseSettings
@@ -20,6 +21,7 @@ def tasker() -> None:
 
 
 tasker.add_command(dev)
+tasker.add_command(system)
 
 
 @tasker.command()
