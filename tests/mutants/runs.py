@@ -21,7 +21,6 @@ from typing import Literal
 import psycopg
 from psycopg import sql
 
-from devcluster.postgres import EmbeddedPostgres
 from mutants.coverage_map import CoverageMap
 from mutants.results import Verdict
 from mutants.sampling import Mutant

@@ -11,7 +11,8 @@ TaskerError
 ├── IllegalTransition         the database refused a move that the state machine does not have
 └── StoreError                the database could not do what was asked
     ├── StoreUnavailable      it cannot be reached now; trying again may work
-    └── SchemaMismatch        its schema is not one that this release understands
+    ├── SchemaMismatch        its schema is not one that this release understands
+    └── ForeignInstallation   it belongs to another installation
 """
 
 from __future__ import annotations
@@ -74,3 +75,7 @@ class StoreUnavailable(StoreError):
 
 class SchemaMismatch(StoreError):
     """The database schema is not one that this release understands."""
+
+
+class ForeignInstallation(StoreError):
+    """The database belongs to another installation."""

@@ -143,6 +143,10 @@ class OperatorSettings:
     watch_namespaces: tuple[str, ...] = ()
     """The namespaces that are served; none means all of them, which is what one operator a cluster wants."""
 
+    installation: str = "kube-system/tasker"
+    """Which installation of its cluster this is: the namespace that it belongs to and a name, with a slash between. The
+    chart's release; by default the one of a cluster that has a single one, beside its own services."""
+
     health_port: int = 8080
     """Port of /healthz, /readyz and /metrics; 0 takes a free one."""
 
@@ -190,6 +194,7 @@ class OperatorSettings:
             worker_image_pull_policy=_pull_policy(environment),
             worker_image_pull_secrets=_names(environment, "TASKER_WORKER_IMAGE_PULL_SECRETS"),
             watch_namespaces=_names(environment, "TASKER_WATCH_NAMESPACES"),
+            installation=_installation(environment, cls.installation),
             health_port=_integer(environment, "TASKER_HEALTH_PORT", cls.health_port, at_most=65535),
             health_host=environment.get("TASKER_HEALTH_HOST") or cls.health_host,
             log_level=_choice(environment, "TASKER_LOG", cls.log_level, ("debug", "info", "warning", "error")),
@@ -219,6 +224,14 @@ def _pull_policy(environment: Mapping[str, str]) -> str | None:
     if policy is not None and policy not in policies:
         raise ConfigurationError(f"{name}={policy!r} is none of {', '.join(policies)}")
     return policy
+
+
+def _installation(environment: Mapping[str, str], default: str) -> str:
+    text = environment.get("TASKER_INSTALLATION") or default
+    namespace, slash, name = text.partition("/")
+    if not (namespace and slash and name) or "/" in name:
+        raise ConfigurationError(f"TASKER_INSTALLATION={text!r} is not a namespace and a name with a slash between")
+    return text
 
 
 def _integer(environment: Mapping[str, str], name: str, default: int, *, at_most: int) -> int:

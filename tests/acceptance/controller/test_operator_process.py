@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from support.apiserver import REPOSITORY, Kubectl, RunningApiServer, api_server
 from support.cluster import pool, step, task, template
+from support.cut_proxy import cut_proxy
 from support.operator_process import OperatorProcess, running_operator
 from support.python_path import python_path
-from support.waiting import eventually
+from support.waiting import eventually, eventually_async
 from support.workers import worker_processes
 from tasker.factory import migrate
 
@@ -84,6 +91,62 @@ def test_it_waits_for_the_crds_and_then_works(server: RunningApiServer, start_op
     operator.await_ready()
     kubectl.apply(template("quick", step("a")))
     kubectl("wait", "--for=condition=Ready", "tasktemplate/quick", "--timeout=10s")
+
+
+async def test_a_silent_database_is_told_by_the_readiness_alone(
+    kubectl: Kubectl, start_operator: StartOperator, database_url: str
+) -> None:
+    async with cut_proxy(database_url) as proxy:
+        operator = await asyncio.to_thread(start_operator, proxy.url, TASKER_DATABASE_STATEMENT_TIMEOUT_SECONDS="1")
+        await asyncio.to_thread(operator.await_ready)
+        proxy.go_silent()
+
+        async def unready() -> bool:
+            code, text = await asyncio.to_thread(operator.fetch, "/readyz")
+            return code == 503 and "the database: the database does not answer" in text
+
+        await eventually_async(unready, what="readiness says that the database does not answer")
+        assert await asyncio.to_thread(operator.fetch, "/healthz") == (200, "ok\n")
+        proxy.speak_again()
+        await asyncio.to_thread(operator.await_ready)
+
+
+def test_an_operator_of_another_installation_waits_and_cancels_nothing(
+    server: RunningApiServer, kubectl: Kubectl, start_operator: StartOperator, database_url: str, tmp_path: Path
+) -> None:
+    """Another cluster: none of the runs has a Task there."""
+    first = start_operator()
+    first.await_ready()
+    kubectl.apply(template("quick", step("a")), task("kept", "quick"))
+    kubectl("wait", "--for=condition=Accepted", "task/kept", "--timeout=10s")
+    with api_server(tmp_path / "other") as elsewhere:
+        Kubectl(kubeconfig=elsewhere.kubeconfig, namespace="default")("apply", "-f", str(REPOSITORY / "crds"))
+        with running_operator(database_url, elsewhere.kubeconfig, tmp_path / "other.log") as second:
+            second.await_log("waiting for a database of this installation")
+            code, text = second.fetch("/readyz")
+            assert code == 503 and "the database belongs to another installation, kube-system/tasker@" in text
+            assert second.fetch("/healthz") == (200, "ok\n")
+            [command] = re.findall(r"run: tasker system adopt (\S+);", text)
+            assert open_runs(database_url) == 1
+
+            # And the other way round: once it was given away, the first leaves it.
+            adopted = subprocess.run(
+                [sys.executable, "-m", "tasker", "system", "adopt", "--yes", command],
+                env={**os.environ, "DATABASE_URL": database_url},
+                check=True,
+                capture_output=True,
+            )
+            assert b"is that of" in adopted.stdout
+            second.await_ready()
+    first.await_log("the database belongs to another installation")
+    first.wait()
+
+
+def open_runs(database_url: str) -> int:
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("select count(*) from tasker.tasks where completed_at is null").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -108,8 +108,8 @@ async def test_a_run_that_somebody_holds_is_left_for_later_and_stops_no_other_re
         assert await _sweep(lab) == {}
         assert [await lab.state(free[name]) for name in ("never-taken", "late")] == ["error", "error"]
         assert await lab.value("select count(*) from tasker.workers where name = 'dead'") == 1
-    assert await lab.engine.sweep() == {**once, "workers_expired": 1}
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {**once, "workers_expired": 1}
+    assert await lab.engine.workers.sweep() == {}
     assert [await lab.state(held[name]) for name in ("never-taken", "late")] == ["error", "error"]
 
 
@@ -136,7 +136,7 @@ async def test_a_lost_worker_whose_row_is_held_is_left_for_later(own_lab: Lab) -
     async with await connect(lab.url) as holder, holder.transaction():
         await holder.execute("select from tasker.workers where name = 'held' for key share")
         assert await _sweep(lab) == {"workers_expired": 1, "leases_expired": 1}
-    assert await lab.engine.sweep() == {"workers_expired": 1, "leases_expired": 1}
+    assert await lab.engine.workers.sweep() == {"workers_expired": 1, "leases_expired": 1}
 
 
 async def test_a_long_read_of_the_history_keeps_partitions_from_being_made_and_nothing_else(own_lab: Lab) -> None:
@@ -158,9 +158,9 @@ async def test_a_long_read_of_the_history_keeps_partitions_from_being_made_and_n
         async with asyncio.timeout(20):
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 await lab.execute("select tasker.ensure_partitions()")
-            assert await lab.engine.sweep() == {"deadlines_passed": 1}
+            assert await lab.engine.workers.sweep() == {"deadlines_passed": 1}
     assert await lab.state(task) == "error"
-    assert (await lab.engine.sweep())["partitions_created"] >= 2
+    assert (await lab.engine.workers.sweep())["partitions_created"] >= 2
 
 
 async def test_a_sweep_repairs_no_more_than_its_limit_of_each_kind(lab: Lab) -> None:

@@ -461,7 +461,7 @@ async def test_a_task_that_another_session_holds_stops_neither_its_worker_nor_ot
         assert not told_to_stop.is_set()
         assert set(ran.values()) == {1}
         assert await lab.step_states(long) == {"long": "in_progress"}
-        await lab.engine.cancel_task(long, actor="test", reason="enough")
+        await lab.engine.actions.cancel(long, actor="test", reason="enough")
         await asyncio.wait_for(told_to_stop.wait(), 10)
     completions = await lab.rows(
         "select step_id, count(*) from tasker.step_transitions where to_state = 'complete' group by 1"

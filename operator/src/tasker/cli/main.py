@@ -8,6 +8,7 @@ import sys
 import click
 
 from tasker.cli.commands import CommandGroup
+from tasker.cli.system import system
 from tasker.errors import TaskerError
 from tasker.factory import migrate as run_migrations
 from tasker.settings import DatabaseSettings
@@ -17,6 +18,9 @@ from tasker_worker._version import __version__
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def tasker() -> None:
     """Workflows on Kubernetes: templates, tasks and the workers that run them."""
+
+
+tasker.add_command(system)
 
 
 @tasker.command()

@@ -19,6 +19,7 @@ from typing import TypeVar
 import kopf
 
 from tasker.controller.handlers import WatchRestartCounter, make_registry, make_settings
+from tasker.controller.installation import leave_adopted_database, take_database
 from tasker.controller.intake import Intake
 from tasker.controller.kube.access import client_configuration
 from tasker.controller.kube.client import Cluster, ClusterError, Manifest, Resource
@@ -48,7 +49,7 @@ from tasker.controller.tasks.summaries import SummaryReader
 from tasker.controller.templates.reconcile import TemplateReconciler
 from tasker.controller.world import Queues, World
 from tasker.engine import Engine
-from tasker.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
+from tasker.errors import ConfigurationError, ForeignInstallation, SchemaMismatch, StoreUnavailable
 from tasker.factory import open_engine
 from tasker.settings import DatabaseSettings, OperatorSettings
 from tasker_worker._version import __version__
@@ -134,6 +135,9 @@ async def run(database: DatabaseSettings, settings: OperatorSettings) -> None:
         engine = await _open_engine_when_ready(stack, database, readiness)
         cluster = await Cluster.connect(configuration)
         stack.push_async_callback(cluster.close)
+        await _until(
+            lambda: take_database(cluster, engine, settings.installation), "a database of this installation", readiness
+        )
         parts = assemble(cluster, engine, settings, metrics)
         readiness.waiting_for = "the first list of resources"
         await parts.changes.start()
@@ -182,6 +186,7 @@ def _loops(parts: Parts) -> list[Awaitable[None]]:
         read_changes_for_ever(parts.changes, changes),
         scale_for_ever(parts.scaler, scaling),
         sweep_for_ever(world),
+        leave_adopted_database(world.engine),
         resync_for_ever(parts.resync, world.settings.resync_seconds),
         listen(world, changes=changes, scaling=scaling),
     ]
@@ -223,7 +228,7 @@ async def _until(attempt: Callable[[], Awaitable[Result]], what: str, readiness:
             return await attempt()
         except SchemaMismatch as error:
             cause = f"{error}; waiting for the migration"
-        except (StoreUnavailable, ClusterError) as error:
+        except (StoreUnavailable, ForeignInstallation, ClusterError) as error:
             cause = f"{error}; waiting for {what}"
         readiness.waiting_for = f"{what}: {cause}"
         if cause != said:

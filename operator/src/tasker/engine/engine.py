@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tasker.engine.actions import Actions
 from tasker.engine.changes import ChangeLog
+from tasker.engine.installation import Installation
 from tasker.engine.pool import Database
 from tasker.engine.tasks import Tasks
 from tasker.engine.templates import Templates
@@ -24,6 +25,7 @@ class Engine:
         self.actions = Actions(database)
         self.workers = Workers(database)
         self.changes = ChangeLog(database)
+        self.installation = Installation(database)
         self._database = database
 
     @property

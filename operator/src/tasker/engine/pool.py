@@ -64,6 +64,8 @@ class Database:
         self.settings = settings
         self.obstacle: str | None = None
         """Why the newest call found no database to work with; None when it found one."""
+        self.installation: str | None = None
+        """For which installation it is used; None by a program that is none."""
         self._refusal: str | None = None
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.url,

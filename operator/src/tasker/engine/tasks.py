@@ -84,7 +84,10 @@ class Tasks:
 
     async def open_origins(self, namespace: str | None = None) -> list[OpenOrigin]:
         """Resources whose runs have not ended, of one namespace or of all."""
-        rows = await self._database.fetch(load_queries("tasks")["open_origins"], {"namespace": namespace})
+        rows = await self._database.fetch(
+            load_queries("tasks")["open_origins"],
+            {"namespace": namespace, "installation": self._database.installation},
+        )
         return [
             OpenOrigin(
                 namespace=row["namespace"],

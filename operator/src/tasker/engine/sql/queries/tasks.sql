@@ -8,7 +8,7 @@ select task_id from tasker.tasks where task_uuid = %(task_uuid)s;
 
 -- name: task_id_by_origin
 -- The internal id of the run that a resource asked for.
-select task_id from tasker.tasks where origin_uid = %(origin_uid)s;
+select task_id from tasker.tasks where origin_uid = %(origin_uid)s and tasker.is_owner(%(installation)s);
 
 -- name: cancel_task
 -- Cancels a run for good.
@@ -24,13 +24,15 @@ select tasker.resume_task(%(task_id)s);
 
 -- name: open_task_ids_of_namespace
 -- All runs of a namespace that have not ended.
-select task_id from tasker.tasks where namespace = %(namespace)s and completed_at is null order by task_id;
+select task_id from tasker.tasks
+where namespace = %(namespace)s and completed_at is null and tasker.is_owner(%(installation)s) order by task_id;
 
 -- name: open_origins
 -- The resources whose runs have not ended.
 select namespace, origin_name, origin_uid, task_uuid
 from tasker.tasks
 where completed_at is null and origin_uid is not null and (%(namespace)s::text is null or namespace = %(namespace)s)
+    and tasker.is_owner(%(installation)s)
 order by task_id;
 
 -- name: summaries
