@@ -14,6 +14,7 @@
 | tasker_operator_workers_expired_total | counter | | workers whose pods vanished |
 | tasker_operator_sweep_repairs_total | counter | repair | rows that the operator's sweep repaired |
 | tasker_operator_change_lag_seconds | gauge | | age of the last successful read of changed rows |
+| tasker_operator_invalid_objects | gauge | kind | objects that this release cannot read and leaves as they are |
 | tasker_operator_kubernetes_events_total | counter | reason, outcome (posted, known, failed, dropped) | Events |
 """
 
@@ -45,6 +46,7 @@ class OperatorMetrics:
         self.workers_expired = self._counter("workers_expired", "Workers whose pods vanished")
         self.sweep_repairs = self._counter("sweep_repairs", "Rows that the operator's sweep repaired", "repair")
         self.change_lag = self._gauge("change_lag_seconds", "Age of the last successful read of changed rows")
+        self.invalid_objects = self._gauge("invalid_objects", "Objects that this release cannot read", "kind")
         self.kubernetes_events = self._counter("kubernetes_events", "Kubernetes Events written", "reason", "outcome")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
