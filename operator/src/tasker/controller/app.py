@@ -1,4 +1,4 @@
-"""The operator process: builds its parts, waits for what it needs, runs until told to stop.
+"""The operator process: builds its parts, waits for what it needs, runs until a signal ends it.
 
 Started by `__main__`. It waits for the database, its schema and the cluster instead of crashing: the probes say what it
 waits for. SIGTERM and SIGINT end it at any time; work goes on without it.
@@ -83,7 +83,7 @@ async def run(database: DatabaseSettings, settings: OperatorSettings) -> None:
 
 
 async def _watch(parts: Parts, settings: OperatorSettings) -> None:
-    """kopf, until the process is told to stop. Raises what makes kopf give up."""
+    """kopf, until a signal ends the process. Raises what makes kopf give up."""
     cluster_wide = not settings.watch_namespaces
     before = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(

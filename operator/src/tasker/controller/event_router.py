@@ -1,7 +1,7 @@
 """What an event means: which object is the newest now, and which keys need work because of it.
 
 Called by the handlers of watch events and by the resync, which brings what events have missed. Types are the watch's:
-ADDED, MODIFIED, DELETED, or None for an object that was simply there.
+ADDED, MODIFIED, DELETED, or None for an object that was listed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Caches:
 
 @dataclass(frozen=True, kw_only=True)
 class Queues:
-    """One work queue a kind. The keys of `orphans` are (namespace, uid of a Task that is gone); of `namespaces`, of the
+    """One work queue a kind. The keys of `orphans` are (namespace, uid of a deleted Task); of `namespaces`, of the
     namespaces themselves; of `lost_pods`, of pods that vanished."""
 
     templates: KeyQueue

@@ -1,7 +1,7 @@
 """The handlers of kopf's events: each passes its event on to the router. Nothing else happens here.
 
 Only event handlers are used, so kopf writes no annotation, no finalizer and no Event of its own. It lists, watches,
-restarts watches that end or fall silent, and hands over every object it sees.
+restarts watches that end or fall silent, and passes on every object it gets.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def make_registry(router: EventRouter, *, cluster_wide: bool) -> kopf.OperatorRe
 
 
 class WatchRestartCounter(logging.Handler):
-    """Counts kopf's restarts of silent watches. kopf tells of them in its debug log only, so they are read there."""
+    """Counts kopf's restarts of silent watches. kopf reports them in its debug log only, so they are read there."""
 
     LOGGER = "kopf._cogs.clients.watching"
 

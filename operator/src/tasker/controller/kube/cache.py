@@ -1,4 +1,4 @@
-"""The newest object of each kind that the operator has seen, and the questions that reconcilers ask about them.
+"""The newest known version of each object, by namespace and name, with the lookups that reconcilers need.
 
 Filled by event handlers, by the resync and by the answers to our own writes. It is a cache of what the API server
 holds: losing it costs a list, never a decision. Objects are kept without what nobody here reads (managed fields,

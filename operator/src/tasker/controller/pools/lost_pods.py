@@ -1,8 +1,8 @@
 """Workers whose pods vanished: their steps go elsewhere at once, not when their leases run out.
 
-`event_router` notes a pod whose worker cannot be running and why; the reconcile of the work queue "Pod" tells the
-engine. A worker that ended in order has left the database by itself, so nothing is found for it. A container that is
-started anew at once is not noted: its new process gives up by itself what the one before has left.
+`event_router` notes a pod whose worker cannot be running and why; the reconcile of the work queue "Pod" reports it to
+the engine. A worker that ended in order has left the database by itself, so nothing is found for it. A container that
+is started anew at once is not noted: its new process gives up by itself what the one before has left.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class NamespaceReconciler:
         return True
 
     async def _retire(self, pool: ObjectMeta, *, takes_work: bool) -> float | None:
-        """Lets the managed pool run dry, then deletes it. `takes_work`: another pool goes on with what is queued."""
+        """Drains the managed pool, then deletes it. `takes_work`: another pool takes what is queued."""
         key = _key(pool)
         state = self._states.get(key)
         if state is None or state.demand is None:

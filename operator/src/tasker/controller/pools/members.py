@@ -1,4 +1,4 @@
-"""What belongs to a pool among the objects that the operator has seen."""
+"""The Deployment and the pods of a pool, from the caches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Brings a WorkerPool in line: its Deployment and what that needs, and a status that tells what there is and why.
+"""Brings a WorkerPool in line: its Deployment and what that needs, and a status that says what there is and why.
 
 The reconcile of the work queue "WorkerPool". How many workers there should be is `scaler`'s decision, left in the
 pool's state; all writes of a pool's objects happen here, one at a time a pool.
@@ -46,7 +46,7 @@ STATUS_SECONDS = 1.0
 
 
 class PoolReconciler:
-    """Applies what pools need and shows how they are."""
+    """Applies what pools need and writes their statuses."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class PoolReconciler:
             found = await self._cluster.get(CONFIG_MAP, key.namespace, config_map)
             if found is None:
                 await self._write_missing_handlers(pool, config_map)
-                return None  # the ConfigMap's event calls again
+                return None  # the ConfigMap's event queues it again
             handlers_hash = manifests.hash_handlers(found)
         await self._apply_surroundings(pool, identity, state)
         deployment = await self._apply_deployment(pool, identity, state, deployment, handlers_hash)
@@ -112,7 +112,7 @@ class PoolReconciler:
                 for sibling in self._pools.read_namespace(identity.namespace)
                 if sibling.spec.database is None and not sibling.is_being_deleted
             }
-            # This pool may have gone since this began; without an owner the Secret would stay for ever.
+            # This pool may have been deleted since this began; without an owner the Secret would stay for ever.
             owners.add(identity)
             secret = manifests.database_secret(identity.namespace, list(owners), self._worker_database_url)
             await self._apply(state, SECRET, secret)
@@ -144,7 +144,7 @@ class PoolReconciler:
         handlers_hash: str | None,
     ) -> Deployment | None:
         if deployment is None or deployment.metadata.generation != state.deployment_generation:
-            # It is gone, or somebody changed it: what we own is put back.
+            # It was deleted, or somebody changed it: what we own is put back.
             state.applied.pop(DEPLOYMENT.kind, None)
         replicas, version = state.desired, None
         if replicas is None:

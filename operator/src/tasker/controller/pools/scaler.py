@@ -45,7 +45,7 @@ class _ScaledPool:
     pool: WorkerPool
     state: PoolState
     live_replicas: int
-    """What the Deployment asks for now."""
+    """The Deployment's `spec.replicas` now."""
 
 
 class Scaler:

@@ -1,6 +1,6 @@
-"""What the operator knows of a WorkerPool between two reconciles: the number it wants and why. None is a truth.
+"""What the operator remembers of a WorkerPool between two reconciles: the desired number and why. None is a truth.
 
-After a restart the wanted number comes from the live Deployment, and the stretches of time that scaling down waits for
+After a restart the desired number comes from the live Deployment, and the stretches of time that scaling down waits for
 begin anew, which errs on the side of keeping workers.
 """
 
@@ -21,7 +21,7 @@ _AGE_STEPS = (0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200,
 def initial_replicas(spec: WorkerPoolSpec, live: int | None) -> int | None:
     """What to ask for before anything has been decided; None leaves the number to an autoscaler.
 
-    `live` is what the Deployment asks for, None when there is no Deployment.
+    `live` is the Deployment's `spec.replicas`, None when there is no Deployment.
     """
     match spec.scaling.mode:
         case "external":

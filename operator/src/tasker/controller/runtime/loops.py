@@ -1,7 +1,7 @@
 """The operator's own loops: changed rows to statuses, scaling, sweeping, resync, and the hints that hurry them.
 
-Each loop goes on whatever fails: the failure is logged once when it begins and once when it ends, and the pause before
-the next try never falls below the loop's own period.
+No failure ends a loop: it is logged once when it begins and once when it ends, and the pause before the next try never
+falls below the loop's own period.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ async def repeat(name: str, pacer: Pacer, once: Callable[[], Awaitable[None]]) -
             failing = True
         else:
             if failing:
-                logger.info("%s goes on", name)
+                logger.info("%s works again", name)
             failing = False
         await pacer.wait()
 
 
 class ChangeReader:
-    """Reads which runs moved and calls their Tasks; begins where `start` was called."""
+    """Reads which runs moved and queues their Tasks; begins where `start` was called."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class ChangeReader:
         return time.monotonic() - self._read_at
 
     async def start(self) -> None:
-        """Takes the place to begin from. Everything that moved before it is for the resync to show."""
+        """Takes the place to begin from. The resync reconciles everything that moved before it."""
         self._cursor = (await self._changes.read(None)).cursor
 
     async def read(self) -> None:
@@ -104,7 +104,7 @@ class ChangeReader:
         for uid in changes.origin_uids:
             key = self._tasks.find_uid(uid)
             if key is None:
-                continue  # gone, or not seen yet: its own event calls it
+                continue  # deleted, or not listed yet: its own event queues it
             self._task_queue.add(key)
             task = self._tasks.read_valid(key)
             if task is not None:

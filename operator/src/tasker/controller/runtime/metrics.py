@@ -6,7 +6,7 @@
 | tasker_operator_reconcile_errors_total | counter | kind, cause | failures (api_409, database, a Python error) |
 | tasker_operator_reconcile_seconds | histogram | kind | how long one reconcile took |
 | tasker_operator_queue_depth | gauge | kind | keys that wait for a reconcile, now or later |
-| tasker_operator_events_total | counter | kind, type | watch events that were taken in |
+| tasker_operator_events_total | counter | kind, type | watch events received |
 | tasker_operator_watch_restarts_total | counter | resource | watches restarted because they had been silent |
 | tasker_operator_status_writes_total | counter | kind, outcome (written, conflict) | writes of a status subresource |
 | tasker_operator_scale_decisions_total | counter | direction (up, down), mode | changes of a pool's replicas |
@@ -38,7 +38,7 @@ class OperatorMetrics:
             registry=self.registry,
         )
         self.queue_depth = self._gauge("queue_depth", "Keys that wait for a reconcile, now or later", "kind")
-        self.events = self._counter("events", "Watch events that were taken in", "kind", "type")
+        self.events = self._counter("events", "Watch events received", "kind", "type")
         self.watch_restarts = self._counter("watch_restarts", "Watches restarted after silence", "resource")
         self.status_writes = self._counter("status_writes", "Writes of a status subresource", "kind", "outcome")
         self.scale_decisions = self._counter("scale_decisions", "Changes of a pool's replicas", "direction", "mode")

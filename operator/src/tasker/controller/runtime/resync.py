@@ -106,7 +106,7 @@ class Resync:
                 yield manifest
 
     async def _list_namespaces(self) -> None:
-        """Namespaces that went while nobody looked; skipped when we serve only some and may not list them."""
+        """Namespaces that were deleted unobserved; skipped when we serve only some and may not list them."""
         if self._watch_namespaces:
             return
         listed = set()

@@ -1,4 +1,4 @@
-"""The Tasks that the operator has seen, without what is large and no longer read, and two questions about them."""
+"""The cache of Tasks: without what is large and no longer read, with indexes by uid and by awaited template."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TaskCache(TypedCache[Task]):
         return removed
 
     def find_uid(self, uid: str) -> ObjectKey | None:
-        """Where the Task of this uid is, or None when it is gone or has not been seen yet."""
+        """The key of the Task with this uid; None when it was deleted or has not been listed yet."""
         return self._keys_by_uid.get(uid)
 
     def waiting_for(self, template: ObjectKey) -> list[ObjectKey]:

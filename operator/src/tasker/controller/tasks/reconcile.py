@@ -250,7 +250,7 @@ class TaskReconciler:
         await self._write_waiting(task, "RunLost", message, stalled=True, keep={"taskUuid": task_uuid})
 
     async def _observe_finished(self, task: Task) -> float | None:
-        """A finished Task whose rows are gone, or never were: only the observed generation can move."""
+        """A finished Task whose rows were deleted, or never were: only the observed generation can move."""
         status = {**task.manifest["status"], "observedGeneration": task.metadata.generation}
         await self._statuses.write(TASK, task.manifest, status)
         return self._time_to_live(task, task.status.completion_time)
@@ -282,7 +282,7 @@ class TaskReconciler:
 
 
 def task_request(task: Task) -> TaskRequest:
-    """What the Task asks the engine for. Raises `InvalidTask` when its context cannot be a resource's."""
+    """The Task as a request to the engine. Raises `InvalidTask` when its context cannot be a resource's."""
     spec = task.spec
     size = json_size(spec.context)
     if size > CONTEXT_BYTES_IN_RESOURCE:

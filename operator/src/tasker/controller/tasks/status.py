@@ -20,7 +20,7 @@ RESULT_LIMIT_BYTES = 8 * 1024
 FAILURES_LIMIT = 20
 FAILURE_MESSAGE_LIMIT = 1024
 CONDITION_MESSAGE_LIMIT = 256
-"""Three conditions carry the same message; the failures tell more."""
+"""Three conditions carry the same message; the failures say more."""
 
 PHASES: Mapping[str, str] = {
     "pending": "Pending",

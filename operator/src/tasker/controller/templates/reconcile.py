@@ -1,6 +1,6 @@
 """Brings a TaskTemplate in line: its spec becomes a stored revision, its status says so or says why not.
 
-The reconcile of `WorkQueue` "TaskTemplate". Tasks that wait for the template are called when it becomes Ready.
+The reconcile of `WorkQueue` "TaskTemplate". Tasks that wait for the template are queued when it becomes Ready.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COUNTS_SECONDS = 10.0
 
 
 class WaitingTasks(Protocol):
-    """The question that this reconciler has about Tasks."""
+    """The part of the cache of Tasks that this reconciler uses."""
 
     def waiting_for(self, template: ObjectKey) -> list[ObjectKey]:
         """The Tasks of this template that have not been accepted."""
@@ -97,7 +97,7 @@ class TemplateReconciler:
         return registered.revision
 
     async def _refuse(self, key: ObjectKey, error: InvalidInput) -> None:
-        """Shows the fault. The last good revision stays shown: Tasks of it go on."""
+        """Writes the fault into the status. The last good revision stays there: its Tasks continue."""
         manifest = self._templates.get(key)
         if manifest is None:
             return

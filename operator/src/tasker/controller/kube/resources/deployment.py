@@ -6,7 +6,7 @@ from tasker.controller.kube.resources.base import KubernetesObject, ResourcePart
 
 
 class DeploymentSpec(ResourcePart):
-    """What is asked for."""
+    """The desired state."""
 
     replicas: int | None = None
 
