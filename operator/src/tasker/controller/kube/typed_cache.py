@@ -87,9 +87,9 @@ class TypedCache(ObjectCache, Generic[Typed]):
         """Every valid object."""
         return self._read_each(self.all_keys())
 
-    def read_metadata(self, namespace: str) -> list[ObjectMeta]:
+    def read_metadata(self, namespace: str) -> Iterator[ObjectMeta]:
         """The metadata of every object of a namespace, valid or not, in the order of their names."""
-        return [ObjectMeta.of(manifest) for manifest in self.in_namespace(namespace)]
+        return (ObjectMeta.of(manifest) for manifest in self.in_namespace(namespace))
 
     def _read_each(self, keys: Iterable[ObjectKey]) -> Iterator[Typed]:
         for key in keys:

@@ -93,12 +93,13 @@ class NamespaceReconciler:
 
     async def _create(self, namespace: str) -> float | None:
         """A pool, once the namespace has had templates for a moment: a person's own may be on its way."""
-        oldest = min(
+        now = self._now()
+        created_at = (
             parse_timestamp(template.creation_timestamp)
             for template in self._templates.read_metadata(namespace)
             if template.creation_timestamp is not None
         )
-        left = self._grace_seconds - (self._now() - oldest).total_seconds()
+        left = self._grace_seconds - (now - min(created_at, default=now)).total_seconds()
         if left > 0:
             # A clock ahead of ours must not make this wait for longer than the grace.
             return min(left, self._grace_seconds)
