@@ -32,9 +32,9 @@ def test_an_older_version_never_replaces_a_newer_one() -> None:
 def test_a_late_deletion_does_not_remove_the_successor_of_the_same_name() -> None:
     cache = ObjectCache()
     cache.put(version(10, uid="new"))
-    assert cache.remove(KEY, "old") is None
+    assert cache.remove(version(11, uid="old")) is None
     assert KEY in cache
-    assert cache.remove(KEY, "new") is not None
+    assert cache.remove(version(11, uid="new")) is not None
     assert cache.namespaces() == []
 
 

@@ -71,7 +71,7 @@ class EventRouter:
     def template(self, raw: Mapping[str, Any], event_type: EventType) -> None:
         manifest, key = self._count(TASK_TEMPLATE, raw, event_type)
         if event_type == "DELETED":
-            self._caches.templates.remove(key, manifest["metadata"]["uid"])
+            self._caches.templates.remove(manifest)
         elif not self._caches.templates.put(manifest):
             return
         self._queues.templates.add(key)
@@ -80,9 +80,8 @@ class EventRouter:
     def task(self, raw: Mapping[str, Any], event_type: EventType) -> None:
         manifest, key = self._count(TASK, raw, event_type)
         if event_type == "DELETED":
-            uid = manifest["metadata"]["uid"]
-            self._caches.tasks.remove(key, uid)
-            self._queues.orphans.add(ObjectKey(namespace=key.namespace, name=uid))
+            self._caches.tasks.remove(manifest)
+            self._queues.orphans.add(ObjectKey(namespace=key.namespace, name=manifest["metadata"]["uid"]))
             return
         self._caches.tasks.put(manifest)
         self._queues.tasks.add(key)
@@ -92,7 +91,7 @@ class EventRouter:
         pools = self._caches.pools
         known = pools.get(key)
         if event_type == "DELETED":
-            pools.remove(key, manifest["metadata"]["uid"])
+            pools.remove(manifest)
             for sibling in pools.in_namespace(key.namespace):
                 self._queues.pools.add(key_of(sibling))  # the Secret they share loses an owner
         elif not pools.put(manifest):
@@ -105,7 +104,7 @@ class EventRouter:
     def deployment(self, raw: Mapping[str, Any], event_type: EventType) -> None:
         manifest = dict(raw)
         if event_type == "DELETED":
-            self._caches.deployments.remove(key_of(manifest), manifest["metadata"]["uid"])
+            self._caches.deployments.remove(manifest)
         elif not self._caches.deployments.put(manifest):
             return
         self._add_pool_of(manifest)
@@ -115,7 +114,7 @@ class EventRouter:
         manifest = {name: value for name, value in raw.items() if name != "spec"}
         key, deleted = key_of(manifest), event_type == "DELETED"
         if deleted:
-            self._caches.pods.remove(key, manifest["metadata"]["uid"])
+            self._caches.pods.remove(manifest)
         else:
             self._caches.pods.put(manifest)
         pod = _parse(Pod, manifest)

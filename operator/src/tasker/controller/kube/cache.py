@@ -57,13 +57,15 @@ class ObjectCache:
         self._by_namespace[key.namespace].add(key)
         return True
 
-    def remove(self, key: ObjectKey, uid: str | None = None) -> Manifest | None:
+    def remove(self, last: Manifest) -> Manifest | None:
         """Forgets the object and returns it; None when it, or an object of that uid, is not here.
 
-        The uid keeps a late DELETED event of an object from removing its successor of the same name.
+        `last` is its last state. Its uid keeps a late DELETED event of an object from removing its successor of the
+        same name.
         """
+        key = key_of(last)
         known = self._objects.get(key)
-        if known is None or (uid is not None and known["metadata"].get("uid") != uid):
+        if known is None or known["metadata"]["uid"] != last["metadata"]["uid"]:
             return None
         del self._objects[key]
         self._by_namespace[key.namespace].discard(key)

@@ -53,9 +53,10 @@ class TypedCache(ObjectCache, Generic[Typed]):
         self._replace(known, manifest, value)
         return True
 
-    def remove(self, key: ObjectKey, uid: str | None = None) -> Manifest | None:
-        removed = super().remove(key, uid)
+    def remove(self, last: Manifest) -> Manifest | None:
+        removed = super().remove(last)
         if removed is not None:
+            key = key_of(removed)
             self._values.pop(key, None)
             self._faults.pop(key, None)
         return removed

@@ -18,9 +18,10 @@ class TaskCache(TypedCache[Task]):
         self._waiting: dict[ObjectKey, ObjectKey] = {}
         """Tasks that have not been accepted, and their templates."""
 
-    def remove(self, key: ObjectKey, uid: str | None = None) -> Manifest | None:
-        removed = super().remove(key, uid)
+    def remove(self, last: Manifest) -> Manifest | None:
+        removed = super().remove(last)
         if removed is not None:
+            key = key_of(removed)
             self._keys_by_uid.pop(removed["metadata"]["uid"], None)
             self._waiting.pop(key, None)
         return removed
