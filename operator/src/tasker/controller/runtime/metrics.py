@@ -14,6 +14,9 @@
 | tasker_operator_workers_expired_total | counter | | workers whose pods vanished |
 | tasker_operator_sweep_repairs_total | counter | repair | rows that the operator's sweep repaired |
 | tasker_operator_change_lag_seconds | gauge | | age of the last successful read of changed rows |
+| tasker_operator_loop_failures_total | counter | loop | rounds of a loop that failed |
+| tasker_operator_loop_lag_seconds | gauge | loop | age of a loop's last round that succeeded |
+| tasker_operator_breakdowns_total | counter | part | parts that ended or stalled: the process ends after it |
 | tasker_operator_kubernetes_events_total | counter | reason, outcome (posted, known, failed, dropped) | Events |
 """
 
@@ -45,6 +48,9 @@ class OperatorMetrics:
         self.workers_expired = self._counter("workers_expired", "Workers whose pods vanished")
         self.sweep_repairs = self._counter("sweep_repairs", "Rows that the operator's sweep repaired", "repair")
         self.change_lag = self._gauge("change_lag_seconds", "Age of the last successful read of changed rows")
+        self.loop_failures = self._counter("loop_failures", "Rounds of a loop that failed", "loop")
+        self.loop_lag = self._gauge("loop_lag_seconds", "Age of a loop's last round that succeeded", "loop")
+        self.breakdowns = self._counter("breakdowns", "Parts that ended or stalled", "part")
         self.kubernetes_events = self._counter("kubernetes_events", "Kubernetes Events written", "reason", "outcome")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
