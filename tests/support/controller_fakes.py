@@ -28,7 +28,7 @@ from tasker.controller.tasks.progress import ProgressPace
 from tasker.controller.tasks.reconcile import TaskReconciler
 from tasker.controller.tasks.summaries import SummaryReader
 from tasker.controller.templates.reconcile import TemplateReconciler
-from tasker.engine import Engine
+from tasker.engine import ChangeCursor, Changes, Engine
 from tasker.errors import TemplateNotFound
 from tasker.model.task import (
     OpenOrigin,
@@ -154,6 +154,7 @@ class FakeEngine:
         self.tasks = FakeTasks(self)
         self.actions = FakeActions(self)
         self.workers = FakeWorkers(self)
+        self.changes = FakeChanges()
 
     def change(self, task_uuid: UUID, **changes: Any) -> bool:
         for uid, run in self.runs.items():
@@ -161,6 +162,11 @@ class FakeEngine:
                 self.runs[uid] = replace(run, **changes)
                 return True
         return False
+
+
+class FakeChanges:
+    async def read(self, cursor: ChangeCursor | None) -> Changes:
+        return Changes(origin_uids=frozenset(), cursor=ChangeCursor(transaction_id="0", at=START))
 
 
 class FakeTemplates:

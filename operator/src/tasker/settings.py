@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 from tasker.errors import ConfigurationError
@@ -212,6 +213,14 @@ class OperatorSettings:
             ),
             **_managed_pool(environment),
         )
+
+
+def termination_log(environment: Mapping[str, str] = os.environ) -> Path:
+    """TASKER_TERMINATION_LOG, or where the kubelet makes the file: why the process ends is written there.
+
+    On its own, because it has to be known before a setting that cannot be used ends the process.
+    """
+    return Path(environment.get("TASKER_TERMINATION_LOG") or "/dev/termination-log")
 
 
 def _names(environment: Mapping[str, str], name: str) -> tuple[str, ...]:

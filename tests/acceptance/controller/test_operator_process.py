@@ -170,6 +170,105 @@ def test_a_wrong_setting_is_named_and_ends_it(server: RunningApiServer, start_op
     assert "TASKER_LOG='loud' is none of debug, info, warning, error" in operator.log
 
 
+SWEEP_ENDS = """
+from tasker.controller import app
+
+
+class WithoutSweeps(app.Loop):
+    async def run(self):
+        if self.name == "sweep":
+            return
+        await super().run()
+
+
+app.Loop = WithoutSweeps
+raise SystemExit(app.main())
+"""
+
+WATCHES_END = """
+import kopf
+from tasker.controller import app
+
+
+async def end(tasks, **arguments):
+    for task in tasks:
+        task.cancel()
+
+
+kopf.run_tasks = end
+raise SystemExit(app.main())
+"""
+
+SCALING_HANGS = """
+import asyncio
+from tasker.controller import app
+from tasker.controller.runtime import termination
+
+
+async def hang():
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+
+class ScalingHangs(app.Loop):
+    def __init__(self, name, once, pacer, **arguments):
+        if name == "scaling":
+            once, arguments["round_seconds"] = hang, 1.0
+        super().__init__(name, once, pacer, **arguments)
+
+
+app.Loop = ScalingHangs
+termination.end_in_any_case.__kwdefaults__["after_seconds"] = 5.0
+raise SystemExit(app.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (SWEEP_ENDS, "part 'sweep' ended by itself"),
+        (WATCHES_END, "part 'watches' ended by itself"),
+    ],
+    ids=["a loop", "kopf"],
+)
+def test_a_part_that_ends_ends_the_process_with_a_code_and_the_reason(
+    kubectl: Kubectl, start_operator: StartOperator, tmp_path: Path, program: str, reason: str
+) -> None:
+    (tmp_path / "broken_operator.py").write_text(program)
+    last_words = tmp_path / "termination-log"
+    last_words.touch()
+    operator = start_operator(
+        module="broken_operator", PYTHONPATH=str(tmp_path), TASKER_TERMINATION_LOG=str(last_words)
+    )
+    assert operator.wait(timeout=30) == 3
+    assert last_words.read_text() == reason
+    assert operator.log.splitlines()[-1].endswith(f"the operator ends with exit code 3: {reason}")
+    assert "Traceback" not in operator.log
+
+
+def test_a_part_that_hangs_and_cannot_be_cancelled_fails_the_probes_and_ends_the_process(
+    kubectl: Kubectl, start_operator: StartOperator, tmp_path: Path
+) -> None:
+    (tmp_path / "broken_operator.py").write_text(SCALING_HANGS)
+    last_words = tmp_path / "termination-log"
+    last_words.touch()
+    operator = start_operator(
+        module="broken_operator", PYTHONPATH=str(tmp_path), TASKER_TERMINATION_LOG=str(last_words)
+    )
+    fault = "part 'scaling' has not come round for"
+    operator.await_log(fault, timeout=30)
+    for path in ("/healthz", "/readyz"):
+        code, text = operator.fetch(path)
+        assert (code, text.startswith(f"broken: {fault}")) == (503, True), text
+    assert operator.metric("tasker_operator_breakdowns_total", part="scaling") == 1
+    assert operator.wait(timeout=30) == 3
+    assert "the operator did not end in order within 5 s" in last_words.read_text()
+    assert last_words.read_text() in operator.log.splitlines()[-1]
+
+
 def test_every_status_becomes_right_although_the_api_server_fails_often(
     server: RunningApiServer, kubectl: Kubectl, start_operator: StartOperator, database_url: str, tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """The handlers of kopf's events: each passes its event on to the router. Nothing else happens here.
 
 Only event handlers are used, so kopf writes no annotation, no finalizer and no Event of its own. It lists, watches,
-restarts watches that end or fall silent, and passes on every object it gets.
+restarts watches that end or fall silent, and passes on every object it gets. Every handler is a coroutine: plain
+functions kopf runs in threads, and nothing that they reach is made for threads.
 """
 
 from __future__ import annotations
@@ -60,33 +61,33 @@ def make_registry(router: EventRouter, *, cluster_wide: bool) -> kopf.OperatorRe
     kopf.on.login(registry=registry)(log_in_kopf)
 
     @kopf.on.event(TASK_TEMPLATE.group, TASK_TEMPLATE.version, TASK_TEMPLATE.plural, registry=registry)
-    def template_event(event: Mapping[str, Any], **_: Any) -> None:
+    async def template_event(event: Mapping[str, Any], **_: Any) -> None:
         router.template(event["object"], event["type"])
 
     @kopf.on.event(TASK.group, TASK.version, TASK.plural, registry=registry)
-    def task_event(event: Mapping[str, Any], **_: Any) -> None:
+    async def task_event(event: Mapping[str, Any], **_: Any) -> None:
         router.task(event["object"], event["type"])
 
     @kopf.on.event(WORKER_POOL.group, WORKER_POOL.version, WORKER_POOL.plural, registry=registry)
-    def pool_event(event: Mapping[str, Any], **_: Any) -> None:
+    async def pool_event(event: Mapping[str, Any], **_: Any) -> None:
         router.pool(event["object"], event["type"])
 
     @kopf.on.event(DEPLOYMENT.group, DEPLOYMENT.version, DEPLOYMENT.plural, registry=registry)
-    def deployment_event(event: Mapping[str, Any], **_: Any) -> None:
+    async def deployment_event(event: Mapping[str, Any], **_: Any) -> None:
         router.deployment(event["object"], event["type"])
 
     @kopf.on.event(POD.version, POD.plural, registry=registry)
-    def pod_event(event: Mapping[str, Any], **_: Any) -> None:
+    async def pod_event(event: Mapping[str, Any], **_: Any) -> None:
         router.pod(event["object"], event["type"])
 
     @kopf.on.event(CONFIG_MAP.version, CONFIG_MAP.plural, registry=registry)
-    def config_map_event(event: Mapping[str, Any], **_: Any) -> None:
+    async def config_map_event(event: Mapping[str, Any], **_: Any) -> None:
         router.config_map(event["object"], event["type"])
 
     if cluster_wide:
 
         @kopf.on.event(NAMESPACE.version, NAMESPACE.plural, registry=registry)
-        def namespace_event(event: Mapping[str, Any], **_: Any) -> None:
+        async def namespace_event(event: Mapping[str, Any], **_: Any) -> None:
             router.namespace(event["object"], event["type"])
 
     return registry

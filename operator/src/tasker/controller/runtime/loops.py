@@ -1,74 +1,21 @@
-"""The operator's own loops: changed rows to statuses, scaling, sweeping, resync, and the hints that hurry them.
+"""The jobs of the operator's own loops: changed rows to statuses, sweeping, and the hints that hurry.
 
-No failure ends a loop: it is logged once when it begins and once when it ends, and the pause before the next try never
-falls below the loop's own period.
+`repeat` says how a job is repeated; `app` makes the loops.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import random
 import time
-from collections.abc import Awaitable, Callable
 
-from tasker.controller.kube.client import ClusterError
 from tasker.controller.kube.keys import ObjectKey
-from tasker.controller.pools.scaler import Scaler
 from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.controller.runtime.queues import KeyQueue
-from tasker.controller.runtime.resync import Resync
+from tasker.controller.runtime.repeat import Pacer
 from tasker.controller.tasks.cache import TaskCache
 from tasker.controller.templates.reconcile import COUNTS_SECONDS
 from tasker.engine import FINISHED, ChangeCursor
 from tasker.engine.changes import ChangeLog
 from tasker.engine.workers import Workers
-from tasker.errors import StoreError
-
-logger = logging.getLogger(__name__)
-
-HINT_PAUSE_SECONDS = 0.1
-"""A loop that hints hurry still runs at most this often, in seconds."""
-
-
-class Pacer:
-    """Waits for a loop's next round: the period, or a hint, but never less than a short pause."""
-
-    def __init__(self, period_seconds: float) -> None:
-        self._period = period_seconds
-        self._hint = asyncio.Event()
-
-    def hurry(self) -> None:
-        """The next round should begin soon."""
-        self._hint.set()
-
-    async def wait(self) -> None:
-        await asyncio.sleep(min(HINT_PAUSE_SECONDS, self._period))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._period - HINT_PAUSE_SECONDS)):
-                await self._hint.wait()
-        self._hint.clear()
-
-
-async def repeat(name: str, pacer: Pacer, once: Callable[[], Awaitable[None]]) -> None:
-    """Runs `once` for ever, with the pacer's waits between."""
-    failing = False
-    while True:
-        try:
-            await once()
-        except (StoreError, ClusterError) as error:
-            if not failing:
-                logger.warning("%s is interrupted: %s", name, error)
-            failing = True
-        except Exception:
-            logger.exception("%s failed", name)
-            failing = True
-        else:
-            if failing:
-                logger.info("%s works again", name)
-            failing = False
-        await pacer.wait()
 
 
 class ChangeReader:
@@ -126,22 +73,3 @@ async def sweep(workers: Workers, metrics: OperatorMetrics) -> None:
     """One sweep: with no worker left nobody else wakes due retries or ends what is over its time."""
     for repair, repaired in (await workers.sweep()).items():
         metrics.sweep_repairs.labels(repair).inc(repaired)
-
-
-async def sweep_for_ever(workers: Workers, metrics: OperatorMetrics, period_seconds: float) -> None:
-    await asyncio.sleep(period_seconds * random.random())  # noqa: S311 - only spreads the sweepers
-    await repeat("the sweep", Pacer(period_seconds), lambda: sweep(workers, metrics))
-
-
-async def scale_for_ever(scaler: Scaler, pacer: Pacer) -> None:
-    await repeat("scaling", pacer, scaler.reconcile_scale)
-
-
-async def read_changes_for_ever(reader: ChangeReader, pacer: Pacer) -> None:
-    await repeat("reading changes", pacer, reader.read)
-
-
-async def resync_for_ever(resync: Resync, period_seconds: float) -> None:
-    pacer = Pacer(period_seconds)
-    await pacer.wait()
-    await repeat("the resync", pacer, resync.run)

@@ -15,6 +15,9 @@
 | tasker_operator_sweep_repairs_total | counter | repair | rows that the operator's sweep repaired |
 | tasker_operator_change_lag_seconds | gauge | | age of the last successful read of changed rows |
 | tasker_operator_invalid_objects | gauge | kind | objects that this release cannot read and leaves as they are |
+| tasker_operator_loop_failures_total | counter | loop | rounds of a loop that failed |
+| tasker_operator_loop_lag_seconds | gauge | loop | age of a loop's last round that succeeded |
+| tasker_operator_breakdowns_total | counter | part | parts that ended or stalled: the process ends after it |
 | tasker_operator_kubernetes_events_total | counter | reason, outcome (posted, known, failed, dropped) | Events |
 """
 
@@ -47,6 +50,9 @@ class OperatorMetrics:
         self.sweep_repairs = self._counter("sweep_repairs", "Rows that the operator's sweep repaired", "repair")
         self.change_lag = self._gauge("change_lag_seconds", "Age of the last successful read of changed rows")
         self.invalid_objects = self._gauge("invalid_objects", "Objects that this release cannot read", "kind")
+        self.loop_failures = self._counter("loop_failures", "Rounds of a loop that failed", "loop")
+        self.loop_lag = self._gauge("loop_lag_seconds", "Age of a loop's last round that succeeded", "loop")
+        self.breakdowns = self._counter("breakdowns", "Parts that ended or stalled", "part")
         self.kubernetes_events = self._counter("kubernetes_events", "Kubernetes Events written", "reason", "outcome")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
