@@ -15,6 +15,7 @@ from tasker.controller.event_router import EventRouter, Queues
 from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
 from tasker.controller.kube.events import EventRecorder
 from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.pools.handlers import HandlersHashes
 from tasker.controller.pools.lost_pods import LostPodReconciler
 from tasker.controller.pools.managed import NamespaceReconciler
 from tasker.controller.pools.manifests import ImageDefaults
@@ -291,9 +292,11 @@ class ControllerKit:
         self.states = PoolStates()
         self.statuses = make_status_writer(self._cluster, self.metrics, self.caches)
         self.events = EventRecorder(self._cluster, self.metrics)
+        self.handlers_hashes = HandlersHashes(self._cluster)
         self.router = EventRouter(
             caches=self.caches,
             queues=self.queues,
+            handlers_hashes=self.handlers_hashes,
             metrics=self.metrics,
             watch_namespaces=self.settings.watch_namespaces,
         )
@@ -368,6 +371,7 @@ class ControllerKit:
             pods=self.caches.pods,
             terminating_namespaces=self.caches.terminating_namespaces,
             states=self.states,
+            handlers_hashes=self.handlers_hashes,
             cluster=self._cluster,
             statuses=self.statuses,
             events=self.events,
@@ -420,6 +424,7 @@ class ControllerKit:
             queues=self.queues,
             templates=self.template_reconciler(),
             states=self.states,
+            handlers_hashes=self.handlers_hashes,
             metrics=self.metrics,
             watch_namespaces=self.settings.watch_namespaces,
         )

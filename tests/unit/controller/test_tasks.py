@@ -12,7 +12,7 @@ from support.controller_fakes import ControllerKit, task, template
 from tasker.controller.kube.client import ClusterError, Manifest
 from tasker.controller.kube.conditions import find
 from tasker.controller.kube.keys import ObjectKey, key_of
-from tasker.controller.tasks.progress import ProgressPace
+from tasker.controller.tasks.progress import PROGRESS_SECONDS, ProgressPace
 from tasker.model.task import SubmittedTask, TaskRequest, TaskSummary
 from tasker.model.transitions import TaskState
 
@@ -23,9 +23,9 @@ class Setting:
     def __init__(self) -> None:
         self.kit = ControllerKit()
         self.clock = 0.0
-        progress = ProgressPace(self.kit.settings.progress_writes_per_second, clock=lambda: self.clock)
-        self.tasks = self.kit.task_reconciler(progress)
-        self.orphans = self.kit.orphan_reconciler(progress)
+        self.progress = ProgressPace(self.kit.settings.progress_writes_per_second, clock=lambda: self.clock)
+        self.tasks = self.kit.task_reconciler(self.progress)
+        self.orphans = self.kit.orphan_reconciler(self.progress)
         self.templates = self.kit.template_reconciler()
 
     async def with_template(self, **spec: Any) -> None:
@@ -34,6 +34,11 @@ class Setting:
 
     async def reconcile(self, manifest: Manifest) -> float | None:
         return await self.tasks.reconcile(key_of(manifest))
+
+    async def start(self, manifest: Manifest) -> None:
+        """The Task's run begins, and a second later its first status is due."""
+        assert await self.reconcile(manifest) == PROGRESS_SECONDS
+        self.clock += PROGRESS_SECONDS
 
     def condition(self, manifest: Manifest, name: str) -> tuple[str, str, str]:
         found = find(self.kit.live(manifest).get("status"), name)
@@ -64,6 +69,7 @@ async def test_a_task_waits_for_its_template_and_starts_by_itself_when_it_comes(
     setting.kit.queue("tasks").take()
     await setting.with_template()
     assert setting.kit.queue("tasks").take() == [key_of(made)]
+    await setting.start(made)
     await setting.reconcile(made)
     assert setting.condition(made, "Accepted")[:2] == ("True", "Submitted")
 
@@ -166,6 +172,33 @@ async def test_a_task_deleted_while_it_was_submitted_has_its_run_cancelled(
     assert setting.kit.queue("orphans").take() == [ObjectKey(namespace="default", name=setting.run_of(made))]
 
 
+async def test_a_run_that_ends_within_a_second_costs_one_status_write(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    assert await setting.reconcile(made) == 1.0
+    setting.clock += 0.25
+    assert await setting.reconcile(made) == 0.75
+    assert setting.writes() == 0
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], state=TaskState.COMPLETE, completed_at=setting.kit.now())
+    setting.clock += 0.25
+    await setting.reconcile(made)
+    assert setting.writes() == 1
+    assert setting.kit.live(made)["status"]["phase"] == "Succeeded"
+
+
+async def test_the_first_status_comes_a_second_after_the_start_however_many_are_open(setting: Setting) -> None:
+    await setting.with_template()
+    for number in range(300):
+        setting.progress.note_write(f"other-{number}")
+    made = setting.kit.give(task())
+    await setting.start(made)
+    assert await setting.reconcile(made) is not None
+    assert setting.writes() == 1
+    setting.clock += 2.9
+    assert await setting.reconcile(made) == pytest.approx(0.11)
+
+
 async def test_progress_is_written_once_a_second_and_the_end_at_once(setting: Setting) -> None:
     await setting.with_template()
     made = setting.kit.give(task())
@@ -192,8 +225,10 @@ async def test_progress_is_written_once_a_second_and_the_end_at_once(setting: Se
 async def test_nothing_is_written_when_nothing_changed(setting: Setting) -> None:
     await setting.with_template()
     made = setting.kit.give(task())
+    await setting.start(made)
     await setting.reconcile(made)
     before = setting.writes()
+    assert before == 1
     for _ in range(5):
         setting.clock += 10
         await setting.reconcile(made)
@@ -203,6 +238,7 @@ async def test_nothing_is_written_when_nothing_changed(setting: Setting) -> None
 async def test_a_conflict_is_decided_again_from_the_newest_object(setting: Setting) -> None:
     await setting.with_template()
     made = setting.kit.give(task())
+    await setting.start(made)
     setting.kit.cluster.store({**made, "metadata": {**made["metadata"], "labels": {"a": "b"}}})
     with pytest.raises(ClusterError):
         await setting.reconcile(made)
@@ -235,6 +271,7 @@ async def test_a_finished_task_is_deleted_after_its_time_by_its_own_or_its_templ
 async def test_a_run_that_the_database_lost_is_not_run_again_by_itself(setting: Setting) -> None:
     await setting.with_template()
     made = setting.kit.give(task())
+    await setting.start(made)
     await setting.reconcile(made)
     setting.kit.engine.runs.clear()
     await setting.reconcile(made)

@@ -17,6 +17,7 @@ from tasker.controller.kube.resources.task_template import TaskTemplate
 from tasker.controller.kube.resources.worker_pool import WorkerPool
 from tasker.controller.kube.status_writer import StatusWriter
 from tasker.controller.kube.typed_cache import TypedCache
+from tasker.controller.pools.handlers import HandlersHashes
 from tasker.controller.pools.lost_pods import LostPodReconciler, LostPods
 from tasker.controller.pools.managed import NamespaceReconciler
 from tasker.controller.pools.manifests import ImageDefaults
@@ -82,6 +83,7 @@ def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metri
     statuses = make_status_writer(cluster, metrics, caches)
     events = EventRecorder(cluster, metrics)
     progress = ProgressPace(settings.progress_writes_per_second)
+    handlers_hashes = HandlersHashes(cluster)
 
     orphans = WorkQueue(
         "origin",
@@ -123,6 +125,7 @@ def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metri
             pods=caches.pods,
             terminating_namespaces=caches.terminating_namespaces,
             states=states,
+            handlers_hashes=handlers_hashes,
             cluster=cluster,
             statuses=statuses,
             events=events,
@@ -163,7 +166,13 @@ def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metri
     queues = Queues(
         templates=templates, tasks=tasks, pools=pools, namespaces=namespaces, orphans=orphans, lost_pods=lost_pods
     )
-    router = EventRouter(caches=caches, queues=queues, metrics=metrics, watch_namespaces=settings.watch_namespaces)
+    router = EventRouter(
+        caches=caches,
+        queues=queues,
+        handlers_hashes=handlers_hashes,
+        metrics=metrics,
+        watch_namespaces=settings.watch_namespaces,
+    )
     return Parts(
         queues=(templates, tasks, pools, namespaces, orphans, lost_pods),
         events=events,
@@ -176,6 +185,7 @@ def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metri
             queues=queues,
             templates=template_reconciler,
             states=states,
+            handlers_hashes=handlers_hashes,
             metrics=metrics,
             watch_namespaces=settings.watch_namespaces,
         ),

@@ -19,6 +19,7 @@ from tasker.controller.kube.resources.pod import Pod
 from tasker.controller.kube.resources.task_template import TaskTemplate
 from tasker.controller.kube.resources.worker_pool import WorkerPool
 from tasker.controller.kube.typed_cache import TypedCache
+from tasker.controller.pools.handlers import HandlersHashes
 from tasker.controller.pools.lost_pods import LostPods, loss_of
 from tasker.controller.pools.manifests import POOL_LABEL
 from tasker.controller.runtime.metrics import OperatorMetrics
@@ -61,9 +62,16 @@ class EventRouter:
     """Puts objects into the caches and keys into the queues, one method a kind."""
 
     def __init__(
-        self, *, caches: Caches, queues: Queues, metrics: OperatorMetrics, watch_namespaces: tuple[str, ...]
+        self,
+        *,
+        caches: Caches,
+        queues: Queues,
+        handlers_hashes: HandlersHashes,
+        metrics: OperatorMetrics,
+        watch_namespaces: tuple[str, ...],
     ) -> None:
         self._caches = caches
+        self._handlers_hashes = handlers_hashes
         self._queues = queues
         self._metrics = metrics
         self._watch_namespaces = watch_namespaces
@@ -129,6 +137,7 @@ class EventRouter:
     def config_map(self, raw: Mapping[str, Any], event_type: EventType) -> None:
         """Only those that a pool names matter; the pool reads the content itself."""
         key = key_of(raw)
+        self._handlers_hashes.forget(key)
         for pool in self._caches.pools.read_namespace(key.namespace):
             if pool.spec.handlers_config_map == key.name:
                 self._queues.pools.add(ObjectKey(namespace=key.namespace, name=pool.metadata.name))

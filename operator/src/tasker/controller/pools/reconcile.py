@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import Any
 
 from tasker.controller.kube.client import (
-    CONFIG_MAP,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
     NETWORK_POLICY,
@@ -35,6 +34,7 @@ from tasker.controller.kube.resources.worker_pool import WorkerPool
 from tasker.controller.kube.status_writer import StatusWriter
 from tasker.controller.kube.typed_cache import TypedCache
 from tasker.controller.pools import manifests
+from tasker.controller.pools.handlers import HandlersHashes
 from tasker.controller.pools.manifests import ImageDefaults, PoolIdentity
 from tasker.controller.pools.members import deployment_of, pods_of
 from tasker.controller.pools.state import PoolState, PoolStates
@@ -56,6 +56,7 @@ class PoolReconciler:
         pods: TypedCache[Pod],
         terminating_namespaces: Set[str],
         states: PoolStates,
+        handlers_hashes: HandlersHashes,
         cluster: Cluster,
         statuses: StatusWriter,
         events: EventRecorder,
@@ -69,6 +70,7 @@ class PoolReconciler:
         self._pods = pods
         self._terminating_namespaces = terminating_namespaces
         self._states = states
+        self._handlers_hashes = handlers_hashes
         self._cluster = cluster
         self._statuses = statuses
         self._events = events
@@ -94,11 +96,10 @@ class PoolReconciler:
         handlers_hash: str | None = None
         config_map = pool.spec.handlers_config_map
         if config_map is not None:
-            found = await self._cluster.get(CONFIG_MAP, key.namespace, config_map)
-            if found is None:
+            handlers_hash = await self._handlers_hashes.read(ObjectKey(namespace=key.namespace, name=config_map))
+            if handlers_hash is None:
                 await self._write_missing_handlers(pool, config_map)
                 return None  # the ConfigMap's event queues it again
-            handlers_hash = manifests.hash_handlers(found)
         await self._apply_surroundings(pool, identity, state)
         deployment = await self._apply_deployment(pool, identity, state, deployment, handlers_hash)
         return await self._write_status(key, pool, identity, state, deployment)

@@ -23,6 +23,7 @@ from tasker.controller.kube.client import (
     Resource,
 )
 from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.pools.handlers import HandlersHashes
 from tasker.controller.pools.manifests import OWNED_SELECTOR
 from tasker.controller.pools.state import PoolStates
 from tasker.controller.runtime.metrics import OperatorMetrics
@@ -47,6 +48,7 @@ class Resync:
         queues: Queues,
         templates: TemplateReconciler,
         states: PoolStates,
+        handlers_hashes: HandlersHashes,
         metrics: OperatorMetrics,
         watch_namespaces: tuple[str, ...],
     ) -> None:
@@ -57,6 +59,7 @@ class Resync:
         self._queues = queues
         self._templates = templates
         self._states = states
+        self._handlers_hashes = handlers_hashes
         self._metrics = metrics
         self._watch_namespaces = watch_namespaces
 
@@ -65,6 +68,7 @@ class Resync:
         caches, router = self._caches, self._router
         self._templates.forget()
         self._states.forget_applied()
+        self._handlers_hashes.forget_all()
         origins = await self._engine_tasks.open_origins()
         # Pods and Deployments first, so that pools are first reconciled with their workers known.
         await self._list(POD, caches.pods, router.pod, selector=OWNED_SELECTOR)

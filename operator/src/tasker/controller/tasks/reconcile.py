@@ -99,9 +99,7 @@ class TaskReconciler:
             if task.status.task_uuid is not None:
                 await self._write_lost(task, task.status.task_uuid)
                 return None
-            summary = await self._start(task)
-            if summary is None:
-                return None
+            return await self._start(task)
         if not summary.finished:
             summary = await self._steer(task, summary)
         return await self._write_progress(task, summary)
@@ -109,8 +107,11 @@ class TaskReconciler:
     def _cancel_run(self, namespace: str, uid: str) -> None:
         self._orphan_queue.add(ObjectKey(namespace=namespace, name=uid))
 
-    async def _start(self, task: Task) -> TaskSummary | None:
-        """Submits the run; None when it has to wait, or was refused, and the status says so."""
+    async def _start(self, task: Task) -> float | None:
+        """Submits the run; the seconds until its progress is to be shown.
+
+        None when it has to wait, or was refused, and the status says so.
+        """
         if task.spec.cancel:
             await self._write_cancelled(task)
             return None
@@ -134,7 +135,8 @@ class TaskReconciler:
         if self._tasks.find_uid(metadata.uid) is None:
             # Deleted while it was being submitted: nobody else will cancel the run soon.
             self._cancel_run(metadata.namespace, metadata.uid)
-        return await self._read_run(metadata.uid)
+        self._progress.note_start(metadata.uid)
+        return self._progress.wait_seconds(metadata.uid)
 
     def _template_obstacle(self, task: Task) -> tuple[str, str] | None:
         """Why the template cannot be used yet, as a reason and a message."""
@@ -170,7 +172,7 @@ class TaskReconciler:
         """Writes the status of a run, its progress no more often than the pace allows and its end at once."""
         uid = task.metadata.uid
         wait = self._progress.wait_seconds(uid)
-        if not summary.finished and task.status.is_true("Accepted") and wait > 0:
+        if not summary.finished and wait > 0:
             return wait
         status = build_status(summary, previous=task.status, generation=task.metadata.generation, now=self._now())
         if await self._statuses.write(TASK, task.manifest, status):
