@@ -226,6 +226,7 @@ def test_probes_ask_the_paths_that_the_operator_answers(helm: Helm) -> None:
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
     assert container["command"] == ["python", "-m", "tasker.controller"]
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", "why it ends is in the pod's status"
     port = container["ports"][0]
     assert (port["name"], str(port["containerPort"])) == ("http", environment([deployment])["TASKER_HEALTH_PORT"])
 

@@ -169,6 +169,18 @@ def test_the_codes_are_those_that_people_rely_on() -> None:
     }
 
 
+def test_the_log_is_what_the_settings_say(
+    last_words: Path, operate_as: Callable[[Operate], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operate_as(a_part_ends)
+    configured: list[tuple[str, str]] = []
+    monkeypatch.setattr(app, "configure_logging", lambda level, kind: configured.append((level, kind)))
+    monkeypatch.setenv("TASKER_LOG", "warning")
+    monkeypatch.setenv("TASKER_LOG_FORMAT", "text")
+    app.main()
+    assert configured == [("warning", "text")]
+
+
 def test_the_end_in_any_case_is_set_up_with_the_first_fault(
     last_words: Path, operate_as: Callable[[Operate], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +310,6 @@ def test_the_sweeps_of_many_operators_are_spread_and_the_first_resync_is_a_perio
         task = asyncio.create_task(loop.run())
         await done.wait()
         task.cancel()
-        return virtual_now() - start
+        return round(virtual_now() - start, 6)
 
     run_in_virtual_time(main)

@@ -224,6 +224,13 @@ def test_waiting_keys_become_ready_in_the_order_of_their_times() -> None:
     assert [queue.take(10.0) for _ in range(4)] == ["b", "a", "c", None]
 
 
+def test_keys_that_are_due_at_once_become_ready_in_the_order_they_were_given() -> None:
+    queue = make_queue()
+    for key in "cab":
+        queue.add_at(key, 10.0)
+    assert [queue.take(10.0) for _ in range(4)] == ["c", "a", "b", None]
+
+
 def test_many_resyncs_of_many_keys_that_have_a_time_cost_no_memory() -> None:
     queue: KeyedQueue[int] = KeyedQueue()
     keys, most = range(2000), 0
@@ -269,11 +276,24 @@ def test_keys_that_become_ready_leave_nothing_behind() -> None:
     for key in range(1000):
         queue.add_at(key, 1.0)
     for key in range(1000):
-        queue.add_at(1000 + key, 50.0)
-        queue.add_at(1000 + key, 40.0)
+        for due in (60.0, 50.0, 40.0):
+            queue.add_at(1000 + key, due)
+    assert queue.entries == 4000
     queue.take(1.0)
     assert queue.entries <= 2 * 1000 + STALE_ENTRIES
     assert queue.next_due() == 40.0
+
+
+def test_dropping_the_stale_keeps_the_order() -> None:
+    queue: KeyedQueue[int] = KeyedQueue()
+    entries = []
+    for start in (9000.0, 7000.0, 5000.0):
+        for key in range(200):
+            queue.add_at(key, start - key)
+            entries.append(queue.entries)
+    assert entries != sorted(entries), "it happened"
+    assert queue.next_due() == 4801.0
+    assert [queue.take(5000.0) for _ in range(201)] == [*reversed(range(200)), None]
 
 
 def test_dropping_the_stale_costs_no_more_than_a_constant_for_each_key() -> None:

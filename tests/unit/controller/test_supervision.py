@@ -16,7 +16,6 @@ from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.controller.runtime.repeat import ROUND_SECONDS, Loop, Pacer
 from tasker.controller.runtime.supervision import (
     CHECK_SECONDS,
-    MOST_COUNTED_SECONDS,
     Breakdown,
     Part,
     Progress,
@@ -182,7 +181,7 @@ async def test_another_allowance_begins_another_wait() -> None:
 @in_virtual_time
 async def test_a_process_that_was_frozen_does_not_blame_its_parts() -> None:
     supervised, part = Supervised(), FakePart()
-    part.allowed_seconds = 3 * MOST_COUNTED_SECONDS
+    part.allowed_seconds = 6.0
     async with supervised.running(part) as task:
         supervised.frozen_seconds = 3600.0
         assert supervised.supervisor.check() is None
