@@ -370,6 +370,22 @@ async def test_stopping_waits_for_tasks_that_are_held_until_its_time_is_up() -> 
         assert claims[1].fence not in rig.engine.settled
 
 
+async def test_stopping_ends_when_the_leases_of_what_was_held_are_lost() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claim = make_claim("gated")
+        await _claimed(rig, gated, claim)
+        attempt = rig.exchange.held[claim.fence]
+        rig.engine.locked.add(claim.fence)
+        gated.go.set()
+        await rig.until(lambda: rig.engine_for_locked.lock_timeouts >= 1)
+        rig.exchange.stop(give_up_at=float("inf"))
+        await rig.until(attempt.lose)  # between two calls
+        assert rig.task is not None
+        await asyncio.wait_for(rig.task, 5)
+        assert rig.metrics.results_discarded == 1
+
+
 async def test_a_fault_in_handing_in_what_was_held_ends_the_exchange_rather_than_lose_it() -> None:
     gated = Gated()
     async with Rig(registry_of(gated=gated)) as rig:

@@ -75,7 +75,7 @@ class Exchange:
         self._finished: deque[Attempt] = deque()
         #: Claims not settled yet.
         self.held = HeldClaims()
-        self._locked = LockedTasks()
+        self._locked = LockedTasks(self._wake)
         self._settler = self._settler_on(engine, self._locked.add)
         self._settler_of_locked = self._settler_on(engine_for_locked, self._locked.put_back)
         self._waiter: asyncio.Future[None] | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .attempts import Attempt
 from .logging import with_fields
@@ -25,7 +25,9 @@ _PAUSE_SECONDS = 0.1  # after a call that met a row which is still held: the cal
 class LockedTasks:
     """The outcomes that wait, by task. Belongs to the loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_progress: Callable[[], None]) -> None:
+        """`on_progress` is called whenever there may be less that waits."""
+        self._on_progress = on_progress
         self._outcomes: dict[str, deque[Attempt]] = {}  # by task uuid, in the order in which they are tried
         self._trying: str | None = None  # the task uuid of the call under way
         self._wanted = asyncio.Event()
@@ -63,6 +65,7 @@ class LockedTasks:
             while self._outcomes:
                 if not await self._settle_next(settler):
                     return
+                self._on_progress()
             await self._wanted.wait()
 
     async def _settle_next(self, settler: Settler) -> bool:
