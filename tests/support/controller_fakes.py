@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+from support.fake_cluster import FakeCluster
 from tasker.controller.intake import Intake
-from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
+from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Manifest
 from tasker.controller.kube.events import EventRecorder
 from tasker.controller.kube.keys import ObjectKey, key_of
 from tasker.controller.kube.status_writer import StatusWriter
@@ -54,80 +53,6 @@ class FakeQueue:
         """What was added since the last call."""
         added, self.added = self.added, []
         return added
-
-
-class FakeCluster:
-    """Objects by kind, namespace and name, with versions; apply replaces everything but the status."""
-
-    def __init__(self) -> None:
-        self.objects: dict[tuple[str, str | None, str], Manifest] = {}
-        self.calls: list[tuple[str, str, str]] = []
-        self.refuse_status_with: list[int] = []
-        self._versions = itertools.count(1)
-
-    def store(self, manifest: Mapping[str, Any]) -> Manifest:
-        metadata = manifest["metadata"]
-        key = (manifest["kind"], metadata.get("namespace"), metadata["name"])
-        known = self.objects.get(key)
-        stored = deepcopy(dict(manifest))
-        kept: dict[str, Any] = known["metadata"] if known is not None else {"uid": str(uuid4()), "generation": 1}
-        changed = known is not None and known.get("spec") != stored.get("spec")
-        stored["metadata"] = {
-            "creationTimestamp": "2031-01-01T00:00:00Z",
-            "uid": kept["uid"],
-            **stored["metadata"],
-            "generation": kept.get("generation", 1) + (1 if changed else 0),
-            "resourceVersion": str(next(self._versions)),
-        }
-        if known is not None and "status" in known and "status" not in manifest:
-            stored["status"] = known["status"]
-        self.objects[key] = stored
-        return deepcopy(stored)
-
-    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest | None:
-        found = self.objects.get((resource.kind, namespace, name))
-        return deepcopy(found) if found is not None else None
-
-    async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = ""
-    ) -> AsyncIterator[Manifest]:
-        for (kind, of, _), manifest in list(self.objects.items()):
-            if kind == resource.kind and namespace in (None, of):
-                yield deepcopy(manifest)
-
-    async def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
-        self.calls.append(("apply", resource.kind, manifest["metadata"]["name"]))
-        return self.store(manifest)
-
-    async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Mapping[str, Any]) -> Manifest:
-        self.calls.append(("merge", resource.kind, name))
-        found = self.objects.get((resource.kind, namespace, name))
-        if found is None:
-            raise ClusterError("gone", status=404)
-        annotations = {**(found["metadata"].get("annotations") or {}), **(patch["metadata"].get("annotations") or {})}
-        found["metadata"]["annotations"] = {key: value for key, value in annotations.items() if value is not None}
-        return deepcopy(found)
-
-    async def merge_status(
-        self, resource: Resource, namespace: str, name: str, *, resource_version: str, status: Mapping[str, Any]
-    ) -> Manifest:
-        if self.refuse_status_with:
-            raise ClusterError("refused", status=self.refuse_status_with.pop())
-        found = self.objects.get((resource.kind, namespace, name))
-        if found is None:
-            raise ClusterError("gone", status=404)
-        if found["metadata"]["resourceVersion"] != resource_version:
-            raise ClusterError("conflict", status=409)
-        self.calls.append(("status", resource.kind, name))
-        merged = {**(found.get("status") or {}), **status}
-        return self.store({**found, "status": {key: value for key, value in merged.items() if value is not None}})
-
-    async def create(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
-        return self.store(manifest)
-
-    async def delete(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
-        self.calls.append(("delete", resource.kind, name))
-        return self.objects.pop((resource.kind, namespace, name), None) is not None
 
 
 class FakeEngine:
@@ -272,7 +197,8 @@ class FakeWorld(World):
 
     @property
     def fake_cluster(self) -> FakeCluster:
-        return cast("FakeCluster", self.cluster)
+        assert isinstance(self.cluster, FakeCluster)
+        return self.cluster
 
     @property
     def fake_engine(self) -> FakeEngine:
@@ -299,8 +225,8 @@ class FakeWorld(World):
 
 def make_world(**settings: Any) -> tuple[FakeWorld, PoolStates, Intake]:
     metrics = OperatorMetrics()
-    fake_cluster, fake_engine = FakeCluster(), FakeEngine()
-    cluster, engine = cast("Cluster", fake_cluster), cast("Engine", fake_engine)
+    cluster, fake_engine = FakeCluster(), FakeEngine()
+    engine = cast("Engine", fake_engine)
     world = FakeWorld(
         cluster=cluster,
         engine=engine,

@@ -245,3 +245,53 @@ async def test_an_edited_template_is_registered_again_and_an_unchanged_one_is_no
     setting.templates.forget()
     await setting.templates.reconcile(ObjectKey(namespace="default", name="order"))
     assert setting.world.fake_engine.registered_templates, "a resync registers it again"
+
+
+async def test_the_answer_to_a_status_that_comes_after_the_deletion_does_not_revive_the_task(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.world.give(setting.intake, task())
+
+    def is_deleted(verb: str, kind: str) -> None:
+        if (verb, kind) == ("patch", "Task"):
+            last = setting.world.fake_cluster.remove("Task", "default", "t")
+            setting.intake.task(last, "DELETED")
+
+    setting.world.fake_cluster.meanwhile = is_deleted
+    await setting.reconcile(made)
+    assert key_of(made) not in setting.world.tasks
+    assert setting.world.task_keys == {}
+    origin = ObjectKey(namespace="default", name=setting.run_of(made))
+    assert setting.world.queue("origins").take() == [origin]
+
+
+async def test_a_task_made_anew_under_the_name_of_an_expired_one_is_not_deleted(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.world.give(setting.intake, task(ttlSecondsAfterFinished=20))
+    await setting.reconcile(made)
+    uid = setting.run_of(made)
+    ended = replace(setting.world.fake_engine.runs[uid], state=TaskState.COMPLETE, completed_at=setting.world.now())
+    setting.world.fake_engine.runs[uid] = ended
+    await setting.reconcile(made)
+    setting.world.pass_time(21)
+    setting.world.fake_cluster.remove("Task", "default", "t")  # neither event has arrived
+    new = setting.world.fake_cluster.store(task())
+    await setting.reconcile(made)
+    assert setting.world.live(made)["metadata"]["uid"] == new["metadata"]["uid"]
+
+
+async def test_a_result_is_shown_with_its_nulls_and_stays_when_the_spec_is_touched_later(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.world.give(setting.intake, task())
+    await setting.reconcile(made)
+    uid, result = setting.run_of(made), {"a": None, "b": [None], "c": {"d": None}}
+    runs = setting.world.fake_engine.runs
+    runs[uid] = replace(runs[uid], state=TaskState.COMPLETE, completed_at=setting.world.now(), leaf_results=result)
+    await setting.reconcile(made)
+    assert setting.world.live(made)["status"]["result"] == result
+    runs.clear()  # the rows are kept for a while only
+    live = setting.world.live(made)
+    setting.world.give(setting.intake, {**live, "spec": {**live["spec"], "ttlSecondsAfterFinished": 1000}})
+    await setting.reconcile(made)
+    shown = setting.world.live(made)["status"]
+    assert shown["observedGeneration"] == 2
+    assert shown["result"] == result

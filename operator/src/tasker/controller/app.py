@@ -20,7 +20,7 @@ import kopf
 
 from tasker.controller.handlers import WatchRestartCounter, make_registry, make_settings
 from tasker.controller.intake import Intake
-from tasker.controller.kube.access import client_configuration
+from tasker.controller.kube.access import client_configuration, renew_credentials
 from tasker.controller.kube.client import Cluster, ClusterError, Manifest, Resource
 from tasker.controller.kube.events import EventRecorder
 from tasker.controller.kube.status_writer import StatusWriter
@@ -132,7 +132,7 @@ async def run(database: DatabaseSettings, settings: OperatorSettings) -> None:
             )
         )
         engine = await _open_engine_when_ready(stack, database, readiness)
-        cluster = await Cluster.connect(configuration)
+        cluster = await Cluster.connect(configuration, renew=renew_credentials)
         stack.push_async_callback(cluster.close)
         parts = assemble(cluster, engine, settings, metrics)
         readiness.waiting_for = "the first list of resources"
