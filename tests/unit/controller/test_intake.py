@@ -35,9 +35,9 @@ def test_an_older_version_never_replaces_a_newer_one() -> None:
 def test_a_late_deletion_does_not_remove_the_successor_of_the_same_name() -> None:
     seen = SeenObjects()
     seen.put(version(10, uid="new"))
-    assert seen.remove(KEY, "old") is None
+    assert seen.remove(version(11, uid="old")) is None
     assert KEY in seen
-    assert seen.remove(KEY, "new") is not None
+    assert seen.remove(version(12, uid="new")) is not None
     assert seen.namespaces() == []
 
 

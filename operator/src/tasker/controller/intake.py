@@ -30,7 +30,7 @@ class Intake:
     def template(self, raw: Mapping[str, Any], event_type: EventType) -> None:
         manifest, key = self._count(TASK_TEMPLATE, raw, event_type)
         if event_type == "DELETED":
-            self._world.templates.remove(key, manifest["metadata"]["uid"])
+            self._world.templates.remove(manifest)
         elif not self._world.templates.put(manifest):
             return
         self._world.queues.templates.add(key)
@@ -40,7 +40,7 @@ class Intake:
         manifest, key = self._count(TASK, raw, event_type)
         uid = manifest["metadata"]["uid"]
         if event_type == "DELETED":
-            self._world.tasks.remove(key, uid)
+            self._world.tasks.remove(manifest)
             self._world.task_keys.setdefault(uid, key)
             self._world.forget_task(uid)
             return
@@ -51,7 +51,7 @@ class Intake:
         manifest, key = self._count(WORKER_POOL, raw, event_type)
         known = self._world.pools.get(key)
         if event_type == "DELETED":
-            self._world.pools.remove(key, manifest["metadata"]["uid"])
+            self._world.pools.remove(manifest)
             for sibling in self._world.pools.in_namespace(key.namespace):
                 self._world.queues.pools.add(key_of(sibling))  # the Secret they share loses an owner
         elif not self._world.pools.put(manifest):
@@ -64,7 +64,7 @@ class Intake:
     def deployment(self, raw: Mapping[str, Any], event_type: EventType) -> None:
         manifest, pool = _of_pool(raw)
         if event_type == "DELETED":
-            self._world.deployments.remove(key_of(manifest), manifest["metadata"]["uid"])
+            self._world.deployments.remove(manifest)
         elif not self._world.deployments.put(manifest):
             return
         if pool is not None:
@@ -75,7 +75,7 @@ class Intake:
         key = key_of(manifest)
         loss = loss_of(manifest, deleted=event_type == "DELETED")
         if event_type == "DELETED":
-            self._world.pods.remove(key, manifest["metadata"]["uid"])
+            self._world.pods.remove(manifest)
         else:
             self._world.pods.put(_slim_pod(manifest))
         if loss is not None:

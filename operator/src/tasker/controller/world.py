@@ -111,8 +111,8 @@ class World:
 
     def remember_task(self, manifest: Manifest) -> None:
         """Keeps a Task and where it is."""
-        self.tasks.put(slim_task(manifest))
-        self.task_keys[manifest["metadata"]["uid"]] = key_of(manifest)
+        if self.tasks.put(slim_task(manifest)):
+            self.task_keys[manifest["metadata"]["uid"]] = key_of(manifest)
 
 
 def slim_task(manifest: Manifest) -> Manifest:

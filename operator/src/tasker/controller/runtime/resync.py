@@ -1,13 +1,14 @@
 """Everything listed and reconciled again: at the start, and every few minutes against events that never came.
 
-What is not listed any more counts as deleted; every key is reconciled; runs whose Task is gone are cancelled. The order
-matters for those: the open runs are read before the Tasks are listed, so that a Task that is not listed is truly gone.
+What was known before a list began and is not in it counts as deleted, as of the state that was listed; every key is
+reconciled; runs whose Task is gone are cancelled. The order matters for those: the open runs are read before the Tasks
+are listed, so that a Task that is not listed is truly gone. Objects are told apart by their uid, names come again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from tasker.controller.intake import Intake
 from tasker.controller.kube.cache import SeenObjects
@@ -52,42 +53,46 @@ class Resync:
         await self._list(DEPLOYMENT, world.deployments, intake.deployment, selector=OWNED_SELECTOR)
         await self._list(WORKER_POOL, world.pools, intake.pool)
         await self._list(TASK_TEMPLATE, world.templates, intake.template)
-        await self._list(TASK, world.tasks, intake.task)
+        tasks = await self._list(TASK, world.tasks, intake.task)
         await self._list_namespaces()
         for key in world.pools.all_keys():
             world.queues.pools.add(key)
             world.queues.namespaces.add(ObjectKey(namespace=key.namespace, name=key.namespace))
-        gone = [origin for origin in origins if world.watches(origin.namespace) and origin.uid not in world.task_keys]
+        gone = [origin for origin in origins if world.watches(origin.namespace) and origin.uid not in tasks]
         for origin in gone:
+            world.task_keys.pop(origin.uid, None)
             world.queues.origins.add(ObjectKey(namespace=origin.namespace, name=origin.uid))
         if gone:
             world.metrics.orphans_cancelled.inc(len(gone))
             logger.warning("%d runs are cancelled: their Tasks were deleted", len(gone))
 
-    async def _list(self, resource: Resource, seen: SeenObjects, take_in: TakeIn, *, selector: str = "") -> None:
-        before = set(seen.all_keys())
-        listed: set[ObjectKey] = set()
-        async for manifest in self._objects(resource, selector):
-            metadata = manifest["metadata"]
-            listed.add(ObjectKey(namespace=metadata["namespace"], name=metadata["name"]))
-            take_in(manifest, None)
-        # Only what was known before the list began: what came during it by events may be newer than the list.
-        for key in before - listed:
-            known = seen.get(key)
-            if known is not None:
-                take_in(known, "DELETED")
-
-    async def _objects(self, resource: Resource, selector: str) -> AsyncIterator[Manifest]:
+    async def _list(self, resource: Resource, seen: SeenObjects, take_in: TakeIn, *, selector: str = "") -> set[str]:
+        """Takes in what there is of a kind, and the end of what there was; the uids of what there is."""
+        listed: set[str] = set()
         for namespace in self._world.settings.watch_namespaces or (None,):
-            async for manifest in self._world.cluster.list(resource, namespace, label_selector=selector):
-                yield manifest
+            known = seen.all() if namespace is None else seen.in_namespace(namespace)
+            # What comes by events while the list is read may be newer than the list, so its absence says nothing.
+            before = {manifest["metadata"]["uid"]: manifest for manifest in known}
+            listing = self._world.cluster.list(resource, namespace, label_selector=selector)
+            async for manifest in listing:
+                listed.add(manifest["metadata"]["uid"])
+                take_in(manifest, None)
+            for uid in before.keys() - listed:
+                take_in(_as_of(before[uid], listing.version), "DELETED")
+        return listed
 
     async def _list_namespaces(self) -> None:
         """Namespaces that went while nobody looked; skipped when we serve only some and may not list them."""
         if self._world.settings.watch_namespaces:
             return
+        before = set(self._world.going_namespaces)
         listed = set()
         async for manifest in self._world.cluster.list(NAMESPACE):
             listed.add(manifest["metadata"]["name"])
             self._intake.namespace(manifest, None)
-        self._world.going_namespaces &= listed
+        self._world.going_namespaces -= before - listed
+
+
+def _as_of(manifest: Manifest, version: str) -> Manifest:
+    """The object the way a DELETED event of that version gives it."""
+    return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}
