@@ -294,6 +294,18 @@ async def test_a_token_that_cannot_be_renewed_is_a_refusal(server: Server) -> No
         assert (refused.value.status, len(server.requests)) == (401, requests), renew
 
 
+async def test_a_renewal_that_hangs_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "REQUEST_TIMEOUT_SECONDS", 0.2)
+    server.answer = only_second
+
+    async def hang(configuration: Configuration) -> None:
+        await asyncio.Event().wait()
+
+    async with connected(server, renew=hang) as cluster:
+        with pytest.raises(ClusterError, match="no credentials came in time"):
+            await listed(cluster)
+
+
 def kubeconfig(server: Server, token: str) -> str:
     return json.dumps(
         {

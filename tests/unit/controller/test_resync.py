@@ -10,8 +10,18 @@ import pytest
 from support.controller_fakes import FakeWorld, make_run, make_world, task
 from support.fake_cluster import Fault
 from tasker.controller.intake import Intake
-from tasker.controller.kube.client import LIST_ATTEMPTS, LIST_CHUNK, NAMESPACE, TASK, ClusterError, Manifest, Resource
+from tasker.controller.kube.client import (
+    LIST_ATTEMPTS,
+    LIST_CHUNK,
+    NAMESPACE,
+    POD,
+    TASK,
+    ClusterError,
+    Manifest,
+    Resource,
+)
 from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.pools.manifests import OWNED_SELECTOR
 from tasker.controller.runtime.resync import Resync
 from tasker.controller.templates.reconcile import TemplateReconciler
 
@@ -143,3 +153,18 @@ async def test_a_namespace_that_begins_to_go_during_the_list_is_remembered(
     setting.while_listed(NAMESPACE, lambda: begins_to_go("new"))
     await setting.resync.run()
     assert setting.world.going_namespaces == {"new"}
+
+
+async def test_a_pod_that_vanished_during_the_list_stays_lost(setting: Setting) -> None:
+    labels = dict(each.split("=") for each in OWNED_SELECTOR.split(","))
+    metadata = {"name": "p", "namespace": "default", "labels": labels}
+    pod = setting.world.fake_cluster.store({"apiVersion": "v1", "kind": "Pod", "metadata": metadata})
+    setting.intake.pod(pod, "ADDED")
+
+    def vanishes() -> None:
+        setting.intake.pod(setting.world.fake_cluster.remove("Pod", "default", "p"), "DELETED")
+
+    setting.while_listed(POD, vanishes)
+    await setting.resync.run()
+    assert setting.world.lost_pod_reasons == {key_of(pod): "pod was deleted"}
+    assert key_of(pod) not in setting.world.pods

@@ -76,8 +76,8 @@ class Intake:
         loss = loss_of(manifest, deleted=event_type == "DELETED")
         if event_type == "DELETED":
             self._world.pods.remove(manifest)
-        else:
-            self._world.pods.put(_slim_pod(manifest))
+        elif not self._world.pods.put(_slim_pod(manifest)):
+            return
         if loss is not None:
             self._world.lost_pod_reasons[key] = loss
             self._world.queues.lost_pods.add(key)

@@ -324,9 +324,12 @@ class Cluster:
             if self._credentials() != refused:
                 return
             try:
-                await self._renew(self._api.configuration)
-            except ConfigurationError as error:
-                raise ClusterError(f"{request}: 401, and {error}", status=401, reason="Unauthorized") from error
+                # A kubeconfig may name a program that asks somebody else for a token.
+                async with asyncio.timeout(REQUEST_TIMEOUT_SECONDS):
+                    await self._renew(self._api.configuration)
+            except (ConfigurationError, TimeoutError) as error:
+                why = str(error) or "no credentials came in time"
+                raise ClusterError(f"{request}: 401, and {why}", status=401) from error
 
 
 def _expect(resource: Resource, request: str, answer: Manifest) -> Manifest:

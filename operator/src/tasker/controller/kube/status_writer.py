@@ -57,7 +57,7 @@ class StatusWriter:
                 raise
             self._metrics.status_writes.labels(resource.kind, "conflict").inc()
             self._newest(resource, newest)
-            raise ClusterError(str(error), status=409, reason="Conflict", about=name) from error
+            raise ClusterError(str(error), status=409, about=name) from error
         self._metrics.status_writes.labels(resource.kind, "written").inc()
         return written
 
