@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+from support.fake_cluster import FakeCluster
 from tasker.controller.assembly import make_caches, make_status_writer
 from tasker.controller.event_router import EventRouter, Queues
-from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
+from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, Manifest
 from tasker.controller.kube.events import EventRecorder
 from tasker.controller.kube.keys import ObjectKey, key_of
 from tasker.controller.pools.handlers import HandlersHashes
@@ -64,80 +63,6 @@ class FakeQueue:
         """What was added since the last call."""
         added, self.added = self.added, []
         return added
-
-
-class FakeCluster:
-    """Objects by kind, namespace and name, with versions; apply replaces everything but the status."""
-
-    def __init__(self) -> None:
-        self.objects: dict[tuple[str, str | None, str], Manifest] = {}
-        self.calls: list[tuple[str, str, str]] = []
-        self.refuse_status_with: list[int] = []
-        self._versions = itertools.count(1)
-
-    def store(self, manifest: Mapping[str, Any]) -> Manifest:
-        metadata = manifest["metadata"]
-        key = (manifest["kind"], metadata.get("namespace"), metadata["name"])
-        known = self.objects.get(key)
-        stored = deepcopy(dict(manifest))
-        kept: dict[str, Any] = known["metadata"] if known is not None else {"uid": str(uuid4()), "generation": 1}
-        changed = known is not None and known.get("spec") != stored.get("spec")
-        stored["metadata"] = {
-            "creationTimestamp": "2031-01-01T00:00:00Z",
-            "uid": kept["uid"],
-            **stored["metadata"],
-            "generation": kept.get("generation", 1) + (1 if changed else 0),
-            "resourceVersion": str(next(self._versions)),
-        }
-        if known is not None and "status" in known and "status" not in manifest:
-            stored["status"] = known["status"]
-        self.objects[key] = stored
-        return deepcopy(stored)
-
-    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest | None:
-        found = self.objects.get((resource.kind, namespace, name))
-        return deepcopy(found) if found is not None else None
-
-    async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = ""
-    ) -> AsyncIterator[Manifest]:
-        for (kind, of, _), manifest in list(self.objects.items()):
-            if kind == resource.kind and namespace in (None, of):
-                yield deepcopy(manifest)
-
-    async def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
-        self.calls.append(("apply", resource.kind, manifest["metadata"]["name"]))
-        return self.store(manifest)
-
-    async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Mapping[str, Any]) -> Manifest:
-        self.calls.append(("merge", resource.kind, name))
-        found = self.objects.get((resource.kind, namespace, name))
-        if found is None:
-            raise ClusterError("gone", status=404)
-        annotations = {**(found["metadata"].get("annotations") or {}), **(patch["metadata"].get("annotations") or {})}
-        found["metadata"]["annotations"] = {key: value for key, value in annotations.items() if value is not None}
-        return deepcopy(found)
-
-    async def merge_status(
-        self, resource: Resource, namespace: str, name: str, *, resource_version: str, status: Mapping[str, Any]
-    ) -> Manifest:
-        if self.refuse_status_with:
-            raise ClusterError("refused", status=self.refuse_status_with.pop())
-        found = self.objects.get((resource.kind, namespace, name))
-        if found is None:
-            raise ClusterError("gone", status=404)
-        if found["metadata"]["resourceVersion"] != resource_version:
-            raise ClusterError("conflict", status=409)
-        self.calls.append(("status", resource.kind, name))
-        merged = {**(found.get("status") or {}), **status}
-        return self.store({**found, "status": {key: value for key, value in merged.items() if value is not None}})
-
-    async def create(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
-        return self.store(manifest)
-
-    async def delete(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
-        self.calls.append(("delete", resource.kind, name))
-        return self.objects.pop((resource.kind, namespace, name), None) is not None
 
 
 class FakeEngine:

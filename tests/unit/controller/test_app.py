@@ -14,7 +14,8 @@ from typing import Any, cast
 
 import pytest
 
-from support.controller_fakes import FakeCluster, FakeEngine
+from support.controller_fakes import FakeEngine
+from support.fake_cluster import FakeCluster
 from support.virtual_time import run_in_virtual_time, virtual_now
 from tasker.controller import app
 from tasker.controller.assembly import assemble

@@ -139,7 +139,7 @@ def test_of_what_others_may_have_too_only_ours_is_watched() -> None:
 
 
 def test_kopf_logs_in_as_we_do() -> None:
-    registry = make_registry(RecordingIntake(), cluster_wide=True)  # type: ignore[arg-type]
+    registry = make_registry(RecordingRouter(), cluster_wide=True)  # type: ignore[arg-type]
     assert [handler.fn for handler in registry._activities.get_all_handlers()] == [log_in_kopf]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from support.controller_fakes import ControllerKit, FakeCluster, pool
+from support.controller_fakes import ControllerKit, pool
+from support.fake_cluster import FakeCluster
 from tasker.controller.kube.client import SECRET, WORKER_POOL, Manifest, Resource
 from tasker.controller.kube.keys import key_of
 from tasker.controller.pools.manifests import DATABASE_SECRET

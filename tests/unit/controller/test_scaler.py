@@ -220,7 +220,7 @@ async def test_a_namespace_with_templates_gets_a_pool_after_a_moment_of_grace(se
     await setting.namespaces.reconcile(NAMESPACE)
     made = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
     assert made["metadata"]["labels"][MANAGED_POOL_LABEL] == "true"
-    assert made["spec"] == {"handlersFrom": {"configMapRef": {"name": "tasker-handlers"}}}
+    assert made["spec"]["handlersFrom"] == {"configMapRef": {"name": "tasker-handlers"}}
 
 
 async def test_a_namespace_whose_person_wrote_a_pool_gets_none(setting: Setting) -> None:

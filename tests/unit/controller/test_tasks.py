@@ -292,3 +292,54 @@ async def test_an_edited_template_is_registered_again_and_an_unchanged_one_is_no
     setting.templates.forget()
     await setting.templates.reconcile(ObjectKey(namespace="default", name="order"))
     assert setting.kit.engine.registered_templates, "a resync registers it again"
+
+
+async def test_the_answer_to_a_status_that_comes_after_the_deletion_does_not_revive_the_task(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.start(made)
+
+    def is_deleted(verb: str, kind: str) -> None:
+        if (verb, kind) == ("patch", "Task"):
+            last = setting.kit.cluster.remove("Task", "default", "t")
+            setting.kit.router.task(last, "DELETED")
+
+    setting.kit.cluster.meanwhile = is_deleted
+    await setting.reconcile(made)
+    assert key_of(made) not in setting.kit.caches.tasks
+    assert setting.kit.caches.tasks.find_uid(setting.run_of(made)) is None
+    origin = ObjectKey(namespace="default", name=setting.run_of(made))
+    assert setting.kit.queue("orphans").take() == [origin]
+
+
+async def test_a_task_made_anew_under_the_name_of_an_expired_one_is_not_deleted(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task(ttlSecondsAfterFinished=20))
+    await setting.reconcile(made)
+    uid = setting.run_of(made)
+    ended = replace(setting.kit.engine.runs[uid], state=TaskState.COMPLETE, completed_at=setting.kit.now())
+    setting.kit.engine.runs[uid] = ended
+    await setting.reconcile(made)
+    setting.kit.pass_time(21)
+    setting.kit.cluster.remove("Task", "default", "t")  # neither event has arrived
+    new = setting.kit.cluster.store(task())
+    await setting.reconcile(made)
+    assert setting.kit.live(made)["metadata"]["uid"] == new["metadata"]["uid"]
+
+
+async def test_a_result_is_shown_with_its_nulls_and_stays_when_the_spec_is_touched_later(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.reconcile(made)
+    uid, result = setting.run_of(made), {"a": None, "b": [None], "c": {"d": None}}
+    runs = setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], state=TaskState.COMPLETE, completed_at=setting.kit.now(), leaf_results=result)
+    await setting.reconcile(made)
+    assert setting.kit.live(made)["status"]["result"] == result
+    runs.clear()  # the rows are kept for a while only
+    live = setting.kit.live(made)
+    setting.kit.give({**live, "spec": {**live["spec"], "ttlSecondsAfterFinished": 1000}})
+    await setting.reconcile(made)
+    shown = setting.kit.live(made)["status"]
+    assert shown["observedGeneration"] == 2
+    assert shown["result"] == result

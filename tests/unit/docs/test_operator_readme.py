@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import cast
 
-from support.controller_fakes import FakeCluster, FakeEngine
+from support.controller_fakes import FakeEngine
+from support.fake_cluster import FakeCluster
 from tasker.controller import app
 from tasker.controller.assembly import assemble
 from tasker.controller.kube.client import Cluster

@@ -21,7 +21,7 @@ import kopf
 from tasker.controller.assembly import Parts, assemble
 from tasker.controller.handlers import WatchRestartCounter, make_registry, make_settings
 from tasker.controller.installation import leave_adopted_database, take_database
-from tasker.controller.kube.access import client_configuration
+from tasker.controller.kube.access import client_configuration, renew_credentials
 from tasker.controller.kube.client import Cluster, ClusterError
 from tasker.controller.runtime.health import Health, serve_health
 from tasker.controller.runtime.logs import configure_logging
@@ -89,7 +89,7 @@ async def _operate(
             )
         )
         engine = await _open_engine_when_ready(stack, database, health)
-        cluster = await Cluster.connect(configuration)
+        cluster = await Cluster.connect(configuration, renew=renew_credentials)
         stack.push_async_callback(cluster.close)
         await _until(
             lambda: take_database(cluster, engine, settings.installation), "a database of this installation", health

@@ -123,8 +123,8 @@ class EventRouter:
         key, deleted = key_of(manifest), event_type == "DELETED"
         if deleted:
             self._caches.pods.remove(manifest)
-        else:
-            self._caches.pods.put(manifest)
+        elif not self._caches.pods.put(manifest):
+            return
         pod = _parse(Pod, manifest)
         loss = loss_of(pod, deleted=deleted) if pod is not None else None
         if loss is not None:

@@ -1,13 +1,14 @@
 """Everything listed and reconciled again: at the start, and every few minutes against events that never came.
 
-What is not listed any more counts as deleted; every key is reconciled; runs whose Task is gone are cancelled. The order
-matters for those: the open runs are read before the Tasks are listed, so that a Task that is not listed is truly gone.
+What was known before a list began and is not in it counts as deleted, as of the state that was listed; every key is
+reconciled; runs whose Task is gone are cancelled. The order matters for those: the open runs are read before the Tasks
+are listed, so that a Task that is not listed is truly gone. Objects are told apart by their uid, names come again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from tasker.controller.event_router import Caches, EventRouter, Queues
 from tasker.controller.kube.cache import ObjectCache
@@ -75,46 +76,45 @@ class Resync:
         await self._list(DEPLOYMENT, caches.deployments, router.deployment, selector=OWNED_SELECTOR)
         await self._list(WORKER_POOL, caches.pools, router.pool)
         await self._list(TASK_TEMPLATE, caches.templates, router.template)
-        await self._list(TASK, caches.tasks, router.task)
+        tasks = await self._list(TASK, caches.tasks, router.task)
         await self._list_namespaces()
         for key in caches.pools.all_keys():
             self._queues.pools.add(key)
             self._queues.namespaces.add(ObjectKey(namespace=key.namespace, name=key.namespace))
-        gone = [
-            origin
-            for origin in origins
-            if self._router.serves(origin.namespace) and caches.tasks.find_uid(origin.uid) is None
-        ]
+        gone = [origin for origin in origins if router.serves(origin.namespace) and origin.uid not in tasks]
         for origin in gone:
             self._queues.orphans.add(ObjectKey(namespace=origin.namespace, name=origin.uid))
         if gone:
             self._metrics.orphans_cancelled.inc(len(gone))
             logger.warning("%d runs are cancelled: their Tasks were deleted", len(gone))
 
-    async def _list(self, resource: Resource, known_objects: ObjectCache, route: Route, *, selector: str = "") -> None:
-        before = set(known_objects.all_keys())
-        listed: set[ObjectKey] = set()
-        async for manifest in self._objects(resource, selector):
-            metadata = manifest["metadata"]
-            listed.add(ObjectKey(namespace=metadata["namespace"], name=metadata["name"]))
-            route(manifest, None)
-        # Only what was known before the list began: what came during it by events may be newer than the list.
-        for key in before - listed:
-            known = known_objects.get(key)
-            if known is not None:
-                route(known, "DELETED")
-
-    async def _objects(self, resource: Resource, selector: str) -> AsyncIterator[Manifest]:
+    async def _list(self, resource: Resource, cache: ObjectCache, route: Route, *, selector: str = "") -> set[str]:
+        """Routes what there is of a kind, and the end of what there was; the uids of what there is."""
+        listed: set[str] = set()
         for namespace in self._watch_namespaces or (None,):
-            async for manifest in self._cluster.list(resource, namespace, label_selector=selector):
-                yield manifest
+            known = cache.all() if namespace is None else cache.in_namespace(namespace)
+            # What comes by events while the list is read may be newer than the list, so its absence says nothing.
+            before = {manifest["metadata"]["uid"]: manifest for manifest in known}
+            listing = self._cluster.list(resource, namespace, label_selector=selector)
+            async for manifest in listing:
+                listed.add(manifest["metadata"]["uid"])
+                route(manifest, None)
+            for uid in before.keys() - listed:
+                route(_as_of(before[uid], listing.version), "DELETED")
+        return listed
 
     async def _list_namespaces(self) -> None:
         """Namespaces that were deleted unobserved; skipped when we serve only some and may not list them."""
         if self._watch_namespaces:
             return
+        before = set(self._caches.terminating_namespaces)
         listed = set()
         async for manifest in self._cluster.list(NAMESPACE):
             listed.add(manifest["metadata"]["name"])
             self._router.namespace(manifest, None)
-        self._caches.terminating_namespaces.intersection_update(listed)
+        self._caches.terminating_namespaces.difference_update(before - listed)
+
+
+def _as_of(manifest: Manifest, version: str) -> Manifest:
+    """The object the way a DELETED event of that version gives it."""
+    return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}
