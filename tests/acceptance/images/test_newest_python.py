@@ -15,6 +15,8 @@ REASON = missing_tools(TRIXIE)
 pytestmark = [pytest.mark.images, pytest.mark.timeout(1800)]
 
 SUITES = ("tests/unit/worker", "tests/unit/model", "tests/integration/worker", "tests/integration/engine")
+SPEED = "tests/integration/engine/test_large_template.py"
+"""Holds promised seconds, on the machine itself; left out here, where something else may be built meanwhile."""
 
 
 def test_the_releases_have_the_oldest_and_the_newest_python_that_is_declared() -> None:
@@ -32,7 +34,8 @@ def test_the_workers_and_the_engines_tests_pass(tmp_path: Path) -> None:
     inside.set_up(checkout)
     code, version = inside.run([PYTHON, "-V"], checkout, timeout=60)
     assert (code, version.rpartition(".")[0]) == (0, f"Python {TRIXIE.python}")
-    command = [PYTHON, "-m", "pytest", "-q", "-n", "2", "--dist", "loadscope", *SUITES]
+    assert (ROOT / SPEED).exists()
+    command = [PYTHON, "-m", "pytest", "-q", "-n", "2", "--dist", "loadscope", f"--ignore={SPEED}", *SUITES]
     code, output = inside.run(command, checkout, timeout=900)
     assert code == 0, output[-8000:]
     passed = re.search(r"(\d+) passed", output)
