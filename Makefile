@@ -28,7 +28,7 @@ mutants: $(READY)   ## Plant COUNT=200 small faults of the order SEED=… and re
 lint: $(READY)      ## Lint, formatting, import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 types: $(READY)     ## mypy --strict; the examples one by one, for each has a module called handlers
-	$(BIN)/mypy operator/src worker_image/src tests charts && for each in examples/*/handlers.py; do $(BIN)/mypy $$each || exit 1; done
+	$(BIN)/mypy operator/src worker_image/src tests operator/devcluster charts && for each in examples/*/handlers.py; do $(BIN)/mypy $$each || exit 1; done
 bench: $(READY)     ## Latency and throughput beside this machine's raw limits
 	$(BIN)/python tests/bench/run.py
 parity: $(READY)    ## How many rows of the parity checklist have a passing test
@@ -40,7 +40,7 @@ images: $(READY)    ## Build the images on Debian 12 and 13 and test them, with 
 	$(BIN)/pytest -m images
 locks: $(READY)     ## The images' lock files, anew from the distributions' dependencies
 	@test -x .tasker/uv/bin/uv || { $(BIN)/python -m venv .tasker/uv && .tasker/uv/bin/pip install -q 'uv>=0.9,<1'; }
-	$(LOCK) pyproject.toml -o operator/requirements.lock
+	$(LOCK) --no-emit-package tasker-worker pyproject.toml -o operator/requirements.lock
 	$(LOCK) worker_image/pyproject.toml -o worker_image/requirements.lock
 	echo 'hatchling>=1.27' | $(LOCK) - -o operator/requirements-build.lock
 	echo 'hatchling>=1.27' | $(LOCK) - -o worker_image/requirements-build.lock
@@ -52,10 +52,10 @@ examples/%/handlers.yaml: examples/%/handlers.py
 	{ echo '# Made from handlers.py by `make examples`: edit that file, not this one.'; \
 	  $(BIN)/kubectl create configmap $$name --from-file=handlers.py=$< --dry-run=client -o yaml; } > $@
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml worker_image/pyproject.toml operator/devcluster/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; name one with make PYTHON=…" >&2; exit 1; }
 	@echo "Setting up .venv with $(PYTHON): once, about a minute"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@{ $(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' 2> .venv/pip.log || { cat .venv/pip.log >&2; exit 1; }; } \
+	@{ $(BIN)/python -m pip install --disable-pip-version-check -e worker_image -e '.[dev]' -e operator/devcluster 2> .venv/pip.log || { cat .venv/pip.log >&2; exit 1; }; } \
 	| sed -u -n 's/^Collecting \([^ ]*\).*/  \1/p'
 	@$(BIN)/tasker version > /dev/null && touch $@

@@ -29,7 +29,7 @@ from uuid import UUID
 
 import psycopg
 
-from tasker.devcluster.postgres import EmbeddedPostgres, find_binaries
+from devcluster.postgres import EmbeddedPostgres, find_binaries
 from tasker.engine import Engine
 from tasker.factory import migrate, open_engine
 from tasker.model.task import TaskRequest
@@ -109,7 +109,7 @@ async def measure(server: EmbeddedPostgres, options: argparse.Namespace) -> dict
 
     await migrate(url)
     async with open_engine(DatabaseSettings(url=url)) as engine:
-        await engine.register_template(NAMESPACE, "chain", parse_template_spec(chain_template()))
+        await engine.templates.register(NAMESPACE, "chain", parse_template_spec(chain_template()))
         async with workers(url, 1, options.slots):
             latency = await measure_latency(engine, url, options.latency_workflows)
         print(
@@ -225,7 +225,7 @@ async def measure_latency(engine: Engine, url: str, workflows: int) -> Latency:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         for place in range(warm_up + workflows):
             begun = time.perf_counter()
-            [submitted] = await engine.submit_tasks(
+            [submitted] = await engine.tasks.submit(
                 NAMESPACE, [TaskRequest(template_name="chain", context={"n": place})]
             )
             await wait_for_end(connection, submitted.task_uuid)
@@ -257,8 +257,8 @@ async def measure_throughput(engine: Engine, url: str, count: int, workflows: in
         for start in range(0, workflows, SUBMITTED_AT_ONCE):
             size = min(SUBMITTED_AT_ONCE, workflows - start)
             requests = [TaskRequest(template_name="chain", context={"n": start + place}) for place in range(size)]
-            submitted += [task.task_uuid for task in await engine.submit_tasks(NAMESPACE, requests)]
-        while await engine.finished_count(submitted) < workflows:
+            submitted += [task.task_uuid for task in await engine.tasks.submit(NAMESPACE, requests)]
+        while await engine.tasks.finished_count(submitted) < workflows:
             if time.perf_counter() - begun > 300:
                 raise RuntimeError("the workflows did not end within 300 s")
             await asyncio.sleep(0.01)

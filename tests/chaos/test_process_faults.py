@@ -11,10 +11,10 @@ from uuid import UUID
 
 import psycopg
 
+from devcluster.postgres import EmbeddedPostgres
 from support.invariants import check_invariants
 from support.waiting import eventually, eventually_async
 from support.workers import chain, worker_processes
-from tasker.devcluster.postgres import EmbeddedPostgres
 from tasker.engine import Engine
 from tasker.errors import StoreError
 from tasker.factory import migrate, open_engine
@@ -29,10 +29,10 @@ async def end_of(engine: Engine, task_uuid: UUID) -> TaskSummary:
     """The run, once it has ended."""
 
     async def ended() -> bool:
-        return (await engine.read_task(task_uuid)).finished
+        return (await engine.tasks.read(task_uuid)).finished
 
     await eventually_async(ended, timeout=20, what="the run to end")
-    return await engine.read_task(task_uuid)
+    return await engine.tasks.read(task_uuid)
 
 
 def lines_exceed(file: Path, count: int) -> bool:
@@ -48,11 +48,11 @@ async def test_a_step_whose_worker_was_killed_runs_elsewhere_and_the_attempt_cou
     database_url: str, tmp_path: Path
 ) -> None:
     async with open_engine(DatabaseSettings(url=database_url)) as engine:
-        await engine.register_template("default", "held", chain(["held"]))
+        await engine.templates.register("default", "held", chain(["held"]))
         with worker_processes(database_url, tmp_path, ["first"], HANDLERS, TASKER_LEASE_SECONDS=LEASE_SECONDS) as [
             first
         ]:
-            [task] = await engine.submit_tasks(
+            [task] = await engine.tasks.submit(
                 "default", [TaskRequest(template_name="held", context={"folder": str(tmp_path)})]
             )
             eventually((tmp_path / "first.1.started").exists, timeout=20, what="the first attempt")
@@ -72,9 +72,9 @@ async def test_a_step_whose_worker_was_killed_runs_elsewhere_and_the_attempt_cou
 
 async def test_a_worker_that_slept_through_its_lease_cannot_write_late(database_url: str, tmp_path: Path) -> None:
     async with open_engine(DatabaseSettings(url=database_url)) as engine:
-        await engine.register_template("default", "held", chain(["held"]))
+        await engine.templates.register("default", "held", chain(["held"]))
         with worker_processes(database_url, tmp_path, ["late"], HANDLERS, TASKER_LEASE_SECONDS=LEASE_SECONDS) as [late]:
-            [task] = await engine.submit_tasks(
+            [task] = await engine.tasks.submit(
                 "default", [TaskRequest(template_name="held", context={"folder": str(tmp_path)})]
             )
             eventually((tmp_path / "late.1.started").exists, timeout=20, what="the first attempt")
@@ -86,7 +86,7 @@ async def test_a_worker_that_slept_through_its_lease_cannot_write_late(database_
             # Woken up, its handler ends at once and hands in a result under the old fence.
             late.send(signal.SIGCONT)
             eventually(lambda: "discarded" in late.log.read_text(), timeout=20, what="the late result to be refused")
-            assert await engine.read_task(task.task_uuid) == summary
+            assert await engine.tasks.read(task.task_uuid) == summary
     assert summary.leaf_results == {"step-0": {"worker": "other", "attempt": 2}}
     await assert_invariants(database_url)
 
@@ -99,13 +99,13 @@ async def test_killing_postgres_under_load_loses_and_doubles_nothing(tmp_path: P
         url = server.ensure_database("tasker")
         await migrate(url)
         async with open_engine(DatabaseSettings(url=url)) as engine:
-            await engine.register_template("default", "chain", chain(["counted"] * steps))
+            await engine.templates.register("default", "chain", chain(["counted"] * steps))
             with worker_processes(url, tmp_path, ["first", "second"], HANDLERS, TASKER_LEASE_SECONDS="5"):
                 requests = [
                     TaskRequest(template_name="chain", context={"ledger": str(ledger)}, origin_uid=str(place))
                     for place in range(workflows)
                 ]
-                submitted = await engine.submit_tasks("default", requests)
+                submitted = await engine.tasks.submit("default", requests)
                 for kill in range(1, kills + 1):
                     goal = workflows * steps * kill // (kills + 2)
                     eventually(partial(lines_exceed, ledger, goal), timeout=60)
@@ -114,12 +114,12 @@ async def test_killing_postgres_under_load_loses_and_doubles_nothing(tmp_path: P
 
                 async def all_finished() -> bool:
                     try:
-                        return await engine.finished_count([task.task_uuid for task in submitted]) == workflows
+                        return await engine.tasks.finished_count([task.task_uuid for task in submitted]) == workflows
                     except StoreError:
                         return False
 
                 await eventually_async(all_finished, timeout=90, what="all workflows to end")
-            summaries = await engine.read_summaries([str(place) for place in range(workflows)])
+            summaries = await engine.tasks.read_by_origin([str(place) for place in range(workflows)])
             assert Counter(summary.state for summary in summaries) == {"complete": workflows}
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             cursor = await connection.execute(

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from devcluster.kubectl import find_kubectl
 from support.cluster import ClusterUnderTest, Namespace, handlers, pool, step, task, template
 from support.waiting import eventually
-from tasker.devcluster.kubectl import find_kubectl
 
 SUCCEEDED = "condition=Succeeded"
 

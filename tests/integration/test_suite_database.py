@@ -51,8 +51,8 @@ def counts(url: str) -> dict[str, int]:
 async def run_one_task(url: str, namespace: str) -> None:
     spec = parse_template_spec({"steps": [{"name": "a", "handler": {"callable": "a"}}]})
     async with open_engine(DatabaseSettings(url=url)) as engine:
-        await engine.register_template(namespace, "one", spec)
-        await engine.submit_tasks(namespace, [TaskRequest(template_name="one")])
+        await engine.templates.register(namespace, "one", spec)
+        await engine.tasks.submit(namespace, [TaskRequest(template_name="one")])
 
 
 def test_a_role_that_may_make_databases_gets_one_that_goes(postgres_server: TestServer) -> None:

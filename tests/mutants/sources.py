@@ -10,7 +10,6 @@ ROOT = checkout.ROOT
 
 PACKAGES = (
     "operator/src/tasker/engine",
-    "operator/src/tasker/store",
     "operator/src/tasker/controller",
     "worker_image/src/tasker_worker",
 )

@@ -269,7 +269,7 @@ def start_api_server(folder: Path) -> RunningApiServer:
     kubeconfig = folder / "kubeconfig"
     log = (folder / "server.log").open("a")
     process = subprocess.Popen(
-        [sys.executable, "-m", "tasker.devcluster.apiserver", "--data", str(folder), "--kubeconfig", str(kubeconfig)],
+        [sys.executable, "-m", "devcluster.apiserver", "--data", str(folder), "--kubeconfig", str(kubeconfig)],
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,

@@ -11,8 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
-from tasker.devcluster.apiserver import ApiServer
-from tasker.devcluster.node import Node
+from devcluster.apiserver import ApiServer
+from devcluster.node import Node
+from tasker_dev.session import IMAGES
 
 OPERATOR_KUBECONFIG = "operator-kubeconfig"
 OPERATOR_USER = "operator"
@@ -25,7 +26,7 @@ async def serve(folder: Path) -> None:
         kubeconfig = folder / "kubeconfig"
         server.write_kubeconfig(kubeconfig)
         server.write_kubeconfig(folder / OPERATOR_KUBECONFIG, user=OPERATOR_USER)
-        async with Node(kubeconfig, folder / "node", server.logs_folder):
+        async with Node(kubeconfig, folder / "node", server.logs_folder, images=IMAGES):
             print(kubeconfig, flush=True)
             await stopped.wait()
 

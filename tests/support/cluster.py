@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
+from devcluster.kubectl import find_kubectl
 from support.apiserver import Api, api_of
 from support.bare_cluster import OPERATOR_KUBECONFIG, OPERATOR_USER
 from support.chart import MATRIX
@@ -32,7 +33,6 @@ from support.postgres import TestServer
 from support.rbac import Call, grants_of
 from support.suite_database import suite_database
 from support.waiting import PATIENCE, eventually
-from tasker.devcluster.kubectl import find_kubectl
 
 RUN_LABEL = "tasker.dev/test-run"
 OUR_KINDS = ("tasks", "tasktemplates", "workerpools")

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from tasker.controller.cluster import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
-from tasker.controller.events import EventRecorder
-from tasker.controller.intake import Intake
-from tasker.controller.metrics import OperatorMetrics
-from tasker.controller.pool_state import PoolStates
-from tasker.controller.seen import key_of
-from tasker.controller.status import StatusWriter
-from tasker.controller.summaries import SummaryReader
-from tasker.controller.work_queue import ObjectKey
-from tasker.controller.world import Queues, World
-from tasker.engine import Engine
+from tasker.controller.assembly import make_caches, make_status_writer
+from tasker.controller.event_router import EventRouter, Queues
+from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
+from tasker.controller.kube.events import EventRecorder
+from tasker.controller.kube.keys import ObjectKey, key_of
+from tasker.controller.pools.handlers import HandlersHashes
+from tasker.controller.pools.lost_pods import LostPodReconciler
+from tasker.controller.pools.managed import NamespaceReconciler
+from tasker.controller.pools.manifests import ImageDefaults
+from tasker.controller.pools.reconcile import PoolReconciler
+from tasker.controller.pools.scaler import Scaler
+from tasker.controller.pools.state import PoolStates
+from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.resync import Resync
+from tasker.controller.tasks.orphans import OrphanReconciler
+from tasker.controller.tasks.progress import ProgressPace
+from tasker.controller.tasks.reconcile import TaskReconciler
+from tasker.controller.tasks.summaries import SummaryReader
+from tasker.controller.templates.reconcile import TemplateReconciler
+from tasker.engine import ChangeCursor, Changes, Engine
 from tasker.errors import TemplateNotFound
 from tasker.model.task import (
     OpenOrigin,
@@ -135,97 +144,20 @@ class FakeEngine:
     """Templates, runs and workers, as far as the operator asks for them."""
 
     def __init__(self) -> None:
-        self.templates: dict[tuple[str, str], TemplateSpec] = {}
+        self.registered_templates: dict[tuple[str, str], TemplateSpec] = {}
         self.runs: dict[str, TaskSummary] = {}
         self.requests: list[TaskRequest] = []
-        self.workers: dict[str, WorkerInfo] = {}
+        self.registered_workers: dict[str, WorkerInfo] = {}
         self.demand: dict[tuple[str, str], PoolDemand] = {}
         self.expired: list[tuple[str, str]] = []
         self.reads = 0
+        self.templates = FakeTemplates(self)
+        self.tasks = FakeTasks(self)
+        self.actions = FakeActions(self)
+        self.workers = FakeWorkers(self)
+        self.changes = FakeChanges()
 
-    async def register_template(self, namespace: str, name: str, spec: TemplateSpec) -> RegisteredTemplate:
-        known = self.templates.get((namespace, name))
-        self.templates[namespace, name] = spec
-        created = known is None or known.revision != spec.revision
-        return RegisteredTemplate(template_id=1, revision=spec.revision, created=created)
-
-    async def template_counts(self, namespace: str, name: str) -> TemplateCounts:
-        return TemplateCounts(running=0, waiting=0, complete=0, error=0)
-
-    async def submit_tasks(self, namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
-        [request] = requests
-        request.check()
-        assert request.origin_uid is not None
-        spec = self.templates.get((namespace, request.template_name))
-        if spec is None or request.template_version not in (None, spec.version):
-            raise TemplateNotFound(f"no template {request.template_name} {request.template_version or ''}".rstrip())
-        created = request.origin_uid not in self.runs
-        if created:
-            self.requests.append(request)
-            self.runs[request.origin_uid] = make_run(
-                namespace=namespace,
-                origin_uid=request.origin_uid,
-                origin_name=request.origin_name,
-                template_name=request.template_name,
-                suspended=request.suspended,
-            )
-        return [SubmittedTask(task_uuid=self.runs[request.origin_uid].task_uuid, created=created)]
-
-    async def read_summaries(self, origin_uids: Sequence[str]) -> list[TaskSummary]:
-        self.reads += 1
-        return [self.runs[uid] for uid in origin_uids if uid in self.runs]
-
-    async def cancel_task(self, task_uuid: UUID, *, actor: str, reason: str) -> bool:
-        return self._change(task_uuid, state=TaskState.CANCELLED, completed_at=START)
-
-    async def suspend_task(self, task_uuid: UUID) -> bool:
-        return self._change(task_uuid, suspended=True)
-
-    async def resume_task(self, task_uuid: UUID) -> bool:
-        return self._change(task_uuid, suspended=False)
-
-    async def cancel_by_origin(self, origin_uid: str, *, actor: str, reason: str) -> bool:
-        run = self.runs.get(origin_uid)
-        return run is not None and self._change(run.task_uuid, state=TaskState.CANCELLED, completed_at=START)
-
-    async def cancel_namespace(self, namespace: str, *, actor: str, reason: str) -> int:
-        opened = [run.task_uuid for run in self.runs.values() if run.namespace == namespace and not run.finished]
-        return sum(self._change(uuid, state=TaskState.CANCELLED, completed_at=START) for uuid in opened)
-
-    async def open_origins(self, namespace: str | None = None) -> list[OpenOrigin]:
-        return [
-            OpenOrigin(namespace=run.namespace, name=run.origin_name or "", uid=uid, task_uuid=run.task_uuid)
-            for uid, run in self.runs.items()
-            if not run.finished
-        ]
-
-    async def read_demand(self, pools: Sequence[tuple[str, str]]) -> list[PoolDemand]:
-        return [self.demand.get(pool, make_demand(*pool)) for pool in pools]
-
-    async def read_workers(self, namespace: str) -> list[WorkerInfo]:
-        return list(self.workers.values())
-
-    async def drain_workers(self, namespace: str, names: Sequence[str]) -> list[str]:
-        idle = [name for name in names if name in self.workers and self.workers[name].running == 0]
-        for name in idle:
-            self.workers[name] = replace(self.workers[name], draining=True)
-        return idle
-
-    async def drain_pool(self, namespace: str, pool: str) -> list[str]:
-        for name, worker in self.workers.items():
-            self.workers[name] = replace(worker, draining=True)
-        return list(self.workers)
-
-    async def undrain_workers(self, namespace: str, names: Sequence[str]) -> list[str]:
-        for name in names:
-            self.workers[name] = replace(self.workers[name], draining=False)
-        return list(names)
-
-    async def expire_workers(self, namespace: str, names: Sequence[str], *, actor: str, reason: str) -> int:
-        self.expired += [(name, reason) for name in names]
-        return 1
-
-    def _change(self, task_uuid: UUID, **changes: Any) -> bool:
+    def change(self, task_uuid: UUID, **changes: Any) -> bool:
         for uid, run in self.runs.items():
             if run.task_uuid == task_uuid and not run.finished:
                 self.runs[uid] = replace(run, **changes)
@@ -233,59 +165,269 @@ class FakeEngine:
         return False
 
 
-class FakeWorld(World):
-    """A world on fakes, whose wall clock the test sets."""
+class FakeChanges:
+    async def read(self, cursor: ChangeCursor | None) -> Changes:
+        return Changes(origin_uids=frozenset(), cursor=ChangeCursor(transaction_id="0", at=START))
 
-    wall: datetime = START
+
+class FakeTemplates:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    async def register(self, namespace: str, name: str, spec: TemplateSpec) -> RegisteredTemplate:
+        known = self._engine.registered_templates.get((namespace, name))
+        self._engine.registered_templates[namespace, name] = spec
+        created = known is None or known.revision != spec.revision
+        return RegisteredTemplate(template_id=1, revision=spec.revision, created=created)
+
+    async def counts(self, namespace: str, name: str) -> TemplateCounts:
+        return TemplateCounts(running=0, waiting=0, complete=0, error=0)
+
+
+class FakeTasks:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    async def submit(self, namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
+        [request] = requests
+        request.check()
+        assert request.origin_uid is not None
+        spec = self._engine.registered_templates.get((namespace, request.template_name))
+        if spec is None or request.template_version not in (None, spec.version):
+            raise TemplateNotFound(f"no template {request.template_name} {request.template_version or ''}".rstrip())
+        created = request.origin_uid not in self._engine.runs
+        if created:
+            self._engine.requests.append(request)
+            self._engine.runs[request.origin_uid] = make_run(
+                namespace=namespace,
+                origin_uid=request.origin_uid,
+                origin_name=request.origin_name,
+                template_name=request.template_name,
+                suspended=request.suspended,
+            )
+        return [SubmittedTask(task_uuid=self._engine.runs[request.origin_uid].task_uuid, created=created)]
+
+    async def read_by_origin(self, origin_uids: Sequence[str]) -> list[TaskSummary]:
+        self._engine.reads += 1
+        return [self._engine.runs[uid] for uid in origin_uids if uid in self._engine.runs]
+
+    async def open_origins(self, namespace: str | None = None) -> list[OpenOrigin]:
+        return [
+            OpenOrigin(namespace=run.namespace, name=run.origin_name or "", uid=uid, task_uuid=run.task_uuid)
+            for uid, run in self._engine.runs.items()
+            if not run.finished
+        ]
+
+
+class FakeActions:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    async def cancel(self, task_uuid: UUID, *, actor: str, reason: str) -> bool:
+        return self._engine.change(task_uuid, state=TaskState.CANCELLED, completed_at=START)
+
+    async def suspend(self, task_uuid: UUID) -> bool:
+        return self._engine.change(task_uuid, suspended=True)
+
+    async def resume(self, task_uuid: UUID) -> bool:
+        return self._engine.change(task_uuid, suspended=False)
+
+    async def cancel_by_origin(self, origin_uid: str, *, actor: str, reason: str) -> bool:
+        run = self._engine.runs.get(origin_uid)
+        return run is not None and self._engine.change(run.task_uuid, state=TaskState.CANCELLED, completed_at=START)
+
+    async def cancel_namespace(self, namespace: str, *, actor: str, reason: str) -> int:
+        opened = [
+            run.task_uuid for run in self._engine.runs.values() if run.namespace == namespace and not run.finished
+        ]
+        return sum(self._engine.change(uuid, state=TaskState.CANCELLED, completed_at=START) for uuid in opened)
+
+
+class FakeWorkers:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    async def demand(self, pools: Sequence[tuple[str, str]]) -> list[PoolDemand]:
+        return [self._engine.demand.get(pool, make_demand(*pool)) for pool in pools]
+
+    async def read(self, namespace: str) -> list[WorkerInfo]:
+        return list(self._engine.registered_workers.values())
+
+    async def drain(self, namespace: str, names: Sequence[str]) -> list[str]:
+        idle = [
+            name
+            for name in names
+            if name in self._engine.registered_workers and self._engine.registered_workers[name].running == 0
+        ]
+        for name in idle:
+            self._engine.registered_workers[name] = replace(self._engine.registered_workers[name], draining=True)
+        return idle
+
+    async def drain_pool(self, namespace: str, pool: str) -> list[str]:
+        for name, worker in self._engine.registered_workers.items():
+            self._engine.registered_workers[name] = replace(worker, draining=True)
+        return list(self._engine.registered_workers)
+
+    async def undrain(self, namespace: str, names: Sequence[str]) -> list[str]:
+        for name in names:
+            self._engine.registered_workers[name] = replace(self._engine.registered_workers[name], draining=False)
+        return list(names)
+
+    async def expire(self, namespace: str, names: Sequence[str], *, actor: str, reason: str) -> int:
+        self._engine.expired += [(name, reason) for name in names]
+        return 1
+
+
+class ControllerKit:
+    """Caches, queues and a router on fakes, the reconcilers that a test asks for, and a wall clock that it sets."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = OperatorSettings(
+            worker_image="tasker-worker:1", worker_database_url="postgresql:///x", **settings
+        )
+        self.metrics = OperatorMetrics()
+        self.cluster, self.engine = FakeCluster(), FakeEngine()
+        self.caches = make_caches(self.metrics)
+        self.queues = Queues(**{field.name: FakeQueue() for field in fields(Queues)})
+        self.states = PoolStates()
+        self.statuses = make_status_writer(self._cluster, self.metrics, self.caches)
+        self.events = EventRecorder(self._cluster, self.metrics)
+        self.handlers_hashes = HandlersHashes(self._cluster)
+        self.router = EventRouter(
+            caches=self.caches,
+            queues=self.queues,
+            handlers_hashes=self.handlers_hashes,
+            metrics=self.metrics,
+            watch_namespaces=self.settings.watch_namespaces,
+        )
+        self.wall = START
+
+    @property
+    def _cluster(self) -> Cluster:
+        return cast("Cluster", self.cluster)
+
+    @property
+    def _engine(self) -> Engine:
+        return cast("Engine", self.engine)
 
     def now(self) -> datetime:
         return self.wall
 
-    @property
-    def fake_cluster(self) -> FakeCluster:
-        return cast("FakeCluster", self.cluster)
-
-    @property
-    def fake_engine(self) -> FakeEngine:
-        return cast("FakeEngine", self.engine)
+    def pass_time(self, seconds: float) -> None:
+        self.wall += timedelta(seconds=seconds)
 
     def queue(self, name: str) -> FakeQueue:
         return cast("FakeQueue", getattr(self.queues, name))
 
-    def pass_time(self, seconds: float) -> None:
-        self.wall += timedelta(seconds=seconds)
-
-    def give(self, intake: Intake, manifest: Mapping[str, Any]) -> Manifest:
+    def give(self, manifest: Mapping[str, Any]) -> Manifest:
         """A person applies the object, and its event arrives."""
-        stored = self.fake_cluster.store(manifest)
-        take_in = {TASK.kind: intake.task, TASK_TEMPLATE.kind: intake.template, WORKER_POOL.kind: intake.pool}
-        take_in[stored["kind"]](stored, "ADDED")
+        stored = self.cluster.store(manifest)
+        routes = {
+            TASK.kind: self.router.task,
+            TASK_TEMPLATE.kind: self.router.template,
+            WORKER_POOL.kind: self.router.pool,
+        }
+        routes[stored["kind"]](stored, "ADDED")
         return stored
 
     def live(self, manifest: Mapping[str, Any]) -> Manifest:
         """The object as the cluster has it now."""
         key = key_of(manifest)
-        return self.fake_cluster.objects[manifest["kind"], key.namespace, key.name]
+        return self.cluster.objects[manifest["kind"], key.namespace, key.name]
 
+    def template_reconciler(self) -> TemplateReconciler:
+        return TemplateReconciler(
+            templates=self.caches.templates,
+            waiting_tasks=self.caches.tasks,
+            task_queue=self.queues.tasks,
+            engine_templates=self._engine.templates,
+            statuses=self.statuses,
+            events=self.events,
+            now=self.now,
+        )
 
-def make_world(**settings: Any) -> tuple[FakeWorld, PoolStates, Intake]:
-    metrics = OperatorMetrics()
-    fake_cluster, fake_engine = FakeCluster(), FakeEngine()
-    cluster, engine = cast("Cluster", fake_cluster), cast("Engine", fake_engine)
-    world = FakeWorld(
-        cluster=cluster,
-        engine=engine,
-        settings=OperatorSettings(worker_image="tasker-worker:1", worker_database_url="postgresql:///x", **settings),
-        metrics=metrics,
-        events=EventRecorder(cluster, metrics),
-        statuses=StatusWriter(cluster, metrics, newest=lambda resource, manifest: world.remember(resource, manifest)),
-        summaries=SummaryReader(fake_engine.read_summaries),
-    )
-    world.queues = Queues(
-        **{name: FakeQueue() for name in ("templates", "tasks", "pools", "namespaces", "origins", "lost_pods")}
-    )
-    states = PoolStates()
-    return world, states, Intake(world, states)
+    def task_reconciler(self, progress: ProgressPace) -> TaskReconciler:
+        return TaskReconciler(
+            tasks=self.caches.tasks,
+            templates=self.caches.templates,
+            orphan_queue=self.queues.orphans,
+            engine_tasks=self._engine.tasks,
+            engine_actions=self._engine.actions,
+            summaries=SummaryReader(self.engine.tasks.read_by_origin),
+            cluster=self._cluster,
+            statuses=self.statuses,
+            events=self.events,
+            progress=progress,
+            now=self.now,
+        )
+
+    def orphan_reconciler(self, progress: ProgressPace) -> OrphanReconciler:
+        return OrphanReconciler(actions=self._engine.actions, progress=progress)
+
+    def pool_reconciler(self) -> PoolReconciler:
+        return PoolReconciler(
+            pools=self.caches.pools,
+            deployments=self.caches.deployments,
+            pods=self.caches.pods,
+            terminating_namespaces=self.caches.terminating_namespaces,
+            states=self.states,
+            handlers_hashes=self.handlers_hashes,
+            cluster=self._cluster,
+            statuses=self.statuses,
+            events=self.events,
+            image_defaults=ImageDefaults(image=self.settings.worker_image),
+            worker_database_url=self.settings.worker_database_url,
+            now=self.now,
+        )
+
+    def namespace_reconciler(self) -> NamespaceReconciler:
+        return NamespaceReconciler(
+            pools=self.caches.pools,
+            templates=self.caches.templates,
+            terminating_namespaces=self.caches.terminating_namespaces,
+            states=self.states,
+            pool_queue=self.queues.pools,
+            engine_actions=self._engine.actions,
+            cluster=self._cluster,
+            events=self.events,
+            grace_seconds=self.settings.managed_pool_grace_seconds,
+            managed_spec=self.settings.managed_pool_spec,
+            now=self.now,
+        )
+
+    def lost_pod_reconciler(self) -> LostPodReconciler:
+        return LostPodReconciler(
+            lost_pods=self.caches.lost_pods, engine_workers=self._engine.workers, metrics=self.metrics
+        )
+
+    def scaler(self, clock: Callable[[], float]) -> Scaler:
+        return Scaler(
+            pools=self.caches.pools,
+            deployments=self.caches.deployments,
+            pods=self.caches.pods,
+            terminating_namespaces=self.caches.terminating_namespaces,
+            states=self.states,
+            pool_queue=self.queues.pools,
+            engine_workers=self._engine.workers,
+            cluster=self._cluster,
+            events=self.events,
+            metrics=self.metrics,
+            clock=clock,
+        )
+
+    def resync(self) -> Resync:
+        return Resync(
+            cluster=self._cluster,
+            engine_tasks=self._engine.tasks,
+            router=self.router,
+            caches=self.caches,
+            queues=self.queues,
+            templates=self.template_reconciler(),
+            states=self.states,
+            handlers_hashes=self.handlers_hashes,
+            metrics=self.metrics,
+            watch_namespaces=self.settings.watch_namespaces,
+        )
 
 
 def make_run(**changes: Any) -> TaskSummary:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tasker.devcluster.machinery.resources import ResourceInfo, builtin_resources, from_crd
+from devcluster.machinery.resources import ResourceInfo, builtin_resources, from_crd
 
 CRD_FOLDER = Path(__file__).parents[2] / "crds"
 

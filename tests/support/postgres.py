@@ -23,8 +23,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 import tasker
-from tasker.devcluster.postgres import EmbeddedPostgres
-from tasker.devcluster.postgres.locks import FileLock
+from devcluster.locks import FileLock
+from devcluster.postgres import EmbeddedPostgres
 
 SERVER_VARIABLE = "TASKER_TEST_DATABASE_URL"
 

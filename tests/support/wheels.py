@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tasker.devcluster.postgres.locks import FileLock
+from devcluster.locks import FileLock
 
 TOOLS = Path(__file__).parents[2] / ".tasker" / "tools"
 

@@ -24,7 +24,7 @@ def test_nothing_makes_the_folder_a_package() -> None:
     assert not (ROOT / "operator.py").exists()
     named_so = [
         path.relative_to(ROOT)
-        for source in ("operator/src", "worker_image/src", "tests")
+        for source in ("operator/src", "operator/devcluster", "worker_image/src", "tests")
         for path in (ROOT / source).rglob("operator*")
         if path.name in {"operator", "operator.py"}
     ]

@@ -1,1 +1,1 @@
-"""The server: engine, operator, command line and the embedded cluster."""
+"""The server: engine, operator and command line."""

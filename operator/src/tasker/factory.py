@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tasker.engine import Engine
+from tasker.engine.migrate import check_schema, migrate
+from tasker.engine.pool import Database
 from tasker.settings import DatabaseSettings
-from tasker.store.migrate import check_schema, migrate
-from tasker.store.pool import Database
 
 __all__ = ["migrate", "open_engine"]
 
@@ -20,7 +20,7 @@ async def open_engine(settings: DatabaseSettings) -> AsyncIterator[Engine]:
     Raises `StoreUnavailable` when it cannot be reached in time, `SchemaMismatch` when it is not migrated, and
     `ConfigurationError` when it is none that can be used.
     """
-    await check_schema(settings.url)
+    await check_schema(settings.url, settings.limits)
     database = Database(settings)
     await database.open()
     try:

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from devcluster.apiserver import ApiServer
+from devcluster.kubectl import find_kubectl
 from support.chart import find, render
 from support.definitions import CRD_FOLDER
 from support.helm import Helm
-from tasker.devcluster.apiserver import ApiServer
-from tasker.devcluster.kubectl import find_kubectl
 
 
 @dataclass(frozen=True, kw_only=True)

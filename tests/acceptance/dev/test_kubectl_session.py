@@ -11,9 +11,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from devcluster.postgres import EmbeddedPostgres
 from support.dev_session import KUBECTL, ROOT, Dev, clean_environment, processes_of, running_dev
 from support.waiting import eventually
-from tasker.devcluster.postgres import EmbeddedPostgres
 
 DIAMOND = str(ROOT / "examples" / "02-diamond")
 

@@ -21,11 +21,11 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
+from devcluster.apiserver import ApiServer
+from devcluster.kubectl import find_kubectl
 from support.definitions import CRD_FOLDER
 from support.images import RELEASES, ROOT, Images, Started, missing_tools
 from support.waiting import eventually, eventually_async
-from tasker.devcluster.apiserver import ApiServer
-from tasker.devcluster.kubectl import find_kubectl
 from tasker.engine import Engine
 from tasker.factory import open_engine
 from tasker.model.task import TaskRequest
@@ -261,12 +261,12 @@ async def test_an_image_of_ones_own_runs_its_packages_steps(images: Images, data
             await answers_async(started, port, "/health/ready", 200)
 
             async def finished() -> bool:
-                return (await engine.read_task(task_uuid)).state == "complete"
+                return (await engine.tasks.read(task_uuid)).state == "complete"
 
             await eventually_async(finished, timeout=30)
             assert await asyncio.to_thread(health_check, images, OWN, started) == 0
             assert await asyncio.to_thread(started.stop) == 0
-        summary = await engine.read_task(task_uuid)
+        summary = await engine.tasks.read(task_uuid)
     assert summary.leaf_results is not None
     seen = summary.leaf_results["look_around"]
     assert seen["greeting"] == "hello xn--bcher-kva.example"
@@ -279,8 +279,8 @@ async def submit(engine: Engine) -> UUID:
         {"name": "greet", "handler": {"callable": "greet"}},
         {"name": "look_around", "handler": {"callable": "look_around"}, "dependsOn": ["greet"]},
     ]
-    await engine.register_template("orders", "greetings", parse_template_spec({"steps": steps}))
-    [submitted] = await engine.submit_tasks(
+    await engine.templates.register("orders", "greetings", parse_template_spec({"steps": steps}))
+    [submitted] = await engine.tasks.submit(
         "orders", [TaskRequest(template_name="greetings", context={"domain": "bücher.example"})]
     )
     return submitted.task_uuid

@@ -47,7 +47,7 @@ async def partly_failed(lab: Lab, worker: SimulatedWorker) -> None:
 
 async def suspended(lab: Lab, worker: SimulatedWorker) -> None:
     claims = {claim.step: claim for claim in await worker.claim()}
-    await lab.engine.suspend_task(claims["a"].task_uuid)
+    await lab.engine.actions.suspend(claims["a"].task_uuid)
     await worker.settle(success(claims["b"]))
 
 
@@ -95,10 +95,10 @@ async def test_cancelling_ends_a_run_wherever_it_is(lab: Lab, prepare: Preparati
     before = await lab.step_states(task)
     state = await lab.state(task)
     now = await lab.clock.advance(5)
-    assert await lab.engine.cancel_task(task, actor="ann", reason="not wanted") is True
+    assert await lab.engine.actions.cancel(task, actor="ann", reason="not wanted") is True
     kept = {"complete", "error"}
     assert await lab.step_states(task) == {name: was if was in kept else "cancelled" for name, was in before.items()}
-    summary = await lab.engine.read_task(task)
+    summary = await lab.engine.tasks.read(task)
     assert (summary.state, summary.completed_at) == ("cancelled", now)
     assert summary.error == {"reason": "cancelled", "message": "not wanted"}
     ended = list((await lab.step_states(task)).values())
@@ -121,10 +121,10 @@ async def test_cancelling_ends_a_run_wherever_it_is(lab: Lab, prepare: Preparati
         assert await check_invariants(lab.connection) == []
     # And nothing more happens to it.
     after = await lab.dump()
-    assert await lab.engine.cancel_task(task, actor="ann", reason="again") is False
-    assert await lab.engine.suspend_task(task) is False and await lab.engine.resume_task(task) is False
+    assert await lab.engine.actions.cancel(task, actor="ann", reason="again") is False
+    assert await lab.engine.actions.suspend(task) is False and await lab.engine.actions.resume(task) is False
     await lab.clock.advance(4000)
-    assert await lab.engine.sweep() == {} and await worker.claim() == []
+    assert await lab.engine.workers.sweep() == {} and await worker.claim() == []
     assert await lab.dump() == after
 
 
@@ -134,12 +134,12 @@ async def test_a_deadline_that_passes_fails_a_run_wherever_it_is(lab: Lab, prepa
     before = await lab.step_states(task)
     state = await lab.state(task)
     await lab.clock.advance(19)
-    assert "deadlines_passed" not in await lab.engine.sweep()
+    assert "deadlines_passed" not in await lab.engine.workers.sweep()
     now = await lab.clock.advance(1)
-    assert (await lab.engine.sweep())["deadlines_passed"] == 1
+    assert (await lab.engine.workers.sweep())["deadlines_passed"] == 1
     kept = {"complete", "error"}
     assert await lab.step_states(task) == {name: was if was in kept else "cancelled" for name, was in before.items()}
-    summary = await lab.engine.read_task(task)
+    summary = await lab.engine.tasks.read(task)
     assert (summary.state, summary.completed_at) == ("error", now)
     assert summary.error == {"reason": "deadline_exceeded", "message": "the task passed its deadline"}
     log = await lab.task_log(task)
@@ -152,8 +152,8 @@ async def test_a_deadline_that_passes_fails_a_run_wherever_it_is(lab: Lab, prepa
     if prepare is not waiting_for_dependencies:
         assert await check_invariants(lab.connection) == []
     after = await lab.dump()
-    assert await lab.engine.cancel_task(task, actor="ann", reason="late") is False
-    assert await lab.engine.sweep() == {} and await worker.claim() == []
+    assert await lab.engine.actions.cancel(task, actor="ann", reason="late") is False
+    assert await lab.engine.workers.sweep() == {} and await worker.claim() == []
     assert await lab.dump() == after
 
 
@@ -164,10 +164,10 @@ async def test_an_outcome_that_comes_after_the_end_of_its_run_is_stale(lab: Lab,
     worker = await lab.worker()
     claim = await worker.claim_one()
     if how == "cancel":
-        await lab.engine.cancel_task(task, actor="ann", reason="not wanted")
+        await lab.engine.actions.cancel(task, actor="ann", reason="not wanted")
     else:
         await lab.clock.advance(21)
-        await lab.engine.sweep()
+        await lab.engine.workers.sweep()
     before = await lab.dump()
     for outcome in (success(claim, "late"), failure(claim)):
         assert (await worker.settle(outcome)).stale == [claim.step_id]
@@ -180,7 +180,7 @@ async def test_a_run_that_ended_before_its_deadline_has_none_any_more(lab: Lab) 
     task = await lab.run(step("a"), deadline_seconds=20)
     await (await lab.worker()).run_all()
     await lab.clock.advance(21)
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {}
     assert await lab.state(task) == "complete"
 
 
@@ -191,12 +191,12 @@ async def test_a_suspended_run_starts_nothing_until_it_is_resumed_and_then_ends_
     task, worker = await situation(lab, prepare)
     state, log = await lab.state(task), await lab.task_log(task)
     held = {row["step_id"] for row in await lab.rows("select step_id from tasker.leases")}
-    assert await lab.engine.suspend_task(task) is True
-    assert await lab.engine.suspend_task(task) is False
+    assert await lab.engine.actions.suspend(task) is True
+    assert await lab.engine.actions.suspend(task) is False
     assert await lab.queue() == [] and await worker.claim() == []
-    assert (await lab.engine.read_task(task)).suspended
+    assert (await lab.engine.tasks.read(task)).suspended
     await lab.clock.advance(60)
-    await lab.engine.sweep()
+    await lab.engine.workers.sweep()
     assert await lab.queue() == [] and await worker.claim() == []
     # What was in somebody's hands may be handed in, and what follows from it waits too.
     await worker.deregister()
@@ -204,8 +204,8 @@ async def test_a_suspended_run_starts_nothing_until_it_is_resumed_and_then_ends_
     assert await lab.queue() == []
     assert held >= {row["step_id"] for row in await lab.rows("select step_id from tasker.leases")}
     assert await check_invariants(lab.connection) == []
-    assert await lab.engine.resume_task(task) is True
-    assert await lab.engine.resume_task(task) is False
+    assert await lab.engine.actions.resume(task) is True
+    assert await lab.engine.actions.resume(task) is False
     await worker.run_all()
     assert await lab.state(task) == ("error" if prepare is partly_failed else "complete")
     assert state in ("steps_in_process", "waiting_for_retry") and (await lab.task_log(task))[: len(log)] == log
@@ -219,17 +219,17 @@ async def test_cancelling_by_resource_and_by_namespace(lab: Lab) -> None:
     second = await lab.submit(namespace="one", origin_uid="uid-2", origin_name="second")
     third = await lab.submit(namespace="one")
     other = await lab.submit(namespace="two", origin_uid="uid-4", origin_name="other")
-    assert await lab.engine.cancel_by_origin("uid-1", actor="operator", reason="deleted") is True
-    assert await lab.engine.cancel_by_origin("uid-1", actor="operator", reason="deleted") is False
+    assert await lab.engine.actions.cancel_by_origin("uid-1", actor="operator", reason="deleted") is True
+    assert await lab.engine.actions.cancel_by_origin("uid-1", actor="operator", reason="deleted") is False
     assert await lab.state(first) == "cancelled"
-    assert [(origin.name, origin.uid, origin.task_uuid) for origin in await lab.engine.open_origins("one")] == [
+    assert [(origin.name, origin.uid, origin.task_uuid) for origin in await lab.engine.tasks.open_origins("one")] == [
         ("second", "uid-2", second)
     ]
-    assert {origin.uid for origin in await lab.engine.open_origins()} == {"uid-2", "uid-4"}
-    assert await lab.engine.cancel_namespace("one", actor="operator", reason="namespace deleted") == 2
-    assert await lab.engine.cancel_namespace("one", actor="operator", reason="namespace deleted") == 0
+    assert {origin.uid for origin in await lab.engine.tasks.open_origins()} == {"uid-2", "uid-4"}
+    assert await lab.engine.actions.cancel_namespace("one", actor="operator", reason="namespace deleted") == 2
+    assert await lab.engine.actions.cancel_namespace("one", actor="operator", reason="namespace deleted") == 0
     assert [await lab.state(task) for task in (second, third, other)] == ["cancelled", "cancelled", "steps_in_process"]
-    assert await lab.engine.finished_count([first, second, third, other]) == 3
+    assert await lab.engine.tasks.finished_count([first, second, third, other]) == 3
 
 
 async def test_a_step_waiting_for_its_retry_is_not_tried_again_after_its_run_was_cancelled(lab: Lab) -> None:
@@ -237,6 +237,6 @@ async def test_a_step_waiting_for_its_retry_is_not_tried_again_after_its_run_was
     task = await lab.run(step("a", retry=SOON))
     worker = await lab.worker()
     await worker.settle(failure(await worker.claim_one()))
-    await lab.engine.cancel_task(task, actor="ann", reason="x")
-    assert await lab.engine.sweep() == {}
+    await lab.engine.actions.cancel(task, actor="ann", reason="x")
+    assert await lab.engine.workers.sweep() == {}
     assert (await lab.step_log(task, "a"))[-1] == "waiting_for_retry -cancel-> cancelled"

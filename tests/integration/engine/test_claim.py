@@ -54,7 +54,7 @@ async def test_a_claim_carries_all_that_a_handler_needs(lab: Lab) -> None:
     assert lease["timeout_at"] == now + timedelta(seconds=17)
     assert (steps["pay"]["state"], steps["pay"]["attempts"], steps["pay"]["started_at"]) == ("in_progress", 1, now)
     assert await lab.step_log(task, "pay") == ["pending -enqueue-> enqueued", "enqueued -start-> in_progress"]
-    counts = (await lab.engine.read_task(task)).counts
+    counts = (await lab.engine.tasks.read(task)).counts
     assert (counts.ready, counts.running) == (0, 1)
 
 
@@ -87,7 +87,7 @@ async def test_an_unknown_or_a_draining_worker_gets_nothing(lab: Lab) -> None:
     settlement = await worker.settle(success(claim), claim_limit=10)
     assert settlement.settled == [claim.step_id] and settlement.claims == [] and settlement.ready_left == 1
     assert (await worker.renew()).draining
-    assert await lab.engine.undrain_workers("shop", ["worker-1"]) == ["worker-1"]
+    assert await lab.engine.workers.undrain("shop", ["worker-1"]) == ["worker-1"]
     assert sorted(claim.step for claim in await worker.claim()) == ["b", "c"]
     assert await lab.value("select tasker.drain_worker('nobody')") is False
 
@@ -170,16 +170,16 @@ async def test_a_worker_drained_as_idle_never_holds_anything_afterwards(lab: Lab
             for worker in workers:
                 await worker.register()
             claiming_first = [asyncio.create_task(worker.claim(2)) for worker in workers[: turn % 7]]
-            drain = asyncio.create_task(lab.engine.drain_workers("shop", names))
+            drain = asyncio.create_task(lab.engine.workers.drain("shop", names))
             claiming_then = [asyncio.create_task(worker.claim(2)) for worker in workers[turn % 7 :]]
             taken = await asyncio.gather(*claiming_first, *claiming_then)
             drained = await drain
             claiming = {worker.name for worker, claimed in zip(workers, taken, strict=True) if claimed}
-            holding = {info.name for info in await lab.engine.read_workers("shop") if info.running}
+            holding = {info.name for info in await lab.engine.workers.read("shop") if info.running}
             assert holding == claiming
             assert not holding & set(drained)
             drained_altogether += len(drained)
-            await lab.engine.cancel_task(task, actor="me", reason="next round")
+            await lab.engine.actions.cancel(task, actor="me", reason="next round")
             await lab.execute("delete from tasker.workers")
     assert 0 < drained_altogether < rounds * len(workers), "the two never raced"
 

@@ -28,7 +28,7 @@ async def busy_database(lab: Lab) -> None:
     await lab.clock.advance(1)
     cancelled = await lab.submit()
     await worker.claim(1)
-    await lab.engine.cancel_task(cancelled, actor="ann", reason="x")
+    await lab.engine.actions.cancel(cancelled, actor="ann", reason="x")
     await lab.submit(suspended=True)
     await lab.submit()
     assert await lab.state(done) == "complete" and await lab.state(failed) == "error"
@@ -117,7 +117,7 @@ async def test_a_maximum_that_was_passed_is_found(lab: Lab) -> None:
     await busy_database(lab)
     await lab.execute("update tasker.template_steps set max_attempts = 1")
     await lab.clock.advance(1)
-    await lab.engine.sweep()
+    await lab.engine.workers.sweep()
     await (await lab.worker()).run_all()
     assert [found for found in await check_invariants(lab.connection) if found.startswith("I4_")]
 

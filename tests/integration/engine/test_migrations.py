@@ -13,13 +13,13 @@ from importlib.resources import files
 import psycopg
 import pytest
 
+from devcluster.postgres.binaries import find_binaries
 from support.engine import Lab, step
 from support.postgres import TestServer
-from tasker.devcluster.postgres.binaries import find_binaries
+from tasker.engine.migrate import FUNCTIONS, check_schema, functions, migrations
 from tasker.errors import ConfigurationError, SchemaMismatch, StoreError
 from tasker.factory import migrate, open_engine
 from tasker.settings import DatabaseSettings
-from tasker.store.migrate import FUNCTIONS, check_schema, functions, migrations
 
 EVERYTHING = [*(migration.name for migration in migrations()), FUNCTIONS]
 
@@ -36,7 +36,7 @@ def dump_schema(url: str) -> list[str]:
 
 
 def test_the_whole_schema_equals_the_sum_of_the_migrations(postgres_server: TestServer) -> None:
-    whole = (files("tasker.store") / "sql" / "schema.sql").read_text(encoding="utf-8")
+    whole = (files("tasker.engine") / "sql" / "schema.sql").read_text(encoding="utf-8")
     texts = {"schema_whole": [whole], "schema_steps": [migration.text for migration in migrations()]}
     dumps: dict[str, list[str]] = {}
     for name, parts in texts.items():
@@ -128,7 +128,7 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself(
 ) -> None:
     broken = migrations()[0]
     broken = type(broken)(name=broken.name, text=broken.text + "\nselect no_such_function();")
-    monkeypatch.setattr("tasker.store.migrate.migrations", lambda: [broken])
+    monkeypatch.setattr("tasker.engine.migrate.migrations", lambda: [broken])
     with pytest.raises(StoreError, match=r"function no_such_function\(\) does not exist"):
         await migrate(empty_database_url)
     monkeypatch.undo()
@@ -146,7 +146,7 @@ async def test_an_engine_does_not_open_on_a_database_without_its_schema(
     await migrate(empty_database_url)
     await check_schema(empty_database_url)
     later = type(migrations()[0])(name="0999_after_deploy_later", text="")
-    monkeypatch.setattr("tasker.store.migrate.migrations", lambda: [later])
+    monkeypatch.setattr("tasker.engine.migrate.migrations", lambda: [later])
     with pytest.raises(SchemaMismatch) as caught:
         await check_schema(empty_database_url)
     assert str(caught.value) == "the database schema is behind: missing 0999_after_deploy_later"

@@ -22,8 +22,8 @@ from psycopg.rows import DictRow
 
 from support.engine import NAMESPACE, Lab, SimulatedWorker, connect, failure, open_lab, step, success
 from support.postgres import TestServer
+from tasker.engine.queries import load_queries
 from tasker.factory import migrate
-from tasker.store.queries import load_queries
 
 LARGE = {"tasks", "steps", "ready_steps", "timers", "task_transitions", "step_transitions", "step_failures"}
 """Tables that grow with the runs. `leases` is none: it never has more rows than all workers together have slots."""
@@ -238,7 +238,12 @@ async def test_reading_summaries(large: Lab) -> None:
     async with accounting(large) as (connection, account):
         cursor = await connection.execute(
             load_queries("tasks")["summaries"],
-            {"origin_uids": [f"1/{n}" for n in range(1, 21)], "task_uuids": [], "leaf_results_limit": 8192},
+            {
+                "origin_uids": [f"1/{n}" for n in range(1, 21)],
+                "task_uuids": [],
+                "leaf_results_limit": 8192,
+                "no_worker_seconds": 60,
+            },
         )
         assert len(await cursor.fetchall()) == 20
     account.assert_modest(400)
@@ -246,10 +251,10 @@ async def test_reading_summaries(large: Lab) -> None:
 
 async def test_reading_changes(large: Lab) -> None:
     await large.clock.advance(60)  # claims just made count as changes too; these were made long ago
-    cursor = (await large.engine.read_changes(None)).cursor
+    cursor = (await large.engine.changes.read(None)).cursor
     for n in range(5):
-        await large.engine.cancel_by_origin(f"2/{2 * n + 1}", actor="me", reason="x")
-        await large.engine.cancel_by_origin(f"2/{2 * n + 2}", actor="me", reason="x")
+        await large.engine.actions.cancel_by_origin(f"2/{2 * n + 1}", actor="me", reason="x")
+        await large.engine.actions.cancel_by_origin(f"2/{2 * n + 2}", actor="me", reason="x")
     async with accounting(large) as (connection, account):
         result = await connection.execute(
             load_queries("tasks")["changes"],
@@ -263,7 +268,11 @@ async def test_reading_the_demand_of_a_few_pools(large: Lab) -> None:
     async with accounting(large) as (connection, account):
         result = await connection.execute(
             load_queries("workers")["demand"],
-            {"namespaces": ["crowd-1", NAMESPACE, "crowd-1"], "pools": ["default", "default", "other"]},
+            {
+                "namespaces": ["crowd-1", NAMESPACE, "crowd-1"],
+                "pools": ["default", "default", "other"],
+                "template_hashes": [None, None, "new"],
+            },
         )
         rows = await result.fetchall()
         assert [(row["queued"], row["running"]) for row in rows if row["pool"] == "default"] == [(260, 20), (0, 0)]

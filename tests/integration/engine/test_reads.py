@@ -23,7 +23,7 @@ class Follower:
         self._cursor: ChangeCursor | None = None
 
     async def read(self) -> set[str]:
-        changes = await self._lab.engine.read_changes(self._cursor)
+        changes = await self._lab.engine.changes.read(self._cursor)
         self._cursor = changes.cursor
         return set(changes.origin_uids)
 
@@ -59,7 +59,7 @@ async def test_a_new_reader_begins_now_and_then_sees_every_resource_that_moved(l
     await lab.submit()  # of no resource: nobody's status
     await follower.read_until({"uid-1", "uid-2"})
     assert await follower.read() == set()
-    await lab.engine.cancel_by_origin("before", actor="ann", reason="x")
+    await lab.engine.actions.cancel_by_origin("before", actor="ann", reason="x")
     await follower.read_until({"before"})
     assert await follower.read() == set()
 
@@ -154,7 +154,7 @@ async def test_readers_lose_nothing_while_many_write(lab: Lab) -> None:
 
 async def demand(lab: Lab, *pools: tuple[str, str]) -> dict[tuple[str, str], tuple[int, int]]:
     """Queued and running by pool."""
-    found = await lab.engine.read_demand(pools)
+    found = await lab.engine.workers.demand(pools)
     assert len(found) == len(pools)
     return {(row.namespace, row.pool): (row.queued, row.running) for row in found}
 
@@ -166,8 +166,8 @@ async def test_demand_is_what_waits_and_what_is_in_hand(lab: Lab) -> None:
     worker = await lab.worker("w1")
     await lab.worker("w2")
     claims = await worker.claim(2)
-    await lab.engine.drain_workers("shop", ["w2"])
-    assert await lab.engine.read_demand([("shop", "default")]) == [
+    await lab.engine.workers.drain("shop", ["w2"])
+    assert await lab.engine.workers.demand([("shop", "default")]) == [
         PoolDemand(
             namespace="shop",
             pool="default",
@@ -180,7 +180,7 @@ async def test_demand_is_what_waits_and_what_is_in_hand(lab: Lab) -> None:
     ]
     await worker.settle(*(success(claim) for claim in claims))
     await worker.run_all()
-    assert await lab.engine.read_demand([("shop", "default")]) == [
+    assert await lab.engine.workers.demand([("shop", "default")]) == [
         PoolDemand(
             namespace="shop",
             pool="default",
@@ -191,7 +191,7 @@ async def test_demand_is_what_waits_and_what_is_in_hand(lab: Lab) -> None:
             draining_workers=1,
         )
     ]
-    assert await lab.engine.read_demand([]) == []
+    assert await lab.engine.workers.demand([]) == []
 
 
 async def test_a_step_is_the_demand_of_the_pools_that_have_offered_its_handler(lab: Lab) -> None:
@@ -212,8 +212,8 @@ async def test_a_step_is_the_demand_of_the_pools_that_have_offered_its_handler(l
     await lab.worker("w-gpu", pool="gpu", callables=["common", "gpu-only"])
     await lab.worker("w-other", pool="cpu", namespace="other", callables=["unheard-of"])
     assert await demand(lab, *pools) == {
-        ("shop", "cpu"): (3, 0),
-        ("shop", "gpu"): (4, 0),
+        ("shop", "cpu"): (2, 0),
+        ("shop", "gpu"): (3, 0),
         ("shop", "fresh"): (1, 0),
         ("other", "cpu"): (0, 0),
     }
@@ -221,7 +221,7 @@ async def test_a_step_is_the_demand_of_the_pools_that_have_offered_its_handler(l
     await cpu.deregister()
     await cpu.register(["common"], pool="cpu")
     await cpu.claim(1)
-    assert (await demand(lab, *pools))["shop", "cpu"] == (2, 1), "known from before, although its workers left"
+    assert (await demand(lab, *pools))["shop", "cpu"] == (1, 1), "known from before, although its workers left"
     # A pool that is gone does not keep a step from being the demand of the pools that are left.
     assert await demand(lab, ("shop", "fresh")) == {("shop", "fresh"): (3, 0)}
 
@@ -235,7 +235,7 @@ async def test_suspended_and_waiting_steps_are_nobodys_demand(lab: Lab) -> None:
     assert await demand(lab, ("shop", "default")) == {("shop", "default"): (0, 1)}
     await worker.settle(success(claims["b"]))
     assert await demand(lab, ("shop", "default")) == {("shop", "default"): (1, 0)}
-    await lab.engine.suspend_task(task)
+    await lab.engine.actions.suspend(task)
     assert await demand(lab, ("shop", "default")) == {("shop", "default"): (0, 0)}
 
 
@@ -259,26 +259,26 @@ async def test_runs_of_a_template_are_counted_by_how_they_stand(lab: Lab) -> Non
         return task
 
     none = TemplateCounts(running=0, waiting=0, complete=0, error=0)
-    assert await lab.engine.template_counts("shop", "order") == none
+    assert await lab.engine.templates.counts("shop", "order") == none
     for outcome in ("success", "success", "failure", "retry"):
         await submit_and(outcome)
     cancelled = await submit_and("nothing")
-    await lab.engine.cancel_task(cancelled, actor="ann", reason="x")
+    await lab.engine.actions.cancel(cancelled, actor="ann", reason="x")
     await submit_and("nothing")
     await lab.submit(suspended=True)
     await lab.submit("another")
     await lab.template(step("a"), step("b"), name="order", version="2.0.0")
     await lab.submit()
-    counts = await lab.engine.template_counts("shop", "order")
+    counts = await lab.engine.templates.counts("shop", "order")
     assert counts == TemplateCounts(running=2, waiting=2, complete=2, error=2)
-    assert await lab.engine.template_counts("other", "order") == none
+    assert await lab.engine.templates.counts("other", "order") == none
 
 
 async def test_summaries_of_more_resources_than_one_query_takes(lab: Lab) -> None:
     await lab.template(step("a"))
     uids = [f"uid-{n}" for n in range(450)]
-    await lab.engine.submit_tasks("shop", [TaskRequest(template_name="order", origin_uid=uid) for uid in uids])
-    found = await lab.engine.read_summaries([*uids, "nobody"])
+    await lab.engine.tasks.submit("shop", [TaskRequest(template_name="order", origin_uid=uid) for uid in uids])
+    found = await lab.engine.tasks.read_by_origin([*uids, "nobody"])
     assert sorted(summary.origin_uid or "" for summary in found) == sorted(uids)
 
 
@@ -288,7 +288,7 @@ async def listener(lab: Lab) -> AsyncIterator[Counter[str]]:
     heard: Counter[str] = Counter()
 
     async def count() -> None:
-        async for channel in lab.engine.listen():
+        async for channel in lab.engine.changes.listen():
             heard[channel] += 1
 
     counting = asyncio.create_task(count())
@@ -327,7 +327,7 @@ async def test_a_listener_connects_again_when_its_connection_is_lost(lab: Lab) -
             return await listening_backend(lab) not in (None, first)
 
         await eventually_async(another)
-        await lab.engine.hint_ready()
+        await lab.engine.workers.hint_ready()
         await eventually_async(lambda: counted(heard, "tasker_ready", 1))
 
 

@@ -71,9 +71,9 @@ async def test_a_step_waits_for_its_backoff_and_is_then_tried_again(lab: Lab, ba
         assert (await lab.steps(task))["a"]["next_attempt_at"] == now + wait
         assert await lab.state(task) == "waiting_for_retry"
         await lab.clock.set(now + wait - timedelta(milliseconds=1))
-        assert await lab.engine.sweep() == {} and await worker.claim() == []
+        assert await lab.engine.workers.sweep() == {} and await worker.claim() == []
         now = await lab.clock.set(now + wait)
-        assert await lab.engine.sweep() == {"retries_due": 1}
+        assert await lab.engine.workers.sweep() == {"retries_due": 1}
         assert await lab.state(task) == "steps_in_process"
         assert (await lab.steps(task))["a"]["enqueued_at"] == now
     settlement = await worker.settle(success(await worker.claim_one(), "at last"))
@@ -99,7 +99,7 @@ async def test_the_log_shows_a_retry_hop_by_hop(lab: Lab) -> None:
     task = await lab.run(step("a", retry=NO_DELAY))
     worker = await lab.worker()
     await worker.settle(failure(await worker.claim_one(), error_type="Timeout"))
-    await lab.engine.sweep()
+    await lab.engine.workers.sweep()
     assert (await lab.step_log(task, "a"))[2:] == [
         "in_progress -submit_error-> enqueued_as_error_for_orchestration",
         "enqueued_as_error_for_orchestration -wait_for_retry-> waiting_for_retry",
@@ -123,7 +123,7 @@ async def test_a_retry_beside_running_steps_does_not_move_the_task_twice(lab: La
     await worker.settle(failure(a))
     assert await lab.state(task) == "steps_in_process"
     await lab.clock.advance(0.001)
-    assert await lab.engine.sweep() == {"retries_due": 1}
+    assert await lab.engine.workers.sweep() == {"retries_due": 1}
     assert (await lab.task_log(task))[3:] == [
         "steps_in_process -step_settled-> evaluating_results",
         "evaluating_results -steps_running-> steps_in_process",
@@ -137,18 +137,18 @@ async def test_when_the_attempts_are_spent_the_step_is_in_error(lab: Lab) -> Non
     task = await lab.run(step("a", retry={"maxAttempts": 2, **NO_DELAY}))
     worker = await lab.worker()
     await worker.settle(failure(await worker.claim_one(), "first"))
-    await lab.engine.sweep()
+    await lab.engine.workers.sweep()
     settlement = await worker.settle(failure(await worker.claim_one(), "second"))
     assert settlement.tasks_finished == 1
     assert await lab.step_states(task) == {"a": "error"}
-    summary = await lab.engine.read_task(task)
+    summary = await lab.engine.tasks.read(task)
     assert summary.state == "error" and summary.error is not None and summary.error["message"] == "second"
     assert [(each.attempt, each.message, each.final) for each in summary.failures] == [
         (2, "second", True),
         (1, "first", False),
     ]
     await lab.clock.advance(100_000)
-    assert await lab.engine.sweep() == {"workers_expired": 1}
+    assert await lab.engine.workers.sweep() == {"workers_expired": 1}
     assert await lab.queue() == []
 
 
@@ -181,7 +181,7 @@ async def test_retry_after_wins_over_the_backoff_and_is_capped(lab: Lab) -> None
         assert (await lab.steps(task))["a"]["next_attempt_at"] == now + timedelta(milliseconds=granted)
         now = await lab.clock.set(now + timedelta(milliseconds=granted))
         await worker.register()
-        await lab.engine.sweep()
+        await lab.engine.workers.sweep()
 
 
 async def test_a_failure_that_says_nothing_else_is_retryable(lab: Lab) -> None:
@@ -195,5 +195,5 @@ async def test_a_failure_that_says_nothing_else_is_retryable(lab: Lab) -> None:
         claim.fence,
     )
     assert await lab.step_states(task) == {"a": "waiting_for_retry"}
-    (failed,) = (await lab.engine.read_task(task)).failures
+    (failed,) = (await lab.engine.tasks.read(task)).failures
     assert (failed.error_type, failed.message) == ("HandlerError", "")

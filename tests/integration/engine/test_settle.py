@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import psycopg
@@ -49,7 +50,7 @@ async def test_success_records_the_result_and_completes_the_run(lab: Lab) -> Non
         "steps_in_process -step_settled-> evaluating_results",
         "evaluating_results -all_steps_successful-> complete",
     ]
-    summary = await lab.engine.read_task(task)
+    summary = await lab.engine.tasks.read(task)
     assert summary.finished and summary.state == "complete" and summary.error is None
     assert summary.leaf_results == {"a": {"sum": 3}} and not summary.leaf_results_truncated
     assert summary.completed_at is not None and (summary.completed_at - now).total_seconds() == 2
@@ -165,10 +166,10 @@ async def test_a_call_may_mix_outcomes_runs_and_fences(lab: Lab) -> None:
         "d": "pending",
     }
     assert settlement.ready_left == 2
-    assert (await lab.engine.read_task(first)).counts == StepCounts(
+    assert (await lab.engine.tasks.read(first)).counts == StepCounts(
         total=4, pending=0, ready=2, running=0, waiting=0, complete=1, failed=1, cancelled=0
     )
-    assert (await lab.engine.read_task(second)).counts == StepCounts(
+    assert (await lab.engine.tasks.read(second)).counts == StepCounts(
         total=4, pending=1, ready=0, running=1, waiting=1, complete=1, failed=0, cancelled=0
     )
 
@@ -266,13 +267,54 @@ async def test_a_settle_repeated_with_a_claim_limit_hands_the_lost_claims_out_no
     lost = await worker.settle(outcome, claim_limit=1)
     again = await worker.settle(outcome, claim_limit=1)
     assert len(lost.claims) == 1 and again.claims == [] and again.stale == [outcome.claim.step_id]
-    await lab.clock.advance(16)
-    await worker.renew()
-    await lab.engine.sweep()
+    await lab.clock.advance(1)
+    told = await worker.renew()
+    unknown = await worker.renew(claiming_since=told.renewed_at)
+    assert unknown.unknown_fences == [lost.claims[0].fence]
+    await worker.settle(release(lost.claims[0]))
     (found,) = await worker.claim()
-    assert (found.step, found.attempt) == ("b", 2)
+    assert (found.step, found.attempt) == ("b", 1)
     await worker.settle(success(found))
     assert await lab.state(task) == "complete"
+
+
+async def test_a_settlement_waits_for_the_disk_and_what_can_be_had_again_does_not(lab: Lab) -> None:
+    await lab.run(step("a"), step("b", "a"))
+    worker = await lab.worker()
+
+    async def durable() -> bool:
+        return bool(await lab.value("select current_setting('synchronous_commit') = 'on'"))
+
+    async with lab.connection.transaction():
+        claim = await worker.claim_one()
+        assert not await durable()
+    async with lab.connection.transaction():
+        await worker.renew(claim)
+        assert not await durable()
+    async with lab.connection.transaction():
+        assert len((await worker.settle(success(claim), claim_limit=1)).claims) == 1
+        assert await durable()
+
+
+@pytest.mark.parametrize("what", ["task", "worker"])
+async def test_a_settlement_waits_two_seconds_for_who_holds_a_row_and_has_then_recorded_nothing(
+    lab: Lab, what: str
+) -> None:
+    held = await lab.run(step("a"))
+    await lab.submit()
+    worker = await lab.worker()
+    claims = await worker.claim()
+    before = await lab.dump()
+    async with await connect(lab.url) as holder, holder.transaction():
+        if what == "task":
+            await holder.execute("select from tasker.tasks where task_uuid = %s for update", (held,))
+        else:
+            await holder.execute("select from tasker.workers for update")
+        async with asyncio.timeout(20):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await worker.settle(*map(success, claims), claim_limit=1)
+    assert await lab.dump() == before
+    assert len((await worker.settle(*map(success, claims))).settled) == 2
 
 
 async def test_an_outcome_with_an_old_fence_changes_nothing(lab: Lab) -> None:
@@ -282,7 +324,7 @@ async def test_an_outcome_with_an_old_fence_changes_nothing(lab: Lab) -> None:
     slow = await lab.worker("slow", lease_seconds=10)
     old = await slow.claim_one()
     await lab.clock.advance(11)
-    assert await lab.engine.sweep() == {"workers_expired": 1, "leases_expired": 1}
+    assert await lab.engine.workers.sweep() == {"workers_expired": 1, "leases_expired": 1}
     quick = await lab.worker("quick")
     new = await quick.claim_one()
     assert new.step_id == old.step_id and new.fence > old.fence and (old.attempt, new.attempt) == (1, 2)
@@ -302,7 +344,7 @@ async def test_a_worker_that_was_swept_still_settles_nothing_after_it_is_back(la
     worker = await lab.worker(lease_seconds=10)
     claim = await worker.claim_one()
     await lab.clock.advance(11)
-    await lab.engine.sweep()
+    await lab.engine.workers.sweep()
     assert not (await worker.renew(claim)).known
     await worker.register()
     before = await lab.dump()
@@ -368,7 +410,7 @@ async def test_a_failed_step_blocks_its_dependents_while_the_rest_runs_to_its_en
         "further": "pending",
         "after-good": "complete",
     }
-    summary = await lab.engine.read_task(task)
+    summary = await lab.engine.tasks.read(task)
     assert summary.state == "error" and summary.finished and summary.leaf_results is None
     assert summary.error == {
         "reason": "steps_failed",
@@ -392,12 +434,12 @@ async def test_a_suspended_run_may_finish_what_runs_and_starts_nothing_new(lab: 
     task = await lab.run(step("a"), step("b", "a"))
     worker = await lab.worker()
     claim = await worker.claim_one()
-    assert await lab.engine.suspend_task(task)
+    assert await lab.engine.actions.suspend(task)
     settlement = await worker.settle(success(claim), claim_limit=5)
     assert settlement.settled == [claim.step_id] and settlement.claims == []
     assert await lab.queue() == [] and await worker.claim() == []
     assert await lab.step_states(task) == {"a": "complete", "b": "enqueued"}
-    await lab.engine.resume_task(task)
+    await lab.engine.actions.resume(task)
     assert await worker.run_all() == ["b"]
 
 
@@ -409,8 +451,8 @@ async def test_failures_are_kept_newest_first_and_bounded(lab: Lab) -> None:
         claim = await worker.claim_one()
         assert claim.attempt == attempt
         await worker.settle(failure(claim, f"{attempt} " + "x" * 9000, traceback="t" * 20_000))
-        await lab.engine.sweep()
-    summary = await lab.engine.read_task(task)
+        await lab.engine.workers.sweep()
+    summary = await lab.engine.tasks.read(task)
     assert [each.attempt for each in summary.failures] == list(range(30, 10, -1))
     assert {len(each.message) for each in summary.failures} == {1024}
     assert [each.final for each in summary.failures] == [True] + [False] * 19
@@ -423,5 +465,5 @@ async def test_failures_are_kept_newest_first_and_bounded(lab: Lab) -> None:
 async def test_results_that_are_too_large_for_a_summary_are_left_out_and_it_says_so(lab: Lab) -> None:
     task = await lab.run(step("a"), step("b"))
     await (await lab.worker()).run_all("x" * 5000)
-    summary = await lab.engine.read_task(task)
+    summary = await lab.engine.tasks.read(task)
     assert summary.state == "complete" and summary.leaf_results is None and summary.leaf_results_truncated

@@ -9,11 +9,11 @@ from typing import LiteralString
 import pytest
 
 from support.engine import Lab, connect, step
+from tasker.engine.pool import Database
+from tasker.engine.queries import load_queries
 from tasker.errors import IllegalTransition, StoreError, StoreUnavailable
 from tasker.factory import open_engine
 from tasker.settings import DatabaseSettings
-from tasker.store.pool import Database
-from tasker.store.queries import load_queries
 
 # Fails with the given code until it was called as often as asked, counting in a sequence, which no rollback takes back.
 FLAKY: LiteralString = """
@@ -68,7 +68,7 @@ async def test_a_move_that_the_database_refuses_is_an_error_of_its_own(lab: Lab)
 
 
 def test_every_query_has_a_name_and_a_sentence_about_it() -> None:
-    folder = files("tasker.store") / "sql" / "queries"
+    folder = files("tasker.engine") / "sql" / "queries"
     families = [file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql")]
     assert families
     for family in families:

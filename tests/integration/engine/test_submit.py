@@ -34,7 +34,7 @@ async def test_a_run_has_its_steps_and_its_roots_are_in_the_queue(lab: Lab) -> N
     ]
     assert await lab.step_log(task, "a") == ["pending -enqueue-> enqueued"]
     assert await lab.step_log(task, "b") == []
-    summary = await lab.engine.read_task(task)
+    summary = await lab.engine.tasks.read(task)
     assert (summary.origin_uid, summary.origin_name, summary.namespace) == ("uid-1", "order-7", NAMESPACE)
     assert (summary.template_name, summary.template_version) == ("order", "1.0.0")
     assert (summary.created_at, summary.started_at, summary.completed_at) == (now, now, None)
@@ -49,7 +49,7 @@ async def test_a_set_is_answered_in_the_order_of_its_requests(lab: Lab) -> None:
     await lab.template(step("a"), step("b"), name="two")
     names = ["one", "two", "two", "one", "two"] * 20
     requests = [TaskRequest(template_name=name, reason=str(place)) for place, name in enumerate(names)]
-    submitted = await lab.engine.submit_tasks(NAMESPACE, requests)
+    submitted = await lab.engine.tasks.submit(NAMESPACE, requests)
     assert all(each.created for each in submitted)
     found = {row["task_uuid"]: row for row in await lab.rows("select task_uuid, reason, total_steps from tasker.tasks")}
     assert [found[each.task_uuid]["reason"] for each in submitted] == [str(place) for place in range(100)]
@@ -57,7 +57,7 @@ async def test_a_set_is_answered_in_the_order_of_its_requests(lab: Lab) -> None:
 
 
 async def test_an_empty_set_is_no_work(lab: Lab) -> None:
-    assert await lab.engine.submit_tasks(NAMESPACE, []) == []
+    assert await lab.engine.tasks.submit(NAMESPACE, []) == []
 
 
 async def test_what_is_given_about_a_run_is_kept(lab: Lab) -> None:
@@ -80,17 +80,17 @@ async def test_what_is_given_about_a_run_is_kept(lab: Lab) -> None:
 
 async def test_a_correlation_id_is_made_up_when_none_is_given(lab: Lab) -> None:
     await lab.template(step("a"))
-    await lab.engine.submit_tasks(NAMESPACE, [TaskRequest(template_name="order")] * 2)
+    await lab.engine.tasks.submit(NAMESPACE, [TaskRequest(template_name="order")] * 2)
     assert len({row["correlation_id"] for row in await lab.rows("select correlation_id from tasker.tasks")}) == 2
 
 
 async def test_a_resource_has_one_run_however_often_it_asks(lab: Lab) -> None:
     await lab.template(step("a"))
     request = TaskRequest(template_name="order", origin_uid="uid-1", context={"n": 1})
-    (first,) = await lab.engine.submit_tasks(NAMESPACE, [request])
+    (first,) = await lab.engine.tasks.submit(NAMESPACE, [request])
     before = await lab.dump()
     another = TaskRequest(template_name="order", origin_uid="uid-1", context={"n": 2})
-    (again,) = await lab.engine.submit_tasks(NAMESPACE, [another])
+    (again,) = await lab.engine.tasks.submit(NAMESPACE, [another])
     assert first.created and not again.created
     assert again.task_uuid == first.task_uuid
     assert await lab.dump() == before
@@ -102,8 +102,8 @@ async def test_old_and_new_and_doubled_requests_may_come_in_one_set(lab: Lab) ->
     def request(uid: str | None) -> TaskRequest:
         return TaskRequest(template_name="order", origin_uid=uid)
 
-    (old,) = await lab.engine.submit_tasks(NAMESPACE, [request("old")])
-    answers = await lab.engine.submit_tasks(
+    (old,) = await lab.engine.tasks.submit(NAMESPACE, [request("old")])
+    answers = await lab.engine.tasks.submit(
         NAMESPACE, [request("new"), request("old"), request(None), request("new"), request(None)]
     )
     assert [each.created for each in answers] == [True, False, True, False, True]
@@ -120,7 +120,7 @@ async def test_concurrent_submitters_of_the_same_resources_make_one_run_each(lab
     uids = [f"uid-{n}" for n in range(40)]
 
     async def submit(order: list[str]) -> dict[str, Any]:
-        answers = await lab.engine.submit_tasks(
+        answers = await lab.engine.tasks.submit(
             NAMESPACE, [TaskRequest(template_name="order", origin_uid=uid) for uid in order]
         )
         return dict(zip(order, answers, strict=True))
@@ -138,7 +138,7 @@ async def test_a_missing_template_is_named_and_nothing_of_the_set_is_created(lab
     await lab.template(step("a"))
     requests = [TaskRequest(template_name="order"), TaskRequest(template_name="ordr")]
     with pytest.raises(TemplateNotFound) as caught:
-        await lab.engine.submit_tasks(NAMESPACE, requests)
+        await lab.engine.tasks.submit(NAMESPACE, requests)
     assert str(caught.value) == "no template ordr in namespace shop"
     with pytest.raises(TemplateNotFound) as caught:
         await lab.submit(template_version="2.0.0")
@@ -153,7 +153,7 @@ async def test_a_request_over_a_limit_is_refused_before_anything_is_created(lab:
     await lab.template(step("a"))
     requests = [TaskRequest(template_name="order"), TaskRequest(template_name="order", priority=101)]
     with pytest.raises(InvalidTask) as caught:
-        await lab.engine.submit_tasks(NAMESPACE, requests)
+        await lab.engine.tasks.submit(NAMESPACE, requests)
     assert str(caught.value) == "spec.priority: 101 is not between -100 and 100"
     assert await lab.value("select count(*) from tasker.tasks") == 0
 
@@ -168,7 +168,7 @@ async def test_the_largest_things_allowed_are_stored_and_delivered(lab: Lab) -> 
         worker = await lab.worker()
         claim = await worker.claim_one()
         assert claim.row["context"] == context
-        await lab.engine.cancel_task(claim.task_uuid, actor="me", reason="seen")
+        await lab.engine.actions.cancel(claim.task_uuid, actor="me", reason="seen")
 
 
 async def test_a_template_is_stored_once_for_each_content(lab: Lab) -> None:
@@ -223,9 +223,9 @@ async def test_a_suspended_run_is_accepted_and_waits(lab: Lab) -> None:
     task = await lab.run(step("a"), suspended=True)
     worker = await lab.worker()
     assert await lab.queue() == [] and await worker.claim() == []
-    assert (await lab.engine.read_task(task)).suspended
-    assert await lab.engine.sweep() == {}
-    assert await lab.engine.resume_task(task)
+    assert (await lab.engine.tasks.read(task)).suspended
+    assert await lab.engine.workers.sweep() == {}
+    assert await lab.engine.actions.resume(task)
     assert await worker.run_all() == ["a"]
     assert await lab.state(task) == "complete"
 
@@ -235,7 +235,7 @@ async def test_a_deadline_counts_from_acceptance(lab: Lab) -> None:
     await lab.run(step("a"), deadline_seconds=90.5)
     claim = await (await lab.worker()).claim_one()
     assert claim.row["deadline"] == now + timedelta(seconds=90.5)
-    await lab.engine.submit_tasks(NAMESPACE, [TaskRequest(template_name="order")])
+    await lab.engine.tasks.submit(NAMESPACE, [TaskRequest(template_name="order")])
     assert (await (await lab.worker()).claim_one()).row["deadline"] is None
 
 
@@ -274,13 +274,13 @@ async def test_priority_goes_first_but_is_worth_only_six_seconds_of_waiting_a_po
 async def test_what_is_not_there_is_not_found(lab: Lab) -> None:
     unknown = (await lab.rows("select gen_random_uuid() as uuid"))[0]["uuid"]
     for action in (
-        lab.engine.read_task(unknown),
-        lab.engine.cancel_task(unknown, actor="me", reason="x"),
-        lab.engine.suspend_task(unknown),
-        lab.engine.resume_task(unknown),
+        lab.engine.tasks.read(unknown),
+        lab.engine.actions.cancel(unknown, actor="me", reason="x"),
+        lab.engine.actions.suspend(unknown),
+        lab.engine.actions.resume(unknown),
     ):
         with pytest.raises(TaskNotFound) as caught:
             await action
         assert str(caught.value) == f"no task {unknown}"
-    assert await lab.engine.read_summaries(["nobody"]) == []
-    assert not await lab.engine.cancel_by_origin("nobody", actor="me", reason="x")
+    assert await lab.engine.tasks.read_by_origin(["nobody"]) == []
+    assert not await lab.engine.actions.cancel_by_origin("nobody", actor="me", reason="x")

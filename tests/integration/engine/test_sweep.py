@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import psycopg
 import pytest
 
 from support.engine import SOON, Lab, connect, failure, release, step, success
 
 
 async def test_with_nothing_to_repair_it_does_nothing(lab: Lab) -> None:
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {}
     await lab.run(step("a"), step("b", "a"), deadline_seconds=60)
     await (await lab.worker()).claim_one()
     before = await lab.dump()
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {}
     assert await lab.dump() == before
 
 
@@ -38,7 +42,7 @@ async def test_every_kind_of_repair_is_made_in_one_call_and_then_there_is_none_l
     first = (await lab.steps(mislaid))["a"]["step_id"]
     assert await lab.execute("delete from tasker.ready_steps where step_id = %s", first) == 1
     await lab.clock.advance(91)
-    assert await lab.engine.sweep() == {
+    assert await lab.engine.workers.sweep() == {
         "workers_expired": 1,
         "leases_expired": 1,
         "attempts_timed_out": 1,
@@ -51,7 +55,7 @@ async def test_every_kind_of_repair_is_made_in_one_call_and_then_there_is_none_l
         assert await lab.step_states(task) == {"a": "enqueued"}
     assert await lab.state(never_taken) == await lab.state(late) == "error"
     after = await lab.dump()
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {}
     assert await lab.dump() == after
 
 
@@ -64,9 +68,99 @@ async def test_only_one_sweep_works_at_a_time(lab: Lab) -> None:
     async with await connect(lab.url) as connection, connection.transaction():
         cursor = await connection.execute("select * from tasker.sweep(10)")
         assert await cursor.fetchall() == [{"repair": "retries_due", "repaired": 1}]
-        assert await lab.engine.sweep() == {}, "it must neither wait nor repeat"
-    assert await lab.engine.sweep() == {}
+        assert await lab.engine.workers.sweep() == {}, "it must neither wait nor repeat"
+    assert await lab.engine.workers.sweep() == {}
     assert await lab.queue() == ["a"]
+
+
+async def test_a_run_that_somebody_holds_is_left_for_later_and_stops_no_other_repair(own_lab: Lab) -> None:
+    lab = own_lab
+    await _refuse_to_wait(lab)
+    await lab.clock.freeze()
+    await lab.template(step("a", retry=SOON, callable="fail"), name="retried")
+    await lab.template(step("a", scheduleTimeoutSeconds=5, callable="nobody"), name="never-taken")
+    await lab.template(step("a", callable="nobody"), name="late")
+    await lab.template(step("a", timeoutSeconds=1, callable="hang"), name="hung")
+    await lab.template(step("a", callable="lose"), name="lost")
+    await lab.template(step("a", callable="nobody"), name="mislaid")
+    names = ("retried", "hung", "lost", "never-taken", "late", "mislaid")
+    requests: dict[str, dict[str, Any]] = {"late": {"deadline_seconds": 60}}
+    held, free = [{name: await lab.submit(name, **requests.get(name, {})) for name in names} for _ in ("held", "free")]
+    failing = await lab.worker("failing", callables=["fail"], lease_seconds=1000)
+    await failing.settle(*(failure(claim) for claim in await failing.claim()))
+    assert len(await (await lab.worker("hanging", callables=["hang"], lease_seconds=1000)).claim()) == 2
+    assert len(await (await lab.worker("dead", callables=["lose"], lease_seconds=90)).claim()) == 2
+    for tasks in (held, free):
+        mislaid = (await lab.steps(tasks["mislaid"]))["a"]["step_id"]
+        await lab.execute("delete from tasker.ready_steps where step_id = %s", mislaid)
+    await lab.clock.advance(91)
+    once = {
+        "leases_expired": 1,
+        "attempts_timed_out": 1,
+        "retries_due": 1,
+        "schedule_timeouts": 1,
+        "deadlines_passed": 1,
+        "lost_steps_requeued": 1,
+    }
+    async with await connect(lab.url) as holder, holder.transaction():
+        await holder.execute("select from tasker.tasks where task_uuid = any (%s) for update", (list(held.values()),))
+        assert await _sweep(lab) == once
+        assert await _sweep(lab) == {}
+        assert [await lab.state(free[name]) for name in ("never-taken", "late")] == ["error", "error"]
+        assert await lab.value("select count(*) from tasker.workers where name = 'dead'") == 1
+    assert await lab.engine.workers.sweep() == {**once, "workers_expired": 1}
+    assert await lab.engine.workers.sweep() == {}
+    assert [await lab.state(held[name]) for name in ("never-taken", "late")] == ["error", "error"]
+
+
+async def _refuse_to_wait(lab: Lab) -> None:
+    """Make any wait of a sweep for somebody's lock an error."""
+    await lab.execute("alter function tasker.sweep(integer) reset lock_timeout")
+    await lab.execute("set lock_timeout = '1ms'")
+
+
+async def _sweep(lab: Lab) -> dict[str, int]:
+    """A sweep over the connection that refuses to wait."""
+    return {row["repair"]: row["repaired"] for row in await lab.rows("select * from tasker.sweep(500)")}
+
+
+async def test_a_lost_worker_whose_row_is_held_is_left_for_later(own_lab: Lab) -> None:
+    """A claim or settlement of its own holds it: that is not waited for, and others go on."""
+    lab = own_lab
+    await _refuse_to_wait(lab)
+    await lab.clock.freeze()
+    await lab.run(step("a"), step("b"))
+    for name in ("held", "free"):
+        await (await lab.worker(name)).claim_one()
+    await lab.clock.advance(31)
+    async with await connect(lab.url) as holder, holder.transaction():
+        await holder.execute("select from tasker.workers where name = 'held' for key share")
+        assert await _sweep(lab) == {"workers_expired": 1, "leases_expired": 1}
+    assert await lab.engine.workers.sweep() == {"workers_expired": 1, "leases_expired": 1}
+
+
+async def test_a_long_read_of_the_history_keeps_partitions_from_being_made_and_nothing_else(own_lab: Lab) -> None:
+    lab = own_lab
+    await lab.clock.freeze()
+    await lab.template(step("a", callable="nobody"), name="late")
+    task = await lab.submit("late", deadline_seconds=10)
+    await lab.clock.advance(11)
+    last = "tasker.step_transitions" + await lab.value(
+        "select to_char((now() + interval '8 days') at time zone 'UTC', '_YYYYMMDD')"
+    )
+    await lab.execute(f"drop table {last}")
+    before = "tasker.step_transitions" + await lab.value(
+        "select to_char((now() + interval '7 days') at time zone 'UTC', '_YYYYMMDD')"
+    )
+    await lab.execute(f"drop table {before}")
+    async with await connect(lab.url) as reader, reader.transaction():
+        await reader.execute("select from tasker.step_transitions")
+        async with asyncio.timeout(20):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await lab.execute("select tasker.ensure_partitions()")
+            assert await lab.engine.workers.sweep() == {"deadlines_passed": 1}
+    assert await lab.state(task) == "error"
+    assert (await lab.engine.workers.sweep())["partitions_created"] >= 2
 
 
 async def test_a_sweep_repairs_no_more_than_its_limit_of_each_kind(lab: Lab) -> None:
@@ -82,12 +176,12 @@ async def test_a_sweep_repairs_no_more_than_its_limit_of_each_kind(lab: Lab) -> 
         await lab.worker(f"dead-{n}")
     await lab.clock.advance(31)
     for count in (2, 2, 1):
-        assert await lab.engine.sweep(2) == {
+        assert await lab.engine.workers.sweep(2) == {
             "retries_due": count,
             "deadlines_passed": count,
             "workers_expired": count,
         }
-    assert await lab.engine.sweep(2) == {}
+    assert await lab.engine.workers.sweep(2) == {}
 
 
 async def test_a_lost_step_goes_elsewhere_and_its_attempt_counts(lab: Lab) -> None:
@@ -96,7 +190,7 @@ async def test_a_lost_step_goes_elsewhere_and_its_attempt_counts(lab: Lab) -> No
     dead = await lab.worker("dead", lease_seconds=30)
     await dead.claim_one()
     await lab.clock.advance(31)
-    assert await lab.engine.sweep() == {"workers_expired": 1, "leases_expired": 1}
+    assert await lab.engine.workers.sweep() == {"workers_expired": 1, "leases_expired": 1}
     worker = await lab.worker("alive")
     assert (await worker.claim_one()).attempt == 2
     assert (await lab.step_log(task, "a"))[1:] == [
@@ -105,7 +199,7 @@ async def test_a_lost_step_goes_elsewhere_and_its_attempt_counts(lab: Lab) -> No
         "waiting_for_retry -retry-> enqueued",
         "enqueued -start-> in_progress",
     ]
-    (failed,) = (await lab.engine.read_task(task)).failures
+    (failed,) = (await lab.engine.tasks.read(task)).failures
     assert (failed.error_type, failed.message, failed.final) == (
         "worker_crash_loop",
         "worker dead was lost during attempt 1: its lease was not renewed in time",
@@ -120,10 +214,10 @@ async def test_a_step_whose_workers_keep_dying_ends_in_error_with_that_reason(la
         worker = await lab.worker(f"worker-{attempt}")
         assert (await worker.claim_one()).attempt == attempt
         await lab.clock.advance(31)
-        assert (await lab.engine.sweep())["leases_expired"] == 1
-        await lab.engine.sweep()
+        assert (await lab.engine.workers.sweep())["leases_expired"] == 1
+        await lab.engine.workers.sweep()
     assert (await lab.state(task), await lab.step_states(task)) == ("error", {"a": "error"})
-    summary = await lab.engine.read_task(task)
+    summary = await lab.engine.tasks.read(task)
     assert summary.error == {
         "reason": "steps_failed",
         "step": "a",
@@ -143,12 +237,12 @@ async def test_a_step_that_must_not_be_repeated_is_not_run_again_when_it_was_los
     worker = await lab.worker("dead")
     await worker.claim_one()
     await lab.clock.advance(31)
-    await lab.engine.sweep()
+    await lab.engine.workers.sweep()
     await lab.clock.advance(10_000)
-    await lab.engine.sweep()
+    await lab.engine.workers.sweep()
     assert await (await lab.worker("alive")).claim() == []
     assert await lab.state(task) == "error"
-    assert (await lab.engine.read_task(task)).failures[0].error_type == "worker_crash_loop"
+    assert (await lab.engine.tasks.read(task)).failures[0].error_type == "worker_crash_loop"
 
 
 async def test_an_attempt_that_never_ends_is_taken_from_a_worker_that_lives(lab: Lab) -> None:
@@ -158,17 +252,17 @@ async def test_an_attempt_that_never_ends_is_taken_from_a_worker_that_lives(lab:
     worker = await lab.worker(lease_seconds=1000)
     claim = await worker.claim_one()
     await lab.clock.advance(70)
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {}
     await lab.clock.advance(0.001)
-    assert await lab.engine.sweep() == {"attempts_timed_out": 1}
+    assert await lab.engine.workers.sweep() == {"attempts_timed_out": 1}
     renewal = await worker.renew(claim)
     assert renewal.known and renewal.lost_fences == [claim.fence]
-    (failed,) = (await lab.engine.read_task(task)).failures
+    (failed,) = (await lab.engine.tasks.read(task)).failures
     assert failed.message == "worker worker-1 was lost during attempt 1: the attempt is far over its timeout"
     await lab.put_setting("timeout_grace_seconds", 0)
     claim = await worker.claim_one()
     await lab.clock.advance(10.001)
-    assert await lab.engine.sweep() == {"attempts_timed_out": 1}
+    assert await lab.engine.workers.sweep() == {"attempts_timed_out": 1}
 
 
 async def test_a_step_that_nobody_takes_in_time_fails_without_being_run(lab: Lab) -> None:
@@ -177,10 +271,10 @@ async def test_a_step_that_nobody_takes_in_time_fails_without_being_run(lab: Lab
         step("a", scheduleTimeoutSeconds=60, callable="nobody", retry={"maxAttempts": 5}), step("b", "a")
     )
     await lab.clock.advance(59)
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {}
     await lab.clock.advance(1)
-    assert await lab.engine.sweep() == {"schedule_timeouts": 1}
-    summary = await lab.engine.read_task(task)
+    assert await lab.engine.workers.sweep() == {"schedule_timeouts": 1}
+    summary = await lab.engine.tasks.read(task)
     assert summary.state == "error"
     (failed,) = summary.failures
     assert (failed.error_type, failed.message, failed.final) == (
@@ -201,14 +295,14 @@ async def test_a_step_that_was_taken_in_time_does_not_fail_later(lab: Lab) -> No
     await lab.clock.advance(59)
     claim = await worker.claim_one()
     await lab.clock.advance(2)
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {}
     await worker.settle(failure(claim))
     await lab.clock.advance(31)
-    assert await lab.engine.sweep() == {"retries_due": 1}
+    assert await lab.engine.workers.sweep() == {"retries_due": 1}
     await lab.clock.advance(59)
-    assert await lab.engine.sweep() == {}, "it waits anew for its second attempt"
+    assert await lab.engine.workers.sweep() == {}, "it waits anew for its second attempt"
     await lab.clock.advance(1)
-    assert await lab.engine.sweep() == {"schedule_timeouts": 1}
+    assert await lab.engine.workers.sweep() == {"schedule_timeouts": 1}
     assert await lab.state(task) == "error"
 
 
@@ -221,24 +315,24 @@ async def test_waiting_counts_anew_for_a_step_that_comes_back_to_the_queue(lab: 
     if how == "released":
         await worker.settle(release(await worker.claim_one()))
     else:
-        await lab.engine.suspend_task(task)
+        await lab.engine.actions.suspend(task)
         await lab.clock.advance(5)
-        await lab.engine.resume_task(task)
+        await lab.engine.actions.resume(task)
     await lab.clock.advance(55)
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {}
     assert await lab.step_states(task) == {"a": "enqueued"}
     await lab.clock.advance(5)
-    assert await lab.engine.sweep() == {"schedule_timeouts": 1}
+    assert await lab.engine.workers.sweep() == {"schedule_timeouts": 1}
 
 
 async def test_a_suspended_run_does_not_fail_for_want_of_a_worker(lab: Lab) -> None:
     await lab.clock.freeze()
     task = await lab.run(step("a", scheduleTimeoutSeconds=60), suspended=True)
     await lab.clock.advance(1000)
-    assert await lab.engine.sweep() == {}
-    await lab.engine.resume_task(task)
+    assert await lab.engine.workers.sweep() == {}
+    await lab.engine.actions.resume(task)
     await lab.clock.advance(59)
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {}
     assert await (await lab.worker()).run_all() == ["a"]
 
 
@@ -247,11 +341,11 @@ async def test_a_retry_that_falls_due_while_the_run_is_suspended_waits_for_its_r
     task = await lab.run(step("a", retry=SOON))
     worker = await lab.worker()
     await worker.settle(failure(await worker.claim_one()))
-    await lab.engine.suspend_task(task)
+    await lab.engine.actions.suspend(task)
     await lab.clock.advance(0.001)
-    assert await lab.engine.sweep() == {"retries_due": 1}
+    assert await lab.engine.workers.sweep() == {"retries_due": 1}
     assert await lab.queue() == [] and await worker.claim() == []
-    await lab.engine.resume_task(task)
+    await lab.engine.actions.resume(task)
     assert await worker.run_all() == ["a"]
     assert await lab.state(task) == "complete"
 
@@ -263,10 +357,10 @@ async def test_a_step_that_should_be_queued_and_is_not_is_queued_again_after_a_w
     worker = await lab.worker(lease_seconds=1000)
     running = await worker.claim_one()
     await lab.execute("delete from tasker.ready_steps where step_id = %s", ids["b"])
-    assert await lab.engine.sweep() == {}, "it may just be on its way"
+    assert await lab.engine.workers.sweep() == {}, "it may just be on its way"
     await lab.clock.advance(6)
-    assert await lab.engine.sweep() == {"lost_steps_requeued": 1}
-    assert await lab.engine.sweep() == {}
+    assert await lab.engine.workers.sweep() == {"lost_steps_requeued": 1}
+    assert await lab.engine.workers.sweep() == {}
     assert await lab.queue() == ["c", "b"]
     await worker.settle(success(running))
     assert sorted(await worker.run_all()) == ["b", "c"]
@@ -288,8 +382,8 @@ async def test_lost_steps_are_found_in_any_of_many_runs_within_a_few_sweeps(lab:
     early = (await lab.steps(tasks[0]))["a"]["step_id"]
     await lab.clock.advance(6)
     await lab.execute("delete from tasker.ready_steps where step_id in (%s, %s)", last, early)
-    repaired = [(await lab.engine.sweep()).get("lost_steps_requeued", 0) for _ in range(4)]
+    repaired = [(await lab.engine.workers.sweep()).get("lost_steps_requeued", 0) for _ in range(4)]
     assert repaired == [1, 0, 1, 0]
     await lab.execute("delete from tasker.ready_steps where step_id in (%s, %s)", last, early)
-    repaired = [(await lab.engine.sweep()).get("lost_steps_requeued", 0) for _ in range(4)]
+    repaired = [(await lab.engine.workers.sweep()).get("lost_steps_requeued", 0) for _ in range(4)]
     assert sum(repaired) == 2, "it begins anew after the last run"

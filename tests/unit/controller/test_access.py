@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tasker.controller.access import client_configuration, pod_connection
 from tasker.controller.handlers import make_settings
+from tasker.controller.kube.access import client_configuration, pod_connection
 from tasker.errors import ConfigurationError
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}

@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted(
     file
-    for pattern in ("*.md", "operator/*.md", "worker_image/*.md", "charts/**/*.md", "examples/*/*.md", "tests/**/*.md")
+    for pattern in (
+        "*.md",
+        *(f"{part}/**/*.md" for part in ("operator", "worker_image", "charts", "examples", "tests")),
+    )
     for file in ROOT.glob(pattern)
     if file.name != "checklist.md"
 )

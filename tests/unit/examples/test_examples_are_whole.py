@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from support.examples import NAMES, folder_of, load_handlers, load_manifests, load_template
-from tasker.devcluster.example import read_example
 from tasker.model.template import parse_template_spec
+from tasker_dev.example import read_example
 from tasker_worker import HandlerRegistry
 
 pytestmark = pytest.mark.parametrize("name", NAMES)

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, Protocol
 
 from .errors import WorkerError
+from .readable import readable
 
 logger = logging.getLogger("tasker_worker.web")
 
@@ -84,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
                 ready = self.told.is_ready()
                 self._answer_json(ready, {"ready": ready})
             case "/health/detailed":
-                self._answer_json(self.told.is_live(), self.told.status())
+                self._answer_status()
             case "/metrics":
                 self._answer(HTTPStatus.OK, "text/plain; version=0.0.4; charset=utf-8", self.told.metrics_text())
             case _:
@@ -92,9 +93,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
+    def _answer_status(self) -> None:
+        try:
+            status = self.told.status()
+        except (Exception, SystemExit) as error:  # it asks handlers for their versions, which are the user's code
+            fault = {"error": f"the status cannot be told: {type(error).__name__}: {error}"}
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "application/json", json.dumps(fault).encode())
+        else:
+            self._answer_json(self.told.is_live(), readable(status, hide_secrets=False))
+
     def _answer_json(self, good: bool, value: dict[str, Any]) -> None:
         status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-        self._answer(status, "application/json", json.dumps(value, default=str).encode())
+        self._answer(status, "application/json", json.dumps(value).encode())
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)

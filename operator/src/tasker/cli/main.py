@@ -7,19 +7,20 @@ import sys
 
 import click
 
-from tasker.cli.dev import dev
+from tasker.cli.commands import CommandGroup
+from tasker.cli.system import system
 from tasker.errors import TaskerError
 from tasker.factory import migrate as run_migrations
 from tasker.settings import DatabaseSettings
 from tasker_worker._version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def tasker() -> None:
     """Workflows on Kubernetes: templates, tasks and the workers that run them."""
 
 
-tasker.add_command(dev)
+tasker.add_command(system)
 
 
 @tasker.command()
@@ -31,7 +32,8 @@ def version() -> None:
 @tasker.command()
 def migrate() -> None:
     """Bring the database of DATABASE_URL to this release's schema. Safe to run at any time and more than once."""
-    applied = asyncio.run(run_migrations(DatabaseSettings.from_environment().url))
+    settings = DatabaseSettings.from_environment()
+    applied = asyncio.run(run_migrations(settings.url, settings.migration_limits))
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:

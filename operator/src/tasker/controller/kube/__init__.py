@@ -1,0 +1,1 @@
+"""The Kubernetes API: client, caches, status writes, Events, conditions."""

@@ -1,0 +1,1 @@
+"""WorkerPools: scaling, manifests, status."""

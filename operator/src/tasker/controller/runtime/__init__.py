@@ -1,0 +1,1 @@
+"""What makes reconcilers run: work queues, loops, resync, health, metrics."""

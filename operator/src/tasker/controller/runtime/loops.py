@@ -1,0 +1,75 @@
+"""The jobs of the operator's own loops: changed rows to statuses, sweeping, and the hints that hurry.
+
+`repeat` says how a job is repeated; `app` makes the loops.
+"""
+
+from __future__ import annotations
+
+import time
+
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.queues import KeyQueue
+from tasker.controller.runtime.repeat import Pacer
+from tasker.controller.tasks.cache import TaskCache
+from tasker.controller.templates.reconcile import COUNTS_SECONDS
+from tasker.engine import FINISHED, ChangeCursor
+from tasker.engine.changes import ChangeLog
+from tasker.engine.workers import Workers
+
+
+class ChangeReader:
+    """Reads which runs moved and queues their Tasks; begins where `start` was called."""
+
+    def __init__(
+        self,
+        *,
+        changes: ChangeLog,
+        tasks: TaskCache,
+        task_queue: KeyQueue,
+        template_queue: KeyQueue,
+        metrics: OperatorMetrics,
+    ) -> None:
+        self._changes = changes
+        self._tasks = tasks
+        self._task_queue = task_queue
+        self._template_queue = template_queue
+        self._cursor: ChangeCursor | None = None
+        self._read_at = time.monotonic()
+        metrics.change_lag.set_function(self.lag_seconds)
+
+    def lag_seconds(self) -> float:
+        """How long ago changes were last read: while this grows, the database does not answer."""
+        return time.monotonic() - self._read_at
+
+    async def start(self) -> None:
+        """Takes the place to begin from. The resync reconciles everything that moved before it."""
+        self._cursor = (await self._changes.read(None)).cursor
+
+    async def read(self) -> None:
+        changes = await self._changes.read(self._cursor)
+        for uid in changes.origin_uids:
+            key = self._tasks.find_uid(uid)
+            if key is None:
+                continue  # deleted, or not listed yet: its own event queues it
+            self._task_queue.add(key)
+            task = self._tasks.read_valid(key)
+            if task is not None:
+                template = ObjectKey(namespace=key.namespace, name=task.spec.template_ref.name)
+                self._template_queue.add_after(template, COUNTS_SECONDS)
+        self._cursor = changes.cursor
+        self._read_at = time.monotonic()
+
+
+async def listen(log: ChangeLog, *, changes: Pacer, scaling: Pacer) -> None:
+    """Hurries the loops when the database announces work or ends."""
+    async for channel in log.listen():
+        changes.hurry()
+        if channel != FINISHED:
+            scaling.hurry()
+
+
+async def sweep(workers: Workers, metrics: OperatorMetrics) -> None:
+    """One sweep: with no worker left nobody else wakes due retries or ends what is over its time."""
+    for repair, repaired in (await workers.sweep()).items():
+        metrics.sweep_repairs.labels(repair).inc(repaired)

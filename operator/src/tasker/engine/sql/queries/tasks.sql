@@ -1,0 +1,135 @@
+-- name: submit_tasks
+-- Creates runs, all or none.
+select place, task_uuid, created from tasker.submit_tasks(%(namespace)s, %(requests)s) order by place;
+
+-- name: task_ids_by_uuid
+-- The internal id of a run.
+select task_id from tasker.tasks where task_uuid = %(task_uuid)s;
+
+-- name: task_id_by_origin
+-- The internal id of the run that a resource asked for.
+select task_id from tasker.tasks where origin_uid = %(origin_uid)s and tasker.is_owner(%(installation)s);
+
+-- name: cancel_task
+-- Cancels a run for good.
+select tasker.cancel_task(%(task_id)s, %(actor)s, %(reason)s);
+
+-- name: suspend_task
+-- Nothing new of a run starts.
+select tasker.suspend_task(%(task_id)s);
+
+-- name: resume_task
+-- A suspended run goes on.
+select tasker.resume_task(%(task_id)s);
+
+-- name: open_task_ids_of_namespace
+-- All runs of a namespace that have not ended.
+select task_id from tasker.tasks
+where namespace = %(namespace)s and completed_at is null and tasker.is_owner(%(installation)s) order by task_id;
+
+-- name: open_origins
+-- The resources whose runs have not ended.
+select namespace, origin_name, origin_uid, task_uuid
+from tasker.tasks
+where completed_at is null and origin_uid is not null and (%(namespace)s::text is null or namespace = %(namespace)s)
+    and tasker.is_owner(%(installation)s)
+order by task_id;
+
+-- name: summaries
+-- All that a resource's status shows, for runs given by the uid of their resource or by their own.
+select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as template_name,
+    template.version as template_version, template.revision, t.state::text as state, t.suspended, t.created_at,
+    t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
+    t.cancelled_steps, t.error,
+    coalesce((
+        select jsonb_agg(jsonb_build_object('callable', missing.callable, 'steps', missing.steps, 'since', missing.since)
+            order by missing.since, missing.callable)
+        from (
+            select r.callable, count(*) as steps, min(r.ready_at) as since
+            from tasker.ready_steps r
+            where r.step_id >= tasker.first_step_id(t.task_id) and r.step_id < tasker.first_step_id(t.task_id + 1)
+            group by r.callable
+            having min(r.ready_at) < tasker.now() - %(no_worker_seconds)s * interval '1 second'
+                and not exists (
+                    select from tasker.workers w
+                    where w.namespace = t.namespace and r.callable = any (w.callables)
+                        and not w.draining and w.lease_until >= tasker.now()
+                )
+            order by since, r.callable limit 20
+        ) as missing
+    ), '[]') as waiting_for_worker,
+    (select count(*) from tasker.leases l
+        where l.step_id >= tasker.first_step_id(t.task_id) and l.step_id < tasker.first_step_id(t.task_id + 1)) as running_steps,
+    coalesce((
+        select jsonb_agg(jsonb_build_object('step', recent.name, 'attempt', recent.attempt, 'error_type',
+            recent.error_type, 'message', recent.message, 'final', recent.final, 'at', recent.at)
+            order by recent.failure_id desc)
+        from (
+            select f.failure_id, d.name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
+            from tasker.step_failures f
+            join tasker.template_steps d on d.template_id = t.template_id
+                and d.position = f.step_id - tasker.first_step_id(t.task_id)
+            where f.task_id = t.task_id
+            order by f.failure_id desc limit 20
+        ) as recent
+    ), '[]') as failures,
+    case when t.state = 'complete' then (
+        select case when sum(octet_length(leaf.result::text)) <= %(leaf_results_limit)s
+            then jsonb_object_agg(leaf.name, leaf.result) end
+        from (
+            select d.name, s.result
+            from tasker.template_steps d
+            join tasker.steps s on s.step_id = tasker.first_step_id(t.task_id) + d.position
+            where d.template_id = t.template_id and d.is_leaf
+        ) as leaf
+    ) end as leaf_results
+from tasker.tasks t
+join tasker.templates template on template.template_id = t.template_id
+where t.origin_uid = any (%(origin_uids)s) or t.task_uuid = any (%(task_uuids)s);
+
+-- name: changes_horizon
+-- The transaction before which nothing can change any more, and the time: where a new reader of the log begins. Only
+-- transactions that are open in this database hold it back. A snapshot knows those of all databases of the server, so
+-- the ones that a session of another database is seen to hold are left out; one that just ended stays in until the next
+-- snapshot, which errs on the side of reading again.
+with seen as materialized (
+    select pg_current_snapshot() as snapshot
+), elsewhere as materialized (
+    select l.transactionid
+    from pg_locks l join pg_stat_activity a on a.pid = l.pid
+    where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and a.datname <> current_database()
+)
+select coalesce(
+        (select min(running.id) from pg_snapshot_xip(seen.snapshot) as running(id)
+            where running.id::xid not in (select transactionid from elsewhere)),
+        pg_snapshot_xmax(seen.snapshot)
+    )::text as horizon, tasker.now() as at
+from seen;
+
+-- name: changes
+-- Resources whose runs moved in transactions from the cursor up to the horizon. A transaction still open is left for
+-- the next time, so that a row committed late is never passed over. A claim moves no run but changes what is running,
+-- so runs with a lease since the cursor count too, with two seconds for claims that were not committed then.
+select t.origin_uid
+from tasker.task_transitions x
+join tasker.tasks t on t.task_id = x.task_id
+where x.transaction_id >= %(cursor)s::text::xid8 and x.transaction_id < %(horizon)s::text::xid8
+    and t.origin_uid is not null
+union
+select t.origin_uid
+from tasker.leases l
+join tasker.tasks t on t.task_id = tasker.task_of_step(l.step_id)
+where l.started_at >= %(since)s::timestamptz - interval '2 seconds' and t.origin_uid is not null;
+
+-- name: origins_waiting_for_worker
+-- Resources whose runs have a ready step that no worker offers to run, those that have waited longest first.
+select t.origin_uid
+from tasker.unoffered_callables(null, %(seconds)s) missing
+join tasker.ready_steps r on r.namespace = missing.namespace and r.callable = missing.callable
+join tasker.tasks t on t.task_id = tasker.task_of_step(r.step_id)
+where r.ready_at < tasker.now() - %(seconds)s * interval '1 second' and t.origin_uid is not null
+group by t.origin_uid order by min(r.ready_at) limit %(limit)s;
+
+-- name: finished_count
+-- How many of the given runs have ended.
+select count(*) as finished from tasker.tasks where task_uuid = any (%(task_uuids)s) and completed_at is not null;

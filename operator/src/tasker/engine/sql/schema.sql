@@ -1,0 +1,468 @@
+-- The whole schema of the engine, as it is. `migrations/` builds the same step by step; a test holds the two equal.
+-- The functions that work on it are in `functions/`, one story a file.
+--
+-- How it works, in one breath. A template revision is data: `templates`, its nodes in `template_steps`, its arrows in
+-- `template_edges`. A run is one row in `tasks` and one row a step in `steps`. A step whose dependencies are all
+-- satisfied gets a row in `ready_steps`, the queue. A worker takes it from there (`claim_steps`) under a lease with a
+-- fence, and hands its outcome back (`settle_steps`); that call records the outcome, counts down the dependents, puts
+-- those that became ready into the queue or straight into the caller's hands, and moves the task. Nobody else need be
+-- alive for a run to go on. What only time can do (leases that ran out, retries that are due, deadlines) is done by
+-- `sweep`, which any process may call as often as it likes.
+--
+-- Hot and cold. `ready_steps`, `leases` and `workers` are small and change all the time: rows are narrow, rewritten in
+-- place where possible, and vacuumed early. `tasks` and `steps` change a few times a row; no index covers a column that
+-- changes, so these updates stay heap-only. The two transition tables are only ever appended to, partitioned by day,
+-- and one day dropped by partition.
+--
+-- A step's id holds its task's: step_id = task_id * 2^20 + its place in the task. The steps of a task are one range of
+-- the primary key, and no second index is needed. 2^20 is just above the limit of 1,000,000 steps a task.
+--
+-- Locks are taken in one order everywhere: worker, tasks by id, ready_steps, steps, leases. Whoever holds a task's row
+-- may change its steps; the one exception, a claim, holds the step's row of `ready_steps`, which nobody else then has.
+-- Hot tables carry no foreign keys: the functions are their only writers, and each key would cost a lookup a row.
+
+create schema if not exists tasker;
+
+create type tasker.task_state as enum (
+    'pending', 'initializing', 'enqueuing_steps', 'steps_in_process', 'evaluating_results', 'waiting_for_dependencies',
+    'waiting_for_retry', 'blocked_by_failures', 'complete', 'error', 'cancelled', 'resolved_manually'
+);
+
+create type tasker.task_event as enum (
+    'start', 'ready_steps_found', 'no_steps_found', 'no_dependencies_ready', 'steps_enqueued', 'enqueue_failed',
+    'step_settled', 'all_steps_successful', 'steps_running', 'retry_pending', 'permanent_failure', 'dependencies_ready',
+    'retry_ready', 'give_up', 'step_resolved', 'rerun', 'manual_resolution', 'cancel'
+);
+
+create type tasker.step_state as enum (
+    'pending', 'enqueued', 'in_progress', 'enqueued_for_orchestration', 'enqueued_as_error_for_orchestration',
+    'waiting_for_retry', 'error', 'complete', 'cancelled', 'resolved_manually'
+);
+
+create type tasker.step_event as enum (
+    'enqueue', 'start', 'submit_result', 'submit_error', 'lease_expired', 'released', 'complete', 'fail',
+    'wait_for_retry', 'retry', 'reset_for_retry', 'cancel', 'resolve_manually', 'complete_manually'
+);
+
+create type tasker.backoff as enum ('none', 'linear', 'exponential', 'fibonacci');
+
+-- The moves that exist. `tasker.model.transitions` holds the same tables; a test compares them. In PL/pgSQL, because an
+-- SQL function would be unfolded into every check, and be prepared anew in every statement.
+
+create function tasker.task_transition_is_legal(
+    source tasker.task_state, event tasker.task_event, target tasker.task_state
+) returns boolean language plpgsql immutable parallel safe as $$
+begin
+    return case event
+        when 'cancel' then target = 'cancelled' and source not in ('complete', 'error', 'cancelled', 'resolved_manually')
+        when 'manual_resolution' then target = 'resolved_manually'
+            and source not in ('complete', 'cancelled', 'resolved_manually')
+        else (source, event, target) in (
+            ('steps_in_process', 'step_settled', 'evaluating_results'),
+            ('evaluating_results', 'ready_steps_found', 'enqueuing_steps'),
+            ('enqueuing_steps', 'steps_enqueued', 'steps_in_process'),
+            ('evaluating_results', 'steps_running', 'steps_in_process'),
+            ('evaluating_results', 'all_steps_successful', 'complete'),
+            ('pending', 'start', 'initializing'),
+            ('initializing', 'ready_steps_found', 'enqueuing_steps'),
+            ('initializing', 'no_steps_found', 'complete'),
+            ('initializing', 'no_dependencies_ready', 'waiting_for_dependencies'),
+            ('enqueuing_steps', 'enqueue_failed', 'error'),
+            ('evaluating_results', 'retry_pending', 'waiting_for_retry'),
+            ('evaluating_results', 'no_dependencies_ready', 'waiting_for_dependencies'),
+            ('evaluating_results', 'permanent_failure', 'blocked_by_failures'),
+            ('waiting_for_dependencies', 'dependencies_ready', 'evaluating_results'),
+            ('waiting_for_retry', 'retry_ready', 'enqueuing_steps'),
+            ('blocked_by_failures', 'give_up', 'error'),
+            ('blocked_by_failures', 'step_resolved', 'evaluating_results'),
+            ('error', 'rerun', 'evaluating_results'),
+            ('error', 'step_resolved', 'evaluating_results')
+        )
+    end;
+end $$;
+
+create function tasker.step_transition_is_legal(
+    source tasker.step_state, event tasker.step_event, target tasker.step_state
+) returns boolean language plpgsql immutable parallel safe as $$
+begin
+    return case event
+        when 'cancel' then target = 'cancelled' and source not in ('complete', 'cancelled', 'resolved_manually')
+        when 'resolve_manually' then target = 'resolved_manually'
+            and source not in ('complete', 'cancelled', 'resolved_manually')
+        when 'complete_manually' then target = 'complete' and source not in ('complete', 'cancelled', 'resolved_manually')
+        else (source, event, target) in (
+            ('pending', 'enqueue', 'enqueued'),
+            ('enqueued', 'start', 'in_progress'),
+            ('in_progress', 'submit_result', 'enqueued_for_orchestration'),
+            ('enqueued_for_orchestration', 'complete', 'complete'),
+            ('in_progress', 'submit_error', 'enqueued_as_error_for_orchestration'),
+            ('enqueued_as_error_for_orchestration', 'wait_for_retry', 'waiting_for_retry'),
+            ('enqueued_as_error_for_orchestration', 'fail', 'error'),
+            ('in_progress', 'lease_expired', 'waiting_for_retry'),
+            ('in_progress', 'released', 'enqueued'),
+            ('enqueued_for_orchestration', 'fail', 'error'),
+            ('waiting_for_retry', 'retry', 'enqueued'),
+            ('error', 'reset_for_retry', 'enqueued')
+        )
+    end;
+end $$;
+
+-- What one transaction may make of a row: one move, or several through states that are only passed (the log shows each).
+
+create function tasker.task_jump_is_legal(source tasker.task_state, target tasker.task_state)
+returns boolean language plpgsql immutable parallel safe as $$
+begin
+    return case source
+        when 'pending' then target in ('initializing', 'enqueuing_steps', 'steps_in_process', 'waiting_for_dependencies',
+            'complete', 'error', 'cancelled', 'resolved_manually')
+        when 'initializing' then target in ('enqueuing_steps', 'steps_in_process', 'waiting_for_dependencies',
+            'complete', 'error', 'cancelled', 'resolved_manually')
+        when 'enqueuing_steps' then target in ('steps_in_process', 'error', 'cancelled', 'resolved_manually')
+        when 'steps_in_process' then target in ('evaluating_results', 'enqueuing_steps', 'waiting_for_dependencies',
+            'waiting_for_retry', 'blocked_by_failures', 'complete', 'error', 'cancelled', 'resolved_manually')
+        when 'evaluating_results' then target in ('enqueuing_steps', 'steps_in_process', 'waiting_for_dependencies',
+            'waiting_for_retry', 'blocked_by_failures', 'complete', 'error', 'cancelled', 'resolved_manually')
+        when 'waiting_for_dependencies' then target in ('evaluating_results', 'enqueuing_steps', 'steps_in_process',
+            'waiting_for_retry', 'blocked_by_failures', 'complete', 'error', 'cancelled', 'resolved_manually')
+        when 'waiting_for_retry' then target in ('enqueuing_steps', 'steps_in_process', 'error', 'cancelled',
+            'resolved_manually')
+        when 'blocked_by_failures' then target in ('evaluating_results', 'enqueuing_steps', 'steps_in_process',
+            'waiting_for_dependencies', 'waiting_for_retry', 'complete', 'error', 'cancelled', 'resolved_manually')
+        when 'error' then target in ('evaluating_results', 'enqueuing_steps', 'steps_in_process',
+            'waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures', 'complete', 'cancelled',
+            'resolved_manually')
+        else false
+    end;
+end $$;
+
+create function tasker.step_jump_is_legal(source tasker.step_state, target tasker.step_state)
+returns boolean language plpgsql immutable parallel safe as $$
+begin
+    return case source
+        when 'pending' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually')
+        when 'enqueued' then target in ('in_progress', 'complete', 'cancelled', 'resolved_manually')
+        when 'in_progress' then target in ('enqueued', 'enqueued_for_orchestration',
+            'enqueued_as_error_for_orchestration', 'waiting_for_retry', 'error', 'complete', 'cancelled',
+            'resolved_manually')
+        when 'enqueued_for_orchestration' then target in ('error', 'complete', 'cancelled', 'resolved_manually')
+        when 'enqueued_as_error_for_orchestration' then target in ('waiting_for_retry', 'error', 'complete', 'cancelled',
+            'resolved_manually')
+        when 'waiting_for_retry' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually')
+        when 'error' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually')
+        else false
+    end;
+end $$;
+
+create function tasker.refuse_move() returns trigger language plpgsql as $$
+begin
+    raise exception '% cannot go from % to %', tg_argv[0], case when tg_op = 'INSERT' then 'nothing' else old.state::text end,
+        new.state using errcode = 'TK002', hint = 'The legal moves are in the state tables of the documentation.';
+end $$;
+
+create table tasker.settings (
+    key text primary key,
+    value jsonb not null
+);
+comment on table tasker.settings is 'Limits and switches of the engine; a missing row means the default.';
+
+create table tasker.migrations (
+    name text primary key,
+    checksum text not null,
+    applied_at timestamptz not null default clock_timestamp()
+);
+comment on table tasker.migrations is 'What was applied, with the checksum of its text; the functions are one entry.';
+
+create table tasker.templates (
+    template_id bigint generated always as identity primary key,
+    namespace text not null,
+    name text not null,
+    version text not null,
+    revision text not null,
+    spec jsonb not null,
+    step_count integer not null check (step_count > 0),
+    created_at timestamptz not null default clock_timestamp(),
+    -- The newest activation of a name is what a new task gets; going back to an older text activates its revision anew.
+    activated_at timestamptz not null default clock_timestamp(),
+    unique (namespace, name, revision)
+);
+create index templates_by_activation on tasker.templates (namespace, name, activated_at desc);
+comment on table tasker.templates is 'Template revisions. A revision never changes.';
+
+create table tasker.template_steps (
+    template_id bigint not null references tasker.templates on delete cascade,
+    position integer not null check (position >= 0),
+    name text not null check (length(name) between 1 and 63),
+    callable text not null,
+    method text not null,
+    resolver text,
+    configuration jsonb not null,
+    dependency_count integer not null check (dependency_count >= 0),
+    is_leaf boolean not null,
+    -- Steps whose results a claim carries: all ancestors when they are few, else the direct parents.
+    result_positions integer[] not null,
+    max_attempts integer not null check (max_attempts between 1 and 100),
+    backoff tasker.backoff not null,
+    base_ms integer not null check (base_ms >= 0),
+    max_ms integer not null check (max_ms >= 0),
+    jitter double precision not null check (jitter between 0 and 1),
+    timeout_ms integer not null check (timeout_ms > 0),
+    schedule_timeout_ms integer check (schedule_timeout_ms > 0),
+    primary key (template_id, position),
+    -- With the name first: an index that began with the template too would be taken for looking a step up by its
+    -- position, and all of the template's steps read, when the statistics only know small templates.
+    unique (name, template_id)
+);
+comment on column tasker.template_steps.max_attempts is '1 for a step that is not retryable.';
+
+create table tasker.template_edges (
+    template_id bigint not null references tasker.templates on delete cascade,
+    from_position integer not null,
+    to_position integer not null,
+    primary key (template_id, from_position, to_position)
+);
+
+create sequence tasker.task_ids;
+
+create table tasker.tasks (
+    task_id bigint primary key,
+    task_uuid uuid not null unique,
+    namespace text not null,
+    template_id bigint not null references tasker.templates,
+    state tasker.task_state not null default 'pending',
+    suspended boolean not null default false,
+    priority smallint not null default 0 check (priority between -100 and 100),
+    -- Counts of steps; pending = remaining - active - retrying - failed.
+    total_steps integer not null check (total_steps > 0),
+    remaining_steps integer not null check (remaining_steps >= 0),
+    active_steps integer not null default 0 check (active_steps >= 0),
+    retrying_steps integer not null default 0 check (retrying_steps >= 0),
+    failed_steps integer not null default 0 check (failed_steps >= 0),
+    cancelled_steps integer not null default 0 check (cancelled_steps >= 0),
+    context jsonb not null default '{}' check (jsonb_typeof(context) = 'object'),
+    error jsonb,
+    correlation_id text not null,
+    parent_correlation_id text,
+    initiator text,
+    source_system text,
+    reason text,
+    tags text[] not null default '{}',
+    -- The resource that asked for this run, when one did: at most one run each.
+    origin_uid text unique,
+    origin_name text,
+    deadline timestamptz,
+    created_at timestamptz not null,
+    started_at timestamptz,
+    completed_at timestamptz,
+    constraint tasks_end_with_a_time
+        check ((completed_at is not null) = (state in ('complete', 'error', 'cancelled', 'resolved_manually'))),
+    constraint tasks_counts_add_up
+        check (remaining_steps <= total_steps and active_steps + retrying_steps + failed_steps <= remaining_steps),
+    constraint tasks_complete_when_nothing_remains check (state <> 'complete' or remaining_steps = 0)
+) with (fillfactor = 70);
+create index tasks_open on tasker.tasks (namespace, task_id) where completed_at is null;
+create index tasks_by_template on tasker.tasks (template_id);
+create trigger tasks_refuse_move before update on tasker.tasks for each row
+    when (old.state <> new.state and not tasker.task_jump_is_legal(old.state, new.state))
+    execute function tasker.refuse_move('a task');
+create trigger tasks_refuse_start before insert on tasker.tasks for each row
+    when (new.state <> 'pending' and not tasker.task_jump_is_legal('pending', new.state))
+    execute function tasker.refuse_move('a task');
+
+create table tasker.steps (
+    step_id bigint primary key,
+    template_id bigint not null,
+    template_position integer not null,
+    state tasker.step_state not null default 'pending',
+    unmet_dependencies integer not null check (unmet_dependencies >= 0),
+    attempts integer not null default 0 check (attempts between 0 and 100),
+    step_uuid uuid not null default gen_random_uuid(),
+    enqueued_at timestamptz,
+    started_at timestamptz,
+    completed_at timestamptz,
+    next_attempt_at timestamptz,
+    inputs jsonb,
+    result jsonb,
+    metadata jsonb,
+    error jsonb,
+    constraint steps_end_with_a_time
+        check ((completed_at is not null) = (state in ('complete', 'cancelled', 'resolved_manually'))),
+    constraint steps_wait_for_dependencies
+        check (unmet_dependencies = 0 or state in ('pending', 'cancelled', 'resolved_manually', 'complete')),
+    constraint steps_retry_at_a_time check ((next_attempt_at is not null) = (state = 'waiting_for_retry'))
+) with (fillfactor = 60);
+create trigger steps_refuse_move before update on tasker.steps for each row
+    when (old.state <> new.state and not tasker.step_jump_is_legal(old.state, new.state))
+    execute function tasker.refuse_move('a step');
+create trigger steps_refuse_start before insert on tasker.steps for each row
+    when (new.state <> 'pending' and not tasker.step_jump_is_legal('pending', new.state))
+    execute function tasker.refuse_move('a step');
+
+create function tasker.first_step_id(task_id bigint) returns bigint language sql immutable parallel safe as $$
+    select task_id << 20
+$$;
+
+create function tasker.task_of_step(step_id bigint) returns bigint language sql immutable parallel safe as $$
+    select step_id >> 20
+$$;
+
+create view tasker.step_edges as
+    select t.task_id, (t.task_id << 20) + e.from_position as from_step_id, (t.task_id << 20) + e.to_position as to_step_id
+    from tasker.tasks t join tasker.template_edges e using (template_id);
+comment on view tasker.step_edges is 'The arrows of every run: those of its template.';
+
+create table tasker.ready_steps (
+    step_id bigint primary key,
+    namespace text not null,
+    callable text not null,
+    priority smallint not null,
+    ready_at timestamptz not null,
+    -- Ready time moved by priority: one point is worth six seconds of waiting, so that nothing waits for ever.
+    order_at timestamptz not null
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+create index ready_steps_in_order on tasker.ready_steps (namespace, order_at, step_id);
+comment on table tasker.ready_steps is 'The queue: a row lives from ready to claim.';
+
+create sequence tasker.fences;
+
+create table tasker.leases (
+    step_id bigint primary key,
+    worker_id bigint not null,
+    attempt integer not null,
+    -- Drawn from a sequence at each claim, so that it only grows.
+    fence bigint not null,
+    started_at timestamptz not null,
+    timeout_at timestamptz not null
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+create index leases_by_worker on tasker.leases (worker_id);
+comment on table tasker.leases is 'A row lives from claim to settle; it is current as long as it is here.';
+
+create function tasker.refuse_older_fence() returns trigger language plpgsql as $$
+begin
+    raise exception 'a fence only grows: % cannot follow %', new.fence, old.fence using errcode = 'TK003';
+end $$;
+create trigger leases_fence_grows before update on tasker.leases for each row
+    when (new.fence <= old.fence) execute function tasker.refuse_older_fence();
+
+create table tasker.workers (
+    worker_id bigint generated always as identity primary key,
+    name text not null unique check (length(name) between 1 and 128),
+    namespace text not null,
+    pool text not null,
+    slots integer not null check (slots > 0),
+    version text not null,
+    callables text[] not null,
+    draining boolean not null default false,
+    lease_seconds double precision not null check (lease_seconds > 0),
+    lease_until timestamptz not null,
+    registered_at timestamptz not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+
+create table tasker.pool_callables (
+    namespace text not null,
+    pool text not null,
+    -- The pod template that the worker was made from; empty for a worker that no pool made.
+    template_hash text not null,
+    callable text not null,
+    offered_at timestamptz not null,
+    primary key (namespace, pool, template_hash, callable)
+);
+comment on table tasker.pool_callables is
+    'What the newest worker of each pod template of a pool offered, for a month: tells whose demand a step is.';
+
+create table tasker.timers (
+    timer_id bigint generated always as identity primary key,
+    due_at timestamptz not null,
+    kind text not null check (kind in ('retry', 'deadline', 'schedule_timeout')),
+    task_id bigint not null,
+    step_id bigint,
+    -- The step's attempt count when the timer was set: an older timer says nothing about a newer attempt.
+    attempts integer
+);
+create index timers_by_time on tasker.timers (kind, due_at);
+create index timers_by_task on tasker.timers (task_id);
+
+create table tasker.step_failures (
+    failure_id bigint generated always as identity primary key,
+    task_id bigint not null,
+    step_id bigint not null,
+    attempt integer not null,
+    error_type text not null,
+    message text not null,
+    traceback text,
+    final boolean not null,
+    at timestamptz not null
+);
+create index step_failures_by_task on tasker.step_failures (task_id, failure_id desc);
+comment on table tasker.step_failures is 'Every failed attempt, for people: newest first in a task''s status.';
+
+-- History. No primary key: it would have to hold the time, and nothing looks a row up by one. The log's order is
+-- transition_id; transaction_id lets a reader follow the log without missing a row that commits late.
+
+create sequence tasker.task_transition_ids cache 1;
+create table tasker.task_transitions (
+    transition_id bigint not null default nextval('tasker.task_transition_ids'),
+    task_id bigint not null,
+    from_state tasker.task_state not null,
+    event tasker.task_event not null,
+    to_state tasker.task_state not null,
+    actor text not null,
+    at timestamptz not null,
+    metadata jsonb,
+    transaction_id xid8 not null default pg_current_xact_id(),
+    constraint task_transitions_are_legal check (tasker.task_transition_is_legal(from_state, event, to_state))
+) partition by range (at);
+create index task_transitions_by_task on tasker.task_transitions (task_id, transition_id);
+create index task_transitions_by_transaction on tasker.task_transitions (transaction_id, task_id);
+create table tasker.task_transitions_default partition of tasker.task_transitions default;
+
+create sequence tasker.step_transition_ids cache 1;
+create table tasker.step_transitions (
+    transition_id bigint not null default nextval('tasker.step_transition_ids'),
+    step_id bigint not null,
+    from_state tasker.step_state not null,
+    event tasker.step_event not null,
+    to_state tasker.step_state not null,
+    actor text not null,
+    at timestamptz not null,
+    metadata jsonb,
+    constraint step_transitions_are_legal check (tasker.step_transition_is_legal(from_state, event, to_state))
+) partition by range (at);
+create index step_transitions_by_step on tasker.step_transitions (step_id, transition_id);
+create table tasker.step_transitions_default partition of tasker.step_transitions default;
+
+create function tasker.refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception 'history is only ever appended to' using errcode = 'TK004';
+end $$;
+create trigger task_transitions_append_only before update or delete on tasker.task_transitions
+    for each row execute function tasker.refuse_change();
+create trigger step_transitions_append_only before update or delete on tasker.step_transitions
+    for each row execute function tasker.refuse_change();
+
+-- What claim_steps and settle_steps answer with; a column that a kind of row does not have is null.
+create type tasker.worker_row as (
+    kind text,                      -- settled, stale, claim, summary
+    step_id bigint,
+    fence bigint,
+    task_uuid uuid,
+    step_uuid uuid,
+    namespace text,
+    template_name text,
+    template_version text,
+    step_name text,
+    callable text,
+    method text,
+    resolver text,
+    attempt integer,
+    max_attempts integer,
+    timeout_ms integer,
+    deadline timestamptz,
+    correlation_id text,
+    ready_at timestamptz,
+    configuration jsonb,
+    inputs jsonb,
+    context jsonb,
+    dependency_results jsonb,
+    ready_left integer,             -- summary: became ready and was not handed to the caller
+    tasks_finished integer          -- summary: reached a final state in this call
+);

@@ -1,0 +1,75 @@
+"""Templates: from a checked template to what `tasker.register_template` takes, and how their runs stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from tasker.engine.pool import Database
+from tasker.engine.queries import load_queries
+from tasker.model import limits
+from tasker.model.graph import bounded_ancestors
+from tasker.model.task import RegisteredTemplate, TemplateCounts
+from tasker.model.template import TemplateSpec
+
+
+class Templates:
+    """Calls on templates."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def register(self, namespace: str, name: str, spec: TemplateSpec) -> RegisteredTemplate:
+        """Makes `spec` what new runs of the template get; runs under way keep their revision."""
+        rows = await self._database.fetch(
+            load_queries("templates")["register_template"],
+            {
+                "namespace": namespace,
+                "name": name,
+                "version": spec.version,
+                "revision": spec.revision,
+                "spec": Jsonb(spec.model_dump(mode="json")),
+                "steps": Jsonb(step_rows(spec)),
+                "edges": Jsonb(
+                    [[parent, child] for child, parents in enumerate(spec.dependency_positions) for parent in parents]
+                ),
+            },
+        )
+        return RegisteredTemplate(
+            template_id=rows[0]["template_id"], revision=spec.revision, created=rows[0]["created"]
+        )
+
+    async def counts(self, namespace: str, name: str) -> TemplateCounts:
+        """How many runs of a template stand how."""
+        rows = await self._database.fetch(
+            load_queries("templates")["template_counts"], {"namespace": namespace, "name": name}
+        )
+        return TemplateCounts(**rows[0])
+
+
+def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
+    """The template's nodes in order of position, with all that is worked out once for every run."""
+    dependencies = spec.dependency_positions
+    has_dependents = {parent for parents in dependencies for parent in parents}
+    ancestors = bounded_ancestors(dependencies, limits.DELIVERED_ANCESTORS)
+    return [
+        {
+            "name": step.name,
+            "callable": step.handler.callable,
+            "method": step.handler.method,
+            "resolver": step.handler.resolver,
+            "configuration": step.handler.initialization,
+            "dependency_count": len(dependencies[position]),
+            "is_leaf": position not in has_dependents,
+            "result_positions": sorted(dependencies[position]) if ancestors[position] is None else ancestors[position],
+            "max_attempts": step.retry.effective_attempts,
+            "backoff": step.retry.backoff.value,
+            "base_ms": step.retry.base_ms,
+            "max_ms": step.retry.max_ms,
+            "jitter": step.retry.jitter,
+            "timeout_ms": step.timeout_seconds * 1000,
+            "schedule_timeout_ms": step.schedule_timeout_seconds and step.schedule_timeout_seconds * 1000,
+        }
+        for position, step in enumerate(spec.steps)
+    ]

@@ -1,1 +1,0 @@
-"""Postgres: connections, the SQL, migrations. The only package that imports psycopg."""
