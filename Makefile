@@ -36,7 +36,7 @@ parity: $(READY)    ## How many rows of the parity checklist have a passing test
 examples: $(READY) $(patsubst %.py,%.yaml,$(wildcard examples/*/handlers.py)) ## The examples' ConfigMaps, from their handlers.py
 chart: $(READY)     ## What in the charts follows from crds/, the version and the comments of values.yaml
 	@$(BIN)/python charts/generate.py
-images: $(READY)    ## Build the images with buildah and test them: root on Debian, about three minutes
+images: $(READY)    ## Build the images on Debian 12 and 13 and test them, with Python 3.13 inside: root on Debian, some ten minutes once, then five
 	$(BIN)/pytest -m images
 locks: $(READY)     ## The images' lock files, anew from the distributions' dependencies
 	@test -x .tasker/uv/bin/uv || { $(BIN)/python -m venv .tasker/uv && .tasker/uv/bin/pip install -q 'uv>=0.9,<1'; }
