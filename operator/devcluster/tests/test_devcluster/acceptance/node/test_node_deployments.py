@@ -47,7 +47,7 @@ async def test_deployment_becomes_ready_pods_and_tells_so(cluster: NodeCluster) 
 
 
 async def test_process_runs_within_100_ms_of_the_apply(cluster: NodeCluster) -> None:
-    """The best of five, by the kernel's own record of the start; longer by as much as this machine has too much to do."""
+    """The best of five, by the kernel's own record of the start; longer by as much as this machine is overloaded."""
     delays = []
     for number in range(5):
         began = time.clock_gettime(time.CLOCK_BOOTTIME)
