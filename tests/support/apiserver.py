@@ -25,6 +25,8 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 KUBECTL = Path(sys.executable).with_name("kubectl")
 START_SECONDS = 20.0
+DEBUG_SERVER = REPOSITORY / "operator" / "devcluster" / "tests" / "support" / "debug_switch.py"
+"""The server with a switch for faults and a log of calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +271,7 @@ def start_api_server(folder: Path) -> RunningApiServer:
     kubeconfig = folder / "kubeconfig"
     log = (folder / "server.log").open("a")
     process = subprocess.Popen(
-        [sys.executable, "-m", "devcluster.apiserver", "--data", str(folder), "--kubeconfig", str(kubeconfig)],
+        [sys.executable, str(DEBUG_SERVER), "--data", str(folder), "--kubeconfig", str(kubeconfig)],
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,

@@ -11,8 +11,11 @@ import signal
 import sys
 from pathlib import Path
 
-from devcluster.apiserver import ApiServer
+if __name__ == "__main__":  # run by path: this package is in two folders
+    sys.path[:0] = [str(Path(__file__).parents[2] / "operator" / "devcluster" / "tests")]
+
 from devcluster.node import Node
+from support.debug_switch import debug_api_server
 from tasker_dev.session import IMAGES
 
 OPERATOR_KUBECONFIG = "operator-kubeconfig"
@@ -22,7 +25,7 @@ OPERATOR_USER = "operator"
 async def serve(folder: Path) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with ApiServer(folder / "apiserver") as server:
+    async with debug_api_server(folder / "apiserver") as server:
         kubeconfig = folder / "kubeconfig"
         server.write_kubeconfig(kubeconfig)
         server.write_kubeconfig(folder / OPERATOR_KUBECONFIG, user=OPERATOR_USER)

@@ -25,6 +25,7 @@ from devcluster.node.client import (
     read_kubeconfig,
 )
 from devcluster.node.objects import Key, is_deleting, is_true
+from support.debug_switch import debug_api_server
 from support.waiting import eventually_async
 
 IMAGES = {"tester": (sys.executable, "-I", "-S", str(Path(__file__).with_name("pod_program.py")))}
@@ -146,7 +147,7 @@ class NodeCluster:
 @asynccontextmanager
 async def api_and_client(folder: Path) -> AsyncIterator[NodeCluster]:
     """A cluster without a node."""
-    async with ApiServer(folder / "apiserver") as server:
+    async with debug_api_server(folder / "apiserver") as server:
         server.write_kubeconfig(folder / "kubeconfig")
         client = ApiClient(read_kubeconfig(folder / "kubeconfig"))
         try:

@@ -6,13 +6,12 @@
     garbage      what follows from deletions, in the background
     cluster      the shared state: `storage` (objects, changes), `registry` (what is served), `kinds` (built-in ones)
     documents    version, health, `discovery`, OpenAPI
-    faults       failures on purpose, for tests
+    interception what a test may put between the clients and the server
 
 What Kubernetes does to an object is in `devcluster.machinery`. Not here: RBAC, admission webhooks, exec and
 port-forward, networking, and every kind that is not listed in discovery.
 """
 
-from devcluster.apiserver.faults import FaultPlan, FaultRule
 from devcluster.apiserver.server import ApiServer
 
-__all__ = ["ApiServer", "FaultPlan", "FaultRule"]
+__all__ = ["ApiServer"]

@@ -16,12 +16,11 @@ from typing import Any
 from aiohttp import web
 
 from devcluster.apiserver import access, errors
-from devcluster.apiserver.bodies import APPLY_PATCH, Body, decode_object, decode_patch, expect_object, media_type
-from devcluster.apiserver.call_log import CallLog
+from devcluster.apiserver.bodies import Body, decode_object, decode_patch, expect_object, media_type
 from devcluster.apiserver.credentials import USER_SEPARATOR
 from devcluster.apiserver.documents import Documents
 from devcluster.apiserver.errors import ApiError
-from devcluster.apiserver.faults import FaultPlan, read_rules
+from devcluster.apiserver.interception import Call, Interceptor
 from devcluster.apiserver.operations import Answer, Operations, Stream
 from devcluster.apiserver.requests import QueryOptions, RequestTarget, parse_query, parse_target
 from devcluster.apiserver.storage import encode
@@ -32,11 +31,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    def __init__(self, operations: Operations, documents: Documents, faults: FaultPlan, token: str) -> None:
+    def __init__(self, operations: Operations, documents: Documents, interceptor: Interceptor, token: str) -> None:
         self._operations = operations
         self._documents = documents
-        self._faults = faults
-        self._calls = CallLog()
+        self._interceptor = interceptor
         self._token = token.encode()
         self._streaming: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -70,7 +68,10 @@ class Dispatcher:
         if target is not None and target.plural:
             return await self._serve_resource(request, target, user)
         if path.startswith("/debug/"):
-            return await self._debug(request, path)
+            content = self._interceptor.answer(request.method, path, await _read(request))
+            if content is None:
+                raise errors.no_such_path()
+            return web.Response(body=encode(content), content_type="application/json")
         if request.method not in ("GET", "HEAD"):
             raise errors.method_not_allowed() if target else errors.no_such_path()
         document = self._documents.find(
@@ -96,8 +97,8 @@ class Dispatcher:
             reviewed = access.answer(review, body, user=user, now=self._operations.now())
             return _respond(Answer(body=encode(reviewed), code=201))
         served = self._operations.find_resource(target)
-        self._calls.note(user, verb, target)
-        await self._faults.before(verb, served.qualified)
+        call = Call(user=user, verb=verb, target=target, resource=served.qualified)
+        await self._interceptor.before(call)
         operations = self._operations
         answer: Answer | Stream
         manager = options.field_manager or _default_manager(request.headers.get("User-Agent", ""))
@@ -108,9 +109,7 @@ class Dispatcher:
                 answer = operations.list(served, target, options, request.query, request.headers.get("Accept", ""))
             case "watch":
                 answer = operations.watch(served, target, options, request.query, request.headers.get("Accept", ""))
-                answer = Stream(
-                    lines=self._faults.disturb(served.qualified, answer.lines), content_type=answer.content_type
-                )
+                answer = Stream(lines=self._interceptor.disturb(call, answer.lines), content_type=answer.content_type)
             case "create":
                 answer = operations.create(served, target, options, await self._read_object(request, options), manager)
             case "update":
@@ -120,15 +119,13 @@ class Dispatcher:
                 duplicates = options.field_validation != "Ignore"
                 kind, content = decode_patch(data, request.headers.get("Content-Type", ""), find_duplicates=duplicates)
                 answer = operations.patch(served, target, options, kind, content, manager)
-                if kind == APPLY_PATCH and answer.code == 201:
-                    self._calls.note(user, "create", target)
             case "delete":
                 answer = operations.delete(served, target, await _read_optional(request), request.query)
             case _:
                 answer = operations.delete_collection(
                     served, target, options, await _read_optional(request), request.query
                 )
-        self._faults.after(verb, served.qualified)
+        self._interceptor.after(call, created=isinstance(answer, Answer) and answer.code == 201)
         if isinstance(answer, Stream):
             return await self._send(request, answer)
         return _respond(answer)
@@ -167,30 +164,6 @@ class Dispatcher:
         return decode_object(
             data, request.headers.get("Content-Type", ""), find_duplicates=options.field_validation != "Ignore"
         )
-
-    async def _debug(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
-        """Switches for tests: faults, the log of calls, and forgetting the past so that old watches get 410."""
-        shown = self._calls if path == "/debug/calls" else self._faults
-        match request.method, path:
-            case "GET", "/debug/calls":
-                pass
-            case "PUT", "/debug/calls":
-                self._calls.begin()
-            case "DELETE", "/debug/calls":
-                self._calls.end()
-            case "GET", "/debug/faults":
-                pass
-            case "PUT", "/debug/faults":
-                self._faults.rules = read_rules(
-                    expect_object(decode_object(await _read(request), "", find_duplicates=False))
-                )
-            case "DELETE", "/debug/faults":
-                self._faults.rules = []
-            case "POST", "/debug/compact":
-                self._operations.compact()
-            case _:
-                raise errors.no_such_path()
-        return web.Response(body=encode(shown.describe()), content_type="application/json")
 
 
 def _verb(method: str, target: RequestTarget, options: QueryOptions) -> str:

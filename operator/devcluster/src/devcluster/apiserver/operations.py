@@ -82,9 +82,6 @@ class Operations:
     def now(self) -> str:
         return self._cluster.now()
 
-    def compact(self) -> None:
-        self._cluster.storage.compact()
-
     def find_resource(self, target: RequestTarget) -> Served:
         """The resource of a path, if the path makes sense for it. Raises ApiError 404, 405 or 501."""
         served = self._cluster.registry.lookup(target.group, target.version, target.plural)

@@ -26,8 +26,8 @@ from devcluster.apiserver.credentials import USER_SEPARATOR, Credentials, load_c
 from devcluster.apiserver.deleting import Deleter
 from devcluster.apiserver.dispatch import Dispatcher
 from devcluster.apiserver.documents import Documents
-from devcluster.apiserver.faults import FaultPlan
 from devcluster.apiserver.garbage import Collector
+from devcluster.apiserver.interception import Interceptor
 from devcluster.apiserver.operations import Operations
 from devcluster.apiserver.registry import NAMESPACES
 from devcluster.apiserver.storage import Storage
@@ -57,12 +57,12 @@ class ApiServer:
         *,
         port: int = 0,
         token: str | None = None,
-        faults: FaultPlan | None = None,
+        interceptor: Interceptor | None = None,
         clock: Callable[[], datetime] = utc_now,
         bookmark_seconds: float = BOOKMARK_SECONDS,
     ) -> None:
         self.folder = folder
-        self.faults = faults or FaultPlan()
+        self._interceptor = interceptor or Interceptor()
         self._port = port
         self._given_token = token
         self._clock = clock
@@ -103,6 +103,11 @@ class ApiServer:
         token = credentials.token if user is None else f"{credentials.token}{USER_SEPARATOR}{user}"
         write_kubeconfig(path, url=self.url, authority=credentials.authority, token=token)
 
+    def compact(self) -> None:
+        """Forgets all past changes, as a real server does after some minutes: older watches and lists get 410."""
+        assert self._storage is not None, "the server has not been started"
+        self._storage.compact()
+
     def _started(self) -> Credentials:
         if self._credentials is None:
             raise EmbeddedError("the embedded API server has not been started")
@@ -124,7 +129,7 @@ class ApiServer:
                 cluster, deleter, logs_folder=self.logs_folder, bookmark_seconds=self._bookmark_seconds
             )
             documents = Documents(cluster.registry, lambda: f"{HOST}:{self._port}", self._faults_of_health)
-            dispatcher = Dispatcher(operations, documents, self.faults, self._credentials.token)
+            dispatcher = Dispatcher(operations, documents, self._interceptor, self._credentials.token)
             self._dispatcher = dispatcher
             await self._listen(dispatcher, self._credentials.ssl_context())
             self._loops = Loops()

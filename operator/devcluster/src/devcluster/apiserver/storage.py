@@ -213,7 +213,7 @@ class Storage:
         return [change for change in log.changes if change.new.resource_version > version]
 
     def compact(self) -> None:
-        """Forgets all past changes (tests of 410 Gone)."""
+        """Forgets all past changes."""
         for log in self._logs.values():
             log.compact()
             log.compacted = self._resource_version

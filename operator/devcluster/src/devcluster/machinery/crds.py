@@ -9,10 +9,10 @@ from typing import Any, Final
 from devcluster.errors import EmbeddedError
 from devcluster.machinery import field_errors
 from devcluster.machinery.cel import check_rules
+from devcluster.machinery.enforceable import check_enforceable
 from devcluster.machinery.field_errors import FieldError, describe_invalid
 from devcluster.machinery.jsonpath import InvalidJsonPath, compile_json_path
 from devcluster.machinery.schema_node import resource_root
-from devcluster.machinery.structural import check_completeness, check_defaults, check_structural
 
 _LABEL: Final = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
@@ -151,9 +151,7 @@ def _check_version(version: Mapping[str, Any], path: str) -> Iterator[FieldError
 def _check_schema(
     schema: Mapping[str, Any], place: str, definitions: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[FieldError]:
-    faults = list(check_structural(schema, place))
-    if not faults:
-        faults = [*check_completeness(schema, place), *check_defaults(schema, place)]
+    faults = list(check_enforceable(schema, place))
     yield from faults
     if not faults:
         yield from check_rules(resource_root(schema, definitions), place)

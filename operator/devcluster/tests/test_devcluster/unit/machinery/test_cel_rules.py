@@ -273,10 +273,10 @@ def big_template() -> dict[str, Any]:
 def test_a_template_of_a_thousand_steps_is_checked_within_a_second() -> None:
     schema = project_kind("TaskTemplate").schema
     template = big_template()
-    started = time.perf_counter()
+    started = time.process_time()
     completed = schema.default(schema.prune(template))
     assert schema.validate(completed) == []
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_step_that_depends_on_itself_is_refused() -> None:

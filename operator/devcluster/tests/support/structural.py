@@ -1,7 +1,5 @@
-"""Whether the schema of a CustomResourceDefinition is structural, and one that this API server can honour.
-
-Called by `crds` when a definition is written. Refuses what a real API server refuses, with its words, and also the few
-keywords that a real one knows and this one does not, so that nothing is silently left unenforced.
+"""Whether the schema of a CustomResourceDefinition is structural: a lint for the repository's own, which a real
+API server must take. It refuses what that refuses, with its words. The embedded server asks less (`enforceable`).
 """
 
 from __future__ import annotations
@@ -12,24 +10,13 @@ from typing import Any, Final, Literal
 from devcluster.machinery import field_errors
 from devcluster.machinery.builtin_schemas import builtin_definitions
 from devcluster.machinery.defaulting import default_value, find_unknown_fields
+from devcluster.machinery.enforceable import REFUSED_KEYWORDS, TYPES, shape_faults
 from devcluster.machinery.field_errors import FieldError
-from devcluster.machinery.formats import UNSUPPORTED_FORMATS
-from devcluster.machinery.go_values import UnsupportedPattern, compile_go_pattern
 from devcluster.machinery.schema_node import SchemaNode
 from devcluster.machinery.validation import check_unique_items, check_value
 
 Level = Literal["root", "item", "field"]
 
-TYPES: Final = ("array", "boolean", "integer", "number", "object", "string")
-REFUSED_KEYWORDS: Final = (
-    "id",
-    "$schema",
-    "$ref",
-    "additionalItems",
-    "patternProperties",
-    "definitions",
-    "dependencies",
-)
 VALUE_KEYWORDS: Final = frozenset(
     {
         "format",
@@ -78,7 +65,6 @@ _MUST_BE_TYPED: Final[dict[Level, str]] = {
     "item": "must not be empty for specified array items",
     "field": "must not be empty for specified object fields",
 }
-_SCHEMA_DEFINITION: Final = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
 _INT_OR_STRING: Final = [{"type": "integer"}, {"type": "string"}]
 
 
@@ -89,19 +75,10 @@ def check_structural(schema: Mapping[str, Any], path: str) -> Iterator[FieldErro
 
 def _check_open_part(schema: Any, level: Level, path: str) -> Iterator[FieldError]:
     """``items`` and ``additionalProperties``: places where the CRD's own schema lets anything stand."""
-    faults = _shape_faults(schema, path)
+    faults = shape_faults(schema, path)
     yield from faults
     if not faults:
         yield from _check_spine(schema, level, path)
-
-
-def _shape_faults(schema: Any, path: str) -> list[FieldError]:
-    if not isinstance(schema, Mapping):
-        return [field_errors.forbidden(path, "must be a schema object and not an array or a boolean")]
-    props = SchemaNode({"$ref": _SCHEMA_DEFINITION}, builtin_definitions())
-    faults = [field_errors.forbidden(place, "is not a keyword") for place in find_unknown_fields(props, schema, path)]
-    faults.extend(check_value(props, schema, path))
-    return faults
 
 
 def _check_spine(
@@ -266,15 +243,6 @@ def _check_values(schema: Mapping[str, Any], path: str, *, is_spine: bool) -> It
     if schema.get("uniqueItems"):
         detail = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"
         yield field_errors.forbidden(f"{path}.uniqueItems", detail)
-    if pattern := schema.get("pattern"):
-        try:
-            compile_go_pattern(pattern)
-        except UnsupportedPattern as error:
-            detail = f"must be a valid regular expression, but isn't: {error}"
-            yield field_errors.invalid(f"{path}.pattern", pattern, detail)
-    if schema.get("format") in UNSUPPORTED_FORMATS:
-        detail = "this format is not enforced by the embedded API server"
-        yield field_errors.forbidden(f"{path}.format", detail)
     for combinator in ("allOf", "anyOf", "oneOf"):
         for index, part in enumerate(schema.get(combinator, ())):
             place = f"{path}.{combinator}[{index}]"
@@ -304,7 +272,7 @@ def _check_nested(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
         yield field_errors.forbidden(f"{path}.properties[metadata]", "must not be specified in a nested context")
     yield from _check_values(schema, path, is_spine=False)
     if "items" in schema:
-        faults = _shape_faults(schema["items"], f"{path}.items")
+        faults = shape_faults(schema["items"], f"{path}.items")
         yield from faults or _check_nested(schema["items"], f"{path}.items")
     for name, part in schema.get("properties", {}).items():
         yield from _check_nested(part, f"{path}.properties[{name}]")
@@ -366,3 +334,9 @@ def _check_default(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]
     completed = default_value(node, value)
     yield from check_value(node, completed, place)
     yield from check_unique_items(node, completed, place)
+
+
+def lint(schema: Mapping[str, Any], path: str) -> list[FieldError]:
+    """All of it, for a schema that the embedded server can honour."""
+    faults = list(check_structural(schema, path))
+    return faults or [*check_completeness(schema, path), *check_defaults(schema, path)]

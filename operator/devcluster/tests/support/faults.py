@@ -1,7 +1,6 @@
 """Faults on purpose, for tests: slow or failing requests, watches that break, fall silent or disorder events.
 
-A `FaultPlan` is a list of rules. Tests set it through ``PUT /debug/faults`` or hand one to `ApiServer`. It is asked by
-the dispatcher before (and after) a request is served, and by each watch.
+A `FaultPlan` is a list of rules. Tests set it through ``PUT /debug/faults`` or hand one to `DebugSwitch`.
 """
 
 from __future__ import annotations
