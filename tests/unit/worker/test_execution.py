@@ -467,13 +467,13 @@ async def test_steps_for_which_there_is_no_thread_are_given_back_and_nothing_is_
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(execution, "_THREAD_PAUSE_SECONDS", (0.001, 0.002))
-    refusals = 0
+    monkeypatch.setattr(bench.executor, "_thread_pause", 0.001)
+    pauses: list[float] = []  # as they are at each start of a thread
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        nonlocal refusals
-        refusals += 1
-        if refusals <= 4:
+        pauses.append(bench.executor._thread_pause)
+        if len(pauses) <= 4:
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -488,7 +488,8 @@ async def test_steps_for_which_there_is_no_thread_are_given_back_and_nothing_is_
     assert "the system has no thread for a handler" in caplog.text
     await asyncio.wait_for(bench.threads_back.wait(), 5)
     assert not bench.executor.out_of_threads
-    assert refusals >= 5
+    assert pauses == [0.001, 0.001, 0.001, 0.002, 0.002]
+    assert bench.executor._thread_pause == 0.001
     assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
 
 
