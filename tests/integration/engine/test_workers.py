@@ -120,13 +120,29 @@ async def test_renewing_waits_neither_for_a_settlement_nor_for_who_waits_for_one
         await renewing.execute("set lock_timeout = '1ms'")
         assert (await SimulatedWorker(renewing, "worker-1").renew(claim)).lost_fences == []
         assert not settled.done() and not drained.done()
-        assert await lab.engine.workers.drain("shop", ["worker-1"]) == [], "it is not idle, nor waited for"
+        async with asyncio.timeout(20):
+            assert await lab.engine.workers.drain("shop", ["worker-1"]) == [], "it is not idle, nor waited for"
         await holder.execute("rollback")
         assert (await settled).settled == [claim.step_id]
         assert not drained.done(), "who marks it as draining knows all that it will ever claim"
         await settling.execute("commit")
         await drained
     assert (await worker.renew()).draining
+
+
+async def test_a_worker_with_a_claim_under_way_is_not_idle_though_nobody_sees_the_claim_yet(lab: Lab) -> None:
+    await lab.run(step("a"))
+    await lab.worker()
+    async with await connect(lab.url) as claiming:
+        worker = SimulatedWorker(claiming, "worker-1")
+        async with claiming.transaction():
+            claim = await worker.claim_one()
+            assert await lab.value("select count(*) from tasker.leases") == 0
+            async with asyncio.timeout(20):
+                assert await lab.engine.workers.drain("shop", ["worker-1"]) == []
+        assert await lab.engine.workers.drain("shop", ["worker-1"]) == []
+        await worker.settle(success(claim))
+        assert await lab.engine.workers.drain("shop", ["worker-1"]) == ["worker-1"]
 
 
 async def _waits(lab: Lab, connection: AsyncConnection[DictRow]) -> bool:

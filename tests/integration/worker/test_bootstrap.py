@@ -73,7 +73,7 @@ def test_it_starts_once_works_tells_how_it_is_and_stops(database_url: str) -> No
     assert again.details["worker"] == first.details["worker"]
     _submit(database_url)
     eventually(lambda: lifecycle.get_worker_status().details["steps_succeeded"] == 1)
-    eventually(lambda: _results(database_url) == ["done"])
+    eventually(lambda: _results(database_url) == ["done"])  # counted when it ends, settled after that
     status = lifecycle.get_worker_status()
     assert (status.running, status.details["environment"], status.details["ready"]) == (True, "test", True)
     assert lifecycle.stop_worker().message == "the worker has stopped"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.worker_engine import Rig, make_claim
+from support.worker_engine import NOTHING_LOST, Rig, make_claim
 from tasker_worker import HandlerRegistry, StepContext, settling
 from tasker_worker import exchange as exchange_module
 from tasker_worker.attempts import AttemptState
@@ -439,6 +439,18 @@ async def test_large_results_are_settled_in_calls_of_bounded_size(
         settled = [outcomes for name, outcomes, _ in rig.engine.calls[before:] if name == "settle"]
         assert sum(settled) == 4
         assert max(settled) == (1 if characters == 100 else 4)
+
+
+@pytest.mark.parametrize("settles", [False, True], ids=["claiming", "settling"])
+async def test_a_call_that_has_brought_nothing_is_not_under_way_any_more(settles: bool) -> None:
+    """A renewal says since when a claim call is under way: with none, all that it does not name is unknown."""
+    async with Rig(registry_of(work=quick), poll_min=3600, poll_max=3600) as rig:
+        if settles:
+            await rig.work_off(make_claim("work"))
+        await rig.until(lambda: rig.exchange._waiter is not None)
+        assert rig.engine.calls[-1][0] == ("settle" if settles else "claim")
+        rig.exchange.held.renewed(NOTHING_LOST, valid_until=float("inf"))
+        assert rig.exchange.held.to_renew(time.monotonic(), 15).claiming_since == NOTHING_LOST.renewed_at
 
 
 async def test_a_claim_whose_answer_comes_after_it_was_given_up_is_not_started_and_goes_back() -> None:

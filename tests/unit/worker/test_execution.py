@@ -349,15 +349,21 @@ async def test_asyncio_timeouts_and_tasks_work_inside_a_handler(bench: Bench) ->
 _leaking: contextvars.ContextVar[int] = contextvars.ContextVar("leaking", default=0)
 
 
-async def test_what_a_handler_leaves_in_its_context_reaches_no_other(bench: Bench) -> None:
+async def test_what_a_handler_leaves_in_its_context_reaches_no_other_and_what_the_program_has_reaches_none(
+    bench: Bench,
+) -> None:
     def handler(context: StepContext) -> Any:
         before = _leaking.get()
         _leaking.set(before + 1)
         return before
 
-    for each in _in_both_kinds(handler):
-        for _ in range(3):
-            assert (await bench.run(each))["result"] == 0
+    outside = _leaking.set(7)
+    try:
+        for each in _in_both_kinds(handler):
+            for _ in range(3):
+                assert (await bench.run(each))["result"] == 0
+    finally:
+        _leaking.reset(outside)
 
 
 _by_task: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
@@ -461,13 +467,13 @@ async def test_steps_for_which_there_is_no_thread_are_given_back_and_nothing_is_
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(execution, "_THREAD_PAUSE_SECONDS", (0.001, 0.002))
-    refusals = 0
+    monkeypatch.setattr(bench.executor, "_thread_pause", 0.001)
+    pauses: list[float] = []  # as they are at each start of a thread
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        nonlocal refusals
-        refusals += 1
-        if refusals <= 4:
+        pauses.append(bench.executor._thread_pause)
+        if len(pauses) <= 4:
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -482,7 +488,8 @@ async def test_steps_for_which_there_is_no_thread_are_given_back_and_nothing_is_
     assert "the system has no thread for a handler" in caplog.text
     await asyncio.wait_for(bench.threads_back.wait(), 5)
     assert not bench.executor.out_of_threads
-    assert refusals >= 5
+    assert pauses == [0.001, 0.001, 0.001, 0.002, 0.002]
+    assert bench.executor._thread_pause == 0.001
     assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
 
 

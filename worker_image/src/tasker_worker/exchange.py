@@ -168,7 +168,7 @@ class Exchange:
             elif limit and self._loop.time() >= self._next_poll:
                 await self._claim(limit)
             else:
-                await self._wait(self._next_poll if limit else self._idle_until())
+                await self._wait(self._next_poll if limit else self._idle_until(executor))
                 continue
             # Handlers that do not wait have ended after one turn; what they return goes with the very next call.
             await asyncio.sleep(0)
@@ -189,11 +189,11 @@ class Exchange:
     def _leases_ran_out(self) -> bool:
         return time.monotonic() >= self.held.valid_until
 
-    def _idle_until(self) -> float | None:
+    def _idle_until(self, executor: Executor) -> float | None:
         """When to go on although nothing is to be claimed now, a time of the loop's clock; None: when woken."""
         if self._stopping:
-            ended = self._executor is not None and not self._executor.running  # only runs that are held are left
-            return self._give_up_at if ended and self._give_up_at < float("inf") else None
+            # With nothing running, only the outcomes of runs that are held are left to wait for.
+            return None if executor.running or self._give_up_at == float("inf") else self._give_up_at
         return self._loop.time() + self._poll_max if self._leases_ran_out() else None
 
     async def _settle(self, batch: list[Attempt], limit: int) -> bool:
