@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from tasker.controller.intake import Intake
+from tasker.controller.assembly import make_caches, make_status_writer
+from tasker.controller.event_router import EventRouter, Queues
 from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
 from tasker.controller.kube.events import EventRecorder
 from tasker.controller.kube.keys import ObjectKey, key_of
-from tasker.controller.kube.status_writer import StatusWriter
+from tasker.controller.pools.lost_pods import LostPodReconciler
+from tasker.controller.pools.managed import NamespaceReconciler
+from tasker.controller.pools.manifests import ImageDefaults
+from tasker.controller.pools.reconcile import PoolReconciler
+from tasker.controller.pools.scaler import Scaler
 from tasker.controller.pools.state import PoolStates
 from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.resync import Resync
+from tasker.controller.tasks.orphans import OrphanReconciler
+from tasker.controller.tasks.progress import ProgressPace
+from tasker.controller.tasks.reconcile import TaskReconciler
 from tasker.controller.tasks.summaries import SummaryReader
-from tasker.controller.world import Queues, World
+from tasker.controller.templates.reconcile import TemplateReconciler
 from tasker.engine import Engine
 from tasker.errors import TemplateNotFound
 from tasker.model.task import (
@@ -262,59 +271,152 @@ class FakeWorkers:
         return 1
 
 
-class FakeWorld(World):
-    """A world on fakes, whose wall clock the test sets."""
+class ControllerKit:
+    """Caches, queues and a router on fakes, the reconcilers that a test asks for, and a wall clock that it sets."""
 
-    wall: datetime = START
+    def __init__(self, **settings: Any) -> None:
+        self.settings = OperatorSettings(
+            worker_image="tasker-worker:1", worker_database_url="postgresql:///x", **settings
+        )
+        self.metrics = OperatorMetrics()
+        self.cluster, self.engine = FakeCluster(), FakeEngine()
+        self.caches = make_caches(self.metrics)
+        self.queues = Queues(**{field.name: FakeQueue() for field in fields(Queues)})
+        self.states = PoolStates()
+        self.statuses = make_status_writer(self._cluster, self.metrics, self.caches)
+        self.events = EventRecorder(self._cluster, self.metrics)
+        self.router = EventRouter(
+            caches=self.caches,
+            queues=self.queues,
+            metrics=self.metrics,
+            watch_namespaces=self.settings.watch_namespaces,
+        )
+        self.wall = START
+
+    @property
+    def _cluster(self) -> Cluster:
+        return cast("Cluster", self.cluster)
+
+    @property
+    def _engine(self) -> Engine:
+        return cast("Engine", self.engine)
 
     def now(self) -> datetime:
         return self.wall
 
-    @property
-    def fake_cluster(self) -> FakeCluster:
-        return cast("FakeCluster", self.cluster)
-
-    @property
-    def fake_engine(self) -> FakeEngine:
-        return cast("FakeEngine", self.engine)
+    def pass_time(self, seconds: float) -> None:
+        self.wall += timedelta(seconds=seconds)
 
     def queue(self, name: str) -> FakeQueue:
         return cast("FakeQueue", getattr(self.queues, name))
 
-    def pass_time(self, seconds: float) -> None:
-        self.wall += timedelta(seconds=seconds)
-
-    def give(self, intake: Intake, manifest: Mapping[str, Any]) -> Manifest:
+    def give(self, manifest: Mapping[str, Any]) -> Manifest:
         """A person applies the object, and its event arrives."""
-        stored = self.fake_cluster.store(manifest)
-        take_in = {TASK.kind: intake.task, TASK_TEMPLATE.kind: intake.template, WORKER_POOL.kind: intake.pool}
-        take_in[stored["kind"]](stored, "ADDED")
+        stored = self.cluster.store(manifest)
+        routes = {
+            TASK.kind: self.router.task,
+            TASK_TEMPLATE.kind: self.router.template,
+            WORKER_POOL.kind: self.router.pool,
+        }
+        routes[stored["kind"]](stored, "ADDED")
         return stored
 
     def live(self, manifest: Mapping[str, Any]) -> Manifest:
         """The object as the cluster has it now."""
         key = key_of(manifest)
-        return self.fake_cluster.objects[manifest["kind"], key.namespace, key.name]
+        return self.cluster.objects[manifest["kind"], key.namespace, key.name]
 
+    def template_reconciler(self) -> TemplateReconciler:
+        return TemplateReconciler(
+            templates=self.caches.templates,
+            waiting_tasks=self.caches.tasks,
+            task_queue=self.queues.tasks,
+            engine_templates=self._engine.templates,
+            statuses=self.statuses,
+            events=self.events,
+            now=self.now,
+        )
 
-def make_world(**settings: Any) -> tuple[FakeWorld, PoolStates, Intake]:
-    metrics = OperatorMetrics()
-    fake_cluster, fake_engine = FakeCluster(), FakeEngine()
-    cluster, engine = cast("Cluster", fake_cluster), cast("Engine", fake_engine)
-    world = FakeWorld(
-        cluster=cluster,
-        engine=engine,
-        settings=OperatorSettings(worker_image="tasker-worker:1", worker_database_url="postgresql:///x", **settings),
-        metrics=metrics,
-        events=EventRecorder(cluster, metrics),
-        statuses=StatusWriter(cluster, metrics, newest=lambda resource, manifest: world.remember(resource, manifest)),
-        summaries=SummaryReader(fake_engine.tasks.read_by_origin),
-    )
-    world.queues = Queues(
-        **{name: FakeQueue() for name in ("templates", "tasks", "pools", "namespaces", "origins", "lost_pods")}
-    )
-    states = PoolStates()
-    return world, states, Intake(world, states)
+    def task_reconciler(self, progress: ProgressPace) -> TaskReconciler:
+        return TaskReconciler(
+            tasks=self.caches.tasks,
+            templates=self.caches.templates,
+            orphan_queue=self.queues.orphans,
+            engine_tasks=self._engine.tasks,
+            engine_actions=self._engine.actions,
+            summaries=SummaryReader(self.engine.tasks.read_by_origin),
+            cluster=self._cluster,
+            statuses=self.statuses,
+            events=self.events,
+            progress=progress,
+            now=self.now,
+        )
+
+    def orphan_reconciler(self, progress: ProgressPace) -> OrphanReconciler:
+        return OrphanReconciler(actions=self._engine.actions, progress=progress)
+
+    def pool_reconciler(self) -> PoolReconciler:
+        return PoolReconciler(
+            pools=self.caches.pools,
+            deployments=self.caches.deployments,
+            pods=self.caches.pods,
+            terminating_namespaces=self.caches.terminating_namespaces,
+            states=self.states,
+            cluster=self._cluster,
+            statuses=self.statuses,
+            events=self.events,
+            image_defaults=ImageDefaults(image=self.settings.worker_image),
+            worker_database_url=self.settings.worker_database_url,
+            now=self.now,
+        )
+
+    def namespace_reconciler(self) -> NamespaceReconciler:
+        return NamespaceReconciler(
+            pools=self.caches.pools,
+            templates=self.caches.templates,
+            terminating_namespaces=self.caches.terminating_namespaces,
+            states=self.states,
+            pool_queue=self.queues.pools,
+            engine_actions=self._engine.actions,
+            cluster=self._cluster,
+            events=self.events,
+            grace_seconds=self.settings.managed_pool_grace_seconds,
+            managed_spec=self.settings.managed_pool_spec,
+            now=self.now,
+        )
+
+    def lost_pod_reconciler(self) -> LostPodReconciler:
+        return LostPodReconciler(
+            lost_pods=self.caches.lost_pods, engine_workers=self._engine.workers, metrics=self.metrics
+        )
+
+    def scaler(self, clock: Callable[[], float]) -> Scaler:
+        return Scaler(
+            pools=self.caches.pools,
+            deployments=self.caches.deployments,
+            pods=self.caches.pods,
+            terminating_namespaces=self.caches.terminating_namespaces,
+            states=self.states,
+            pool_queue=self.queues.pools,
+            engine_workers=self._engine.workers,
+            cluster=self._cluster,
+            events=self.events,
+            metrics=self.metrics,
+            clock=clock,
+        )
+
+    def resync(self) -> Resync:
+        return Resync(
+            cluster=self._cluster,
+            engine_tasks=self._engine.tasks,
+            router=self.router,
+            caches=self.caches,
+            queues=self.queues,
+            templates=self.template_reconciler(),
+            states=self.states,
+            metrics=self.metrics,
+            watch_namespaces=self.settings.watch_namespaces,
+        )
 
 
 def make_run(**changes: Any) -> TaskSummary:

@@ -4,7 +4,8 @@ TaskerError
 ├── ConfigurationError        a setting, file or environment variable is missing or wrong
 ├── InvalidInput              what a person wrote cannot be accepted; `path` says where
 │   ├── InvalidTemplate
-│   └── InvalidTask
+│   ├── InvalidTask
+│   └── InvalidResource       an object of the cluster that this release cannot read
 ├── NotFound
 │   ├── TemplateNotFound
 │   └── TaskNotFound
@@ -49,6 +50,10 @@ class InvalidTemplate(InvalidInput):
 
 class InvalidTask(InvalidInput):
     """A Task cannot be accepted."""
+
+
+class InvalidResource(InvalidInput):
+    """An object of the cluster is not one that this release can read."""
 
 
 class NotFound(TaskerError):

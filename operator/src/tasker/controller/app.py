@@ -1,4 +1,4 @@
-"""The operator process: builds its parts, waits for what it needs, runs until told to stop.
+"""The operator process: builds its parts, waits for what it needs, runs until a signal ends it.
 
 Started by `__main__`. It waits for the database, its schema and the cluster instead of crashing: the probes say what it
 waits for. SIGTERM and SIGINT end it at any time; work goes on without it.
@@ -13,27 +13,18 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import kopf
 
+from tasker.controller.assembly import Parts, assemble
 from tasker.controller.handlers import WatchRestartCounter, make_registry, make_settings
 from tasker.controller.installation import leave_adopted_database, take_database
-from tasker.controller.intake import Intake
 from tasker.controller.kube.access import client_configuration
-from tasker.controller.kube.client import Cluster, ClusterError, Manifest, Resource
-from tasker.controller.kube.events import EventRecorder
-from tasker.controller.kube.status_writer import StatusWriter
-from tasker.controller.pools.lost_pods import LostPodReconciler
-from tasker.controller.pools.managed import NamespaceReconciler
-from tasker.controller.pools.reconcile import PoolReconciler
-from tasker.controller.pools.scaler import Scaler
-from tasker.controller.pools.state import PoolStates
+from tasker.controller.kube.client import Cluster, ClusterError
 from tasker.controller.runtime.health import Readiness, serve_health
 from tasker.controller.runtime.logs import configure_logging
 from tasker.controller.runtime.loops import (
-    ChangeReader,
     Pacer,
     listen,
     read_changes_for_ever,
@@ -42,12 +33,6 @@ from tasker.controller.runtime.loops import (
     sweep_for_ever,
 )
 from tasker.controller.runtime.metrics import OperatorMetrics
-from tasker.controller.runtime.resync import Resync
-from tasker.controller.runtime.work_queue import WorkQueue
-from tasker.controller.tasks.reconcile import TaskReconciler
-from tasker.controller.tasks.summaries import SummaryReader
-from tasker.controller.templates.reconcile import TemplateReconciler
-from tasker.controller.world import Queues, World
 from tasker.engine import Engine
 from tasker.errors import ConfigurationError, ForeignInstallation, SchemaMismatch, StoreUnavailable
 from tasker.factory import open_engine
@@ -63,58 +48,6 @@ SILENT_DATABASE_SECONDS = 15.0
 
 _WAIT_FROM_SECONDS = 0.5
 _WAIT_TO_SECONDS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The assembled operator."""
-
-    world: World
-    intake: Intake
-    resync: Resync
-    scaler: Scaler
-    changes: ChangeReader
-    queues: tuple[WorkQueue, ...]
-
-
-def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metrics: OperatorMetrics) -> Parts:
-    """Builds every part and ties them together; nothing runs yet."""
-
-    def newest(resource: Resource, manifest: Manifest) -> None:
-        world.remember(resource, manifest)
-
-    world = World(
-        cluster=cluster,
-        engine=engine,
-        settings=settings,
-        metrics=metrics,
-        events=EventRecorder(cluster, metrics),
-        statuses=StatusWriter(cluster, metrics, newest=newest),
-        summaries=SummaryReader(engine.tasks.read_by_origin),
-    )
-    states = PoolStates()
-    templates = TemplateReconciler(world)
-    tasks = TaskReconciler(world)
-    queues = {
-        "templates": WorkQueue("TaskTemplate", templates.reconcile, concurrency=4, metrics=metrics),
-        "tasks": WorkQueue("Task", tasks.reconcile, concurrency=32, metrics=metrics),
-        "pools": WorkQueue("WorkerPool", PoolReconciler(world, states).reconcile, concurrency=4, metrics=metrics),
-        "namespaces": WorkQueue(
-            "Namespace", NamespaceReconciler(world, states).reconcile, concurrency=2, metrics=metrics
-        ),
-        "origins": WorkQueue("origin", tasks.cancel_gone, concurrency=4, metrics=metrics),
-        "lost_pods": WorkQueue("Pod", LostPodReconciler(world).reconcile, concurrency=2, metrics=metrics),
-    }
-    world.queues = Queues(**queues)
-    intake = Intake(world, states)
-    return Parts(
-        world=world,
-        intake=intake,
-        resync=Resync(world, intake, templates, states),
-        scaler=Scaler(world, states),
-        changes=ChangeReader(world),
-        queues=tuple(queues.values()),
-    )
 
 
 async def run(database: DatabaseSettings, settings: OperatorSettings) -> None:
@@ -142,12 +75,12 @@ async def run(database: DatabaseSettings, settings: OperatorSettings) -> None:
         readiness.waiting_for = "the first list of resources"
         await parts.changes.start()
         await _until(parts.resync.run, "the Kubernetes API and the tasker.dev CRDs", readiness)
-        await stack.enter_async_context(_running(_loops(parts)))
+        await stack.enter_async_context(_running(_loops(parts, engine, settings, metrics)))
         readiness.waiting_for = None
         readiness.check = lambda: database_obstacle(engine, parts.changes)
         logger.info("tasker operator %s is running", __version__)
         try:
-            await _watch(parts)
+            await _watch(parts, settings)
         finally:
             readiness.waiting_for = "the operator to stop"
             logger.info("tasker operator %s is stopping", __version__)
@@ -160,13 +93,12 @@ def database_obstacle(engine: Engine, changes: ChangeReader) -> str | None:
     return "the database" if changes.lag_seconds() > SILENT_DATABASE_SECONDS else None
 
 
-async def _watch(parts: Parts) -> None:
-    """kopf, until the process is told to stop. Raises what makes kopf give up."""
-    settings = parts.world.settings
+async def _watch(parts: Parts, settings: OperatorSettings) -> None:
+    """kopf, until a signal ends the process. Raises what makes kopf give up."""
     cluster_wide = not settings.watch_namespaces
     before = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
-        registry=make_registry(parts.intake, cluster_wide=cluster_wide),
+        registry=make_registry(parts.router, cluster_wide=cluster_wide),
         settings=make_settings(settings.watch_silence_seconds, cluster_wide=cluster_wide),
         standalone=True,
         clusterwide=cluster_wide,
@@ -177,18 +109,17 @@ async def _watch(parts: Parts) -> None:
     await kopf.run_tasks(tasks, ignored=before)
 
 
-def _loops(parts: Parts) -> list[Awaitable[None]]:
-    world = parts.world
-    changes, scaling = Pacer(world.settings.change_seconds), Pacer(world.settings.scale_seconds)
+def _loops(parts: Parts, engine: Engine, settings: OperatorSettings, metrics: OperatorMetrics) -> list[Awaitable[None]]:
+    changes, scaling = Pacer(settings.change_seconds), Pacer(settings.scale_seconds)
     return [
         *(queue.run() for queue in parts.queues),
-        world.events.run(),
+        parts.events.run(),
         read_changes_for_ever(parts.changes, changes),
         scale_for_ever(parts.scaler, scaling),
-        sweep_for_ever(world),
-        leave_adopted_database(world.engine),
-        resync_for_ever(parts.resync, world.settings.resync_seconds),
-        listen(world, changes=changes, scaling=scaling),
+        sweep_for_ever(engine.workers, metrics, settings.sweep_seconds),
+        leave_adopted_database(engine),
+        resync_for_ever(parts.resync, settings.resync_seconds),
+        listen(engine.changes, changes=changes, scaling=scaling),
     ]
 
 

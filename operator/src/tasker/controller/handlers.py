@@ -1,7 +1,7 @@
-"""The doorways from kopf: each takes an event in and names the keys that need work. Nothing else happens here.
+"""The handlers of kopf's events: each passes its event on to the router. Nothing else happens here.
 
 Only event handlers are used, so kopf writes no annotation, no finalizer and no Event of its own. It lists, watches,
-restarts watches that end or fall silent, and hands over every object it sees.
+restarts watches that end or fall silent, and passes on every object it gets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import kopf
 
-from tasker.controller.intake import Intake
+from tasker.controller.event_router import EventRouter
 from tasker.controller.kube.access import log_in_kopf
 from tasker.controller.kube.client import CONFIG_MAP, DEPLOYMENT, NAMESPACE, POD, TASK, TASK_TEMPLATE, WORKER_POOL
 from tasker.controller.pools.manifests import OWNED_SELECTOR
@@ -53,7 +53,7 @@ class RequestBackoffs:
             yield random.uniform(8, 16)  # noqa: S311 - only so that many operators do not come back at once
 
 
-def make_registry(intake: Intake, *, cluster_wide: bool) -> kopf.OperatorRegistry:
+def make_registry(router: EventRouter, *, cluster_wide: bool) -> kopf.OperatorRegistry:
     """The handlers, on a registry of their own."""
     registry = kopf.OperatorRegistry()
 
@@ -61,39 +61,39 @@ def make_registry(intake: Intake, *, cluster_wide: bool) -> kopf.OperatorRegistr
 
     @kopf.on.event(TASK_TEMPLATE.group, TASK_TEMPLATE.version, TASK_TEMPLATE.plural, registry=registry)
     def template_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.template(event["object"], event["type"])
+        router.template(event["object"], event["type"])
 
     @kopf.on.event(TASK.group, TASK.version, TASK.plural, registry=registry)
     def task_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.task(event["object"], event["type"])
+        router.task(event["object"], event["type"])
 
     @kopf.on.event(WORKER_POOL.group, WORKER_POOL.version, WORKER_POOL.plural, registry=registry)
     def pool_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.pool(event["object"], event["type"])
+        router.pool(event["object"], event["type"])
 
     @kopf.on.event(DEPLOYMENT.group, DEPLOYMENT.version, DEPLOYMENT.plural, registry=registry)
     def deployment_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.deployment(event["object"], event["type"])
+        router.deployment(event["object"], event["type"])
 
     @kopf.on.event(POD.version, POD.plural, registry=registry)
     def pod_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.pod(event["object"], event["type"])
+        router.pod(event["object"], event["type"])
 
     @kopf.on.event(CONFIG_MAP.version, CONFIG_MAP.plural, registry=registry)
     def config_map_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.config_map(event["object"], event["type"])
+        router.config_map(event["object"], event["type"])
 
     if cluster_wide:
 
         @kopf.on.event(NAMESPACE.version, NAMESPACE.plural, registry=registry)
         def namespace_event(event: Mapping[str, Any], **_: Any) -> None:
-            intake.namespace(event["object"], event["type"])
+            router.namespace(event["object"], event["type"])
 
     return registry
 
 
 class WatchRestartCounter(logging.Handler):
-    """Counts kopf's restarts of silent watches. kopf tells of them in its debug log only, so they are read there."""
+    """Counts kopf's restarts of silent watches. kopf reports them in its debug log only, so they are read there."""
 
     LOGGER = "kopf._cogs.clients.watching"
 

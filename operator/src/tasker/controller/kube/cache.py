@@ -1,8 +1,8 @@
-"""The newest object of each kind that the operator has seen, and the questions that reconcilers ask about them.
+"""The newest known version of each object, by namespace and name, with the lookups that reconcilers need.
 
 Filled by event handlers, by the resync and by the answers to our own writes. It is a cache of what the API server
 holds: losing it costs a list, never a decision. Objects are kept without what nobody here reads (managed fields,
-kubectl's copy of the last applied configuration, the context of a Task that has been submitted).
+kubectl's copy of the last applied configuration).
 """
 
 from __future__ import annotations
@@ -17,18 +17,12 @@ from tasker.controller.kube.keys import ObjectKey, key_of
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
-def is_going(manifest: Mapping[str, Any]) -> bool:
+def is_being_deleted(manifest: Mapping[str, Any]) -> bool:
     """Whether the object has been deleted and only waits for finalizers."""
     return bool(manifest["metadata"].get("deletionTimestamp"))
 
 
-def is_ready(pod: Mapping[str, Any]) -> bool:
-    """Whether the pod's condition Ready holds."""
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def slim(manifest: Manifest) -> Manifest:
+def without_unread_fields(manifest: Manifest) -> Manifest:
     """The object without the parts of its metadata that cost memory and are never read."""
     metadata = {key: value for key, value in manifest["metadata"].items() if key != "managedFields"}
     annotations = metadata.get("annotations")
@@ -37,7 +31,7 @@ def slim(manifest: Manifest) -> Manifest:
     return {**manifest, "metadata": metadata}
 
 
-class SeenObjects:
+class ObjectCache:
     """Objects of one kind by namespace and name."""
 
     def __init__(self) -> None:
@@ -59,17 +53,19 @@ class SeenObjects:
         known = self._objects.get(key)
         if known is not None and _version(known) > _version(manifest):
             return False
-        self._objects[key] = slim(manifest)
+        self._objects[key] = without_unread_fields(manifest)
         self._by_namespace[key.namespace].add(key)
         return True
 
-    def remove(self, key: ObjectKey, uid: str | None = None) -> Manifest | None:
+    def remove(self, last: Manifest) -> Manifest | None:
         """Forgets the object and returns it; None when it, or an object of that uid, is not here.
 
-        The uid keeps a late DELETED event of an object from removing its successor of the same name.
+        `last` is its last state. Its uid keeps a late DELETED event of an object from removing its successor of the
+        same name.
         """
+        key = key_of(last)
         known = self._objects.get(key)
-        if known is None or (uid is not None and known["metadata"].get("uid") != uid):
+        if known is None or known["metadata"]["uid"] != last["metadata"]["uid"]:
             return None
         del self._objects[key]
         self._by_namespace[key.namespace].discard(key)

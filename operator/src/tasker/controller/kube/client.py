@@ -1,4 +1,4 @@
-"""The operator's doorway to the Kubernetes API: a few verbs on plain dictionaries.
+"""The operator's client of the Kubernetes API: a few verbs on plain dictionaries.
 
 Reconcilers, the scaler and the resync call it; watching is kopf's. It stands on the aio side of the official client for
 configuration, authentication and connections, and speaks to paths itself, because the resources here are ours and the

@@ -1,6 +1,6 @@
 """Writing a status: only when it differs, only the difference, and only on the version that the decision was made from.
 
-Called through `World.write_status`. A conflict means that the object moved on: the newest one is fetched, so that the
+Called by reconcilers. A conflict means that the object moved on: the newest one is fetched, so that the
 retry, which is the work queue's, decides again from it.
 """
 
@@ -16,7 +16,7 @@ _ABSENT = object()
 
 
 class StatusWriter:
-    """Writes statuses through the status subresource. `newest` is told of the object when a write met a conflict."""
+    """Writes statuses through the status subresource. `newest` gets the object after a write or a conflict."""
 
     def __init__(
         self, cluster: Cluster, metrics: OperatorMetrics, *, newest: Callable[[Resource, Manifest], None]
@@ -46,6 +46,7 @@ class StatusWriter:
                     self._newest(resource, newest)
             raise
         self._metrics.status_writes.labels(resource.kind, "written").inc()
+        self._newest(resource, written)
         return written
 
 

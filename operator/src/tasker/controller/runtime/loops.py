@@ -1,7 +1,7 @@
 """The operator's own loops: changed rows to statuses, scaling, sweeping, resync, and the hints that hurry them.
 
-Each loop goes on whatever fails: the failure is logged once when it begins and once when it ends, and the pause before
-the next try never falls below the loop's own period.
+No failure ends a loop: it is logged once when it begins and once when it ends, and the pause before the next try never
+falls below the loop's own period.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from collections.abc import Awaitable, Callable
 from tasker.controller.kube.client import ClusterError
 from tasker.controller.kube.keys import ObjectKey
 from tasker.controller.pools.scaler import Scaler
+from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.queues import KeyQueue
 from tasker.controller.runtime.resync import Resync
+from tasker.controller.tasks.cache import TaskCache
 from tasker.controller.templates.reconcile import COUNTS_SECONDS
-from tasker.controller.world import World
 from tasker.engine import FINISHED, ChangeCursor
+from tasker.engine.changes import ChangeLog
+from tasker.engine.workers import Workers
 from tasker.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -62,65 +66,75 @@ async def repeat(name: str, pacer: Pacer, once: Callable[[], Awaitable[None]]) -
             failing = True
         else:
             if failing:
-                logger.info("%s goes on", name)
+                logger.info("%s works again", name)
             failing = False
         await pacer.wait()
 
 
 class ChangeReader:
-    """Reads which runs moved and calls their Tasks; begins where `start` was called."""
+    """Reads which runs moved and queues their Tasks; begins where `start` was called."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(
+        self,
+        *,
+        changes: ChangeLog,
+        tasks: TaskCache,
+        task_queue: KeyQueue,
+        template_queue: KeyQueue,
+        metrics: OperatorMetrics,
+    ) -> None:
+        self._changes = changes
+        self._tasks = tasks
+        self._task_queue = task_queue
+        self._template_queue = template_queue
         self._cursor: ChangeCursor | None = None
         self._read_at = time.monotonic()
-        world.metrics.change_lag.set_function(self.lag_seconds)
+        metrics.change_lag.set_function(self.lag_seconds)
 
     def lag_seconds(self) -> float:
         """How long ago changes were last read: while this grows, the database does not answer."""
         return time.monotonic() - self._read_at
 
     async def start(self) -> None:
-        """Takes the place to begin from. Everything that moved before it is for the resync to show."""
-        self._cursor = (await self._world.engine.changes.read(None)).cursor
+        """Takes the place to begin from. The resync reconciles everything that moved before it."""
+        self._cursor = (await self._changes.read(None)).cursor
 
     async def read(self) -> None:
-        changes = await self._world.engine.changes.read(self._cursor)
+        changes = await self._changes.read(self._cursor)
         for uid in changes.origin_uids:
-            key = self._world.task_keys.get(uid)
+            key = self._tasks.find_uid(uid)
             if key is None:
-                continue  # gone, or not seen yet: its own event calls it
-            self._world.queues.tasks.add(key)
-            task = self._world.tasks.get(key)
+                continue  # deleted, or not listed yet: its own event queues it
+            self._task_queue.add(key)
+            task = self._tasks.read_valid(key)
             if task is not None:
-                template = ObjectKey(namespace=key.namespace, name=task["spec"]["templateRef"]["name"])
-                self._world.queues.templates.add_after(template, COUNTS_SECONDS)
+                template = ObjectKey(namespace=key.namespace, name=task.spec.template_ref.name)
+                self._template_queue.add_after(template, COUNTS_SECONDS)
         self._cursor = changes.cursor
         self._read_at = time.monotonic()
 
 
-async def listen(world: World, *, changes: Pacer, scaling: Pacer) -> None:
+async def listen(log: ChangeLog, *, changes: Pacer, scaling: Pacer) -> None:
     """Hurries the loops when the database announces work or ends."""
-    async for channel in world.engine.changes.listen():
+    async for channel in log.listen():
         changes.hurry()
         if channel != FINISHED:
             scaling.hurry()
 
 
-async def sweep(world: World) -> None:
+async def sweep(workers: Workers, metrics: OperatorMetrics) -> None:
     """One sweep: with no worker left nobody else wakes due retries or ends what is over its time."""
-    for repair, repaired in (await world.engine.workers.sweep()).items():
-        world.metrics.sweep_repairs.labels(repair).inc(repaired)
+    for repair, repaired in (await workers.sweep()).items():
+        metrics.sweep_repairs.labels(repair).inc(repaired)
 
 
-async def sweep_for_ever(world: World) -> None:
-    period = world.settings.sweep_seconds
-    await asyncio.sleep(period * random.random())  # noqa: S311 - only spreads the sweepers
-    await repeat("the sweep", Pacer(period), lambda: sweep(world))
+async def sweep_for_ever(workers: Workers, metrics: OperatorMetrics, period_seconds: float) -> None:
+    await asyncio.sleep(period_seconds * random.random())  # noqa: S311 - only spreads the sweepers
+    await repeat("the sweep", Pacer(period_seconds), lambda: sweep(workers, metrics))
 
 
 async def scale_for_ever(scaler: Scaler, pacer: Pacer) -> None:
-    await repeat("scaling", pacer, scaler.look)
+    await repeat("scaling", pacer, scaler.reconcile_scale)
 
 
 async def read_changes_for_ever(reader: ChangeReader, pacer: Pacer) -> None:

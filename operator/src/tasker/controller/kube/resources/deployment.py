@@ -1,0 +1,26 @@
+"""Deployment: what the operator reads of the workers' Deployments."""
+
+from __future__ import annotations
+
+from tasker.controller.kube.resources.base import KubernetesObject, ResourcePart
+
+
+class DeploymentSpec(ResourcePart):
+    """The desired state."""
+
+    replicas: int | None = None
+
+
+class DeploymentStatus(ResourcePart):
+    """What there is."""
+
+    replicas: int = 0
+    ready_replicas: int = 0
+    updated_replicas: int = 0
+
+
+class Deployment(KubernetesObject):
+    """A Deployment."""
+
+    spec: DeploymentSpec
+    status: DeploymentStatus = DeploymentStatus()
