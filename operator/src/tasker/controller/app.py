@@ -25,9 +25,11 @@ from tasker.controller.kube.client import Cluster, ClusterError
 from tasker.controller.runtime.health import Readiness, serve_health
 from tasker.controller.runtime.logs import configure_logging
 from tasker.controller.runtime.loops import (
+    ChangeReader,
     Pacer,
     listen,
     read_changes_for_ever,
+    read_unoffered_for_ever,
     resync_for_ever,
     scale_for_ever,
     sweep_for_ever,
@@ -118,6 +120,7 @@ def _loops(parts: Parts, engine: Engine, settings: OperatorSettings, metrics: Op
         scale_for_ever(parts.scaler, scaling),
         sweep_for_ever(engine.workers, metrics, settings.sweep_seconds),
         leave_adopted_database(engine),
+        read_unoffered_for_ever(parts.unoffered),
         resync_for_ever(parts.resync, settings.resync_seconds),
         listen(engine.changes, changes=changes, scaling=scaling),
     ]

@@ -133,10 +133,11 @@ class Cluster:
                 return
             query["continue"] = more
 
-    async def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
-        """Server-side apply of what we own; what another manager wrote into those fields is put back."""
+    async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, force: bool = True) -> Manifest:
+        """Server-side apply of what we own. What another manager wrote into those fields is put back; without `force`
+        it is a conflict."""
         metadata = manifest["metadata"]
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
         path = resource.path(metadata.get("namespace"), metadata["name"])
         return await self._request("PATCH", path, query=query, body=manifest, content_type=_APPLY_PATCH)
 

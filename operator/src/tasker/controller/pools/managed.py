@@ -106,6 +106,9 @@ class NamespaceReconciler:
         live = await self._cluster.get(NAMESPACE, None, namespace)
         if live is None or Namespace.parse(live).is_being_deleted:
             return None
+        if await self._cluster.get(WORKER_POOL, namespace, POOL_NAME) is not None:
+            return None  # a person's own, whose event is on its way
+        # Without force: one that a person writes at this moment stays as it is written.
         created = await self._cluster.apply(
             WORKER_POOL,
             {
@@ -118,6 +121,7 @@ class NamespaceReconciler:
                 },
                 "spec": dict(self._managed_spec),
             },
+            force=False,
         )
         self._pools.put(created)
         self._pool_queue.add(key_of(created))

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from tasker.controller.kube.client import ClusterError
 from tasker.controller.kube.keys import ObjectKey
 from tasker.controller.pools.scaler import Scaler
+from tasker.controller.pools.state import PoolStates
 from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.controller.runtime.queues import KeyQueue
 from tasker.controller.runtime.resync import Resync
@@ -23,10 +24,14 @@ from tasker.controller.tasks.cache import TaskCache
 from tasker.controller.templates.reconcile import COUNTS_SECONDS
 from tasker.engine import FINISHED, ChangeCursor
 from tasker.engine.changes import ChangeLog
+from tasker.engine.tasks import Tasks
 from tasker.engine.workers import Workers
 from tasker.errors import StoreError
 
 logger = logging.getLogger(__name__)
+
+UNOFFERED_SECONDS = 5.0
+"""How often what no worker offers is read, in seconds: seldom beside the minute after which it is said."""
 
 HINT_PAUSE_SECONDS = 0.1
 """A loop that hints hurry still runs at most this often, in seconds."""
@@ -114,6 +119,45 @@ class ChangeReader:
         self._read_at = time.monotonic()
 
 
+class UnofferedReader:
+    """Reads which callables no worker offers, and queues the pools and Tasks that show it.
+
+    Nothing moves in a run that waits so; that it does is a matter of time alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine_workers: Workers,
+        engine_tasks: Tasks,
+        tasks: TaskCache,
+        states: PoolStates,
+        task_queue: KeyQueue,
+        pool_queue: KeyQueue,
+    ) -> None:
+        self._engine_workers = engine_workers
+        self._engine_tasks = engine_tasks
+        self._tasks = tasks
+        self._states = states
+        self._task_queue = task_queue
+        self._pool_queue = pool_queue
+        self._waiting: frozenset[str] = frozenset()
+
+    async def read(self) -> None:
+        unoffered = await self._engine_workers.unoffered_callables()
+        for key, state in self._states.items():
+            mine = tuple(each for each in unoffered if each.namespace == key.namespace)
+            if mine != state.unoffered:
+                state.unoffered = mine
+                self._pool_queue.add(key)
+        waiting = await self._engine_tasks.origins_waiting_for_worker() if unoffered else frozenset()
+        for uid in waiting ^ self._waiting:
+            key_of_task = self._tasks.find_uid(uid)
+            if key_of_task is not None:
+                self._task_queue.add(key_of_task)
+        self._waiting = waiting
+
+
 async def listen(log: ChangeLog, *, changes: Pacer, scaling: Pacer) -> None:
     """Hurries the loops when the database announces work or ends."""
     async for channel in log.listen():
@@ -135,6 +179,10 @@ async def sweep_for_ever(workers: Workers, metrics: OperatorMetrics, period_seco
 
 async def scale_for_ever(scaler: Scaler, pacer: Pacer) -> None:
     await repeat("scaling", pacer, scaler.reconcile_scale)
+
+
+async def read_unoffered_for_ever(reader: UnofferedReader) -> None:
+    await repeat("reading what no worker offers", Pacer(UNOFFERED_SECONDS), reader.read)
 
 
 async def read_changes_for_ever(reader: ChangeReader, pacer: Pacer) -> None:
