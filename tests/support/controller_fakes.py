@@ -41,7 +41,7 @@ from tasker.model.task import (
 )
 from tasker.model.template import TemplateSpec
 from tasker.model.transitions import TaskState
-from tasker.model.workers import PoolDemand, WorkerInfo
+from tasker.model.workers import PoolDemand, UnofferedCallable, WorkerInfo
 from tasker.settings import OperatorSettings
 
 START = datetime(2031, 1, 1, tzinfo=UTC)
@@ -75,6 +75,10 @@ class FakeEngine:
         self.registered_workers: dict[str, WorkerInfo] = {}
         self.demand: dict[tuple[str, str], PoolDemand] = {}
         self.expired: list[tuple[str, str]] = []
+        self.expired_as: list[str] = []
+        self.template_hashes: dict[tuple[str, str], str] = {}
+        self.unoffered: list[UnofferedCallable] = []
+        self.waiting_for_worker: frozenset[str] = frozenset()
         self.reads = 0
         self.templates = FakeTemplates(self)
         self.tasks = FakeTasks(self)
@@ -143,6 +147,9 @@ class FakeTasks:
             if not run.finished
         ]
 
+    async def origins_waiting_for_worker(self) -> frozenset[str]:
+        return self._engine.waiting_for_worker
+
 
 class FakeActions:
     def __init__(self, engine: FakeEngine) -> None:
@@ -172,8 +179,14 @@ class FakeWorkers:
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
 
-    async def demand(self, pools: Sequence[tuple[str, str]]) -> list[PoolDemand]:
+    async def demand(
+        self, pools: Sequence[tuple[str, str]], template_hashes: Mapping[tuple[str, str], str] | None = None
+    ) -> list[PoolDemand]:
+        self._engine.template_hashes = dict(template_hashes or {})
         return [self._engine.demand.get(pool, make_demand(*pool)) for pool in pools]
+
+    async def unoffered_callables(self) -> list[UnofferedCallable]:
+        return self._engine.unoffered
 
     async def read(self, namespace: str) -> list[WorkerInfo]:
         return list(self._engine.registered_workers.values())
@@ -198,7 +211,16 @@ class FakeWorkers:
             self._engine.registered_workers[name] = replace(self._engine.registered_workers[name], draining=False)
         return list(names)
 
-    async def expire(self, namespace: str, names: Sequence[str], *, actor: str, reason: str) -> int:
+    async def expire(
+        self,
+        namespace: str,
+        names: Sequence[str],
+        *,
+        actor: str,
+        reason: str,
+        error_type: str = "worker_crash_loop",
+    ) -> int:
+        self._engine.expired_as.append(error_type)
         self._engine.expired += [(name, reason) for name in names]
         return 1
 
@@ -338,6 +360,7 @@ class ControllerKit:
             events=self.events,
             metrics=self.metrics,
             clock=clock,
+            now=self.now,
         )
 
     def resync(self) -> Resync:

@@ -22,7 +22,7 @@ from tasker.engine import READY, notifications
 from tasker.engine.migrate import check_schema, migrate
 from tasker.engine.pool import Database, connect
 from tasker.engine.queries import load_queries
-from tasker.errors import StoreUnavailable
+from tasker.errors import StoreError, StoreUnavailable
 from tasker.factory import open_engine
 from tasker.settings import DEFAULT_LIMITS, MIGRATION_LIMITS, DatabaseSettings
 
@@ -110,6 +110,25 @@ async def test_calls_do_not_hang_on_a_database_that_went_silent(database_url: st
         assert not engine.obstacle
         # The third connection was idle all the while, and leads into the silence as the other two did.
         await asyncio.gather(*(engine.workers.read("shop") for _ in range(6)))
+
+
+async def test_a_statement_that_takes_too_long_is_given_up_by_a_server_that_is_well(database_url: str) -> None:
+    async with opened(DatabaseSettings(url=database_url, limits=replace(BRIEF, answer_margin_seconds=10))) as database:
+        pid = await database.fetch_value("select pg_backend_pid()")
+        with pytest.raises(StoreUnavailable, match="gave a statement up: canceling statement due to statement timeout"):
+            await database.fetch("select pg_sleep(30)")
+        assert database.obstacle is None
+        assert await database.fetch_value("select pg_backend_pid()") == pid
+
+
+async def test_a_statement_behind_a_lock_is_given_up_and_tried_again(database_url: str) -> None:
+    limits = replace(DEFAULT_LIMITS, lock_timeout_seconds=0.05)
+    async with await psycopg.AsyncConnection.connect(database_url) as other:
+        await other.execute("lock table tasker.settings")
+        async with opened(DatabaseSettings(url=database_url, limits=limits)) as database:
+            with pytest.raises(StoreError, match="canceling statement due to lock timeout"):
+                await database.fetch("select * from tasker.settings")
+            assert database.obstacle is None
 
 
 async def test_a_listener_leaves_a_database_that_went_silent(database_url: str) -> None:

@@ -197,7 +197,11 @@ async def test_workers_known_to_be_gone_are_expired_at_once(lab: Lab) -> None:
     held = await gone.claim_one()
     await stays.claim_one()
     expired = await lab.engine.workers.expire(
-        "shop", ["gone", "never-seen", "gone-elsewhere"], actor="operator", reason="its pod is gone"
+        "shop",
+        ["gone", "never-seen", "gone-elsewhere"],
+        actor="operator",
+        reason="its pod is gone",
+        error_type="pod_deleted",
     )
     assert expired == 1
     assert [info.name for info in await lab.engine.workers.read("shop")] == ["stays"]
@@ -206,6 +210,7 @@ async def test_workers_known_to_be_gone_are_expired_at_once(lab: Lab) -> None:
     assert (await stays.claim_one()).step_id == held.step_id
     (failed,) = (await lab.engine.tasks.read(task)).failures
     assert failed.message == "worker gone was lost during attempt 1: its pod is gone"
+    assert failed.error_type == "pod_deleted"
     actors = {
         row["actor"]
         for row in await lab.rows("select actor from tasker.step_transitions where event = 'lease_expired'")

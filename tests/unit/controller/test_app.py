@@ -273,6 +273,7 @@ async def test_all_that_runs_for_ever_is_supervised() -> None:
         "scaling",
         "sweep",
         "resync",
+        "unoffered",
         "hints",
         "events",
         "watches",
@@ -283,7 +284,7 @@ async def test_all_that_runs_for_ever_is_supervised() -> None:
 async def test_the_loops_have_the_periods_of_the_settings() -> None:
     parts = await supervised_parts(change_seconds=2.0, scale_seconds=3.0, sweep_seconds=4.0, resync_seconds=50.0)
     longest = {name: part.progress().allowed_seconds for name, part in parts.items() if isinstance(part, Loop)}
-    assert longest == {"changes": 122.0, "scaling": 123.0, "sweep": 124.0, "resync": 950.0}
+    assert longest == {"changes": 122.0, "scaling": 123.0, "sweep": 124.0, "resync": 950.0, "unoffered": 125.0}
 
 
 def test_the_sweeps_of_many_operators_are_spread_and_the_first_resync_is_a_period_away() -> None:

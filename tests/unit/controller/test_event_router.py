@@ -130,6 +130,7 @@ async def test_a_vanished_pods_worker_is_expired_with_the_reason() -> None:
     [key] = kit.queue("lost_pods").take()
     await kit.lost_pod_reconciler().reconcile(key)
     assert kit.engine.expired == [("p", "pod was deleted")]
+    assert kit.engine.expired_as == ["pod_deleted"], "its worker did nothing wrong"
     await kit.lost_pod_reconciler().reconcile(key)
     assert len(kit.engine.expired) == 1
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from support.controller_fakes import ControllerKit, make_demand, make_run, make_worker, pool, template
-from tasker.controller.kube.client import WORKER_POOL, Manifest
+from tasker.controller.kube.client import WORKER_POOL, ClusterError, Manifest
 from tasker.controller.kube.keys import ObjectKey, key_of
 from tasker.controller.kube.resources.worker_pool import MANAGED_POOL_LABEL, WorkerPool
-from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION
+from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, START_SECONDS
 from tasker.controller.pools.state import PoolState, initial_replicas
 
 KEY = ObjectKey(namespace="default", name="default")
@@ -50,11 +51,16 @@ class Setting:
         if registered:
             self.kit.engine.registered_workers[name] = make_worker(name, running=running)
 
-    def show_pod(self, name: str, *, ready: bool) -> None:
+    def show_pod(self, name: str, *, ready: bool, phase: str = "Pending", waiting: str | None = None) -> None:
+        state = {"waiting": {"reason": waiting}} if waiting else {"running": {}}
         pod = {
             "kind": "Pod",
             "metadata": {"name": name, "namespace": "default", "labels": {"tasker.dev/pool": "default"}},
-            "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
+            "status": {
+                "phase": phase,
+                "conditions": [{"type": "Ready", "status": str(ready)}],
+                "containerStatuses": [{"state": state}],
+            },
         }
         self.kit.router.pod(self.kit.cluster.store(pod), "MODIFIED")
 
@@ -165,6 +171,88 @@ async def test_pods_without_a_worker_go_before_any_worker_is_drained(setting: Se
     assert state.desired == 1
     assert setting.drained() == set()
     assert setting.cheapest_to_delete() == {"starting-1", "starting-2"}
+
+
+async def test_a_worker_that_starts_does_not_count_as_idle(setting: Setting) -> None:
+    """Kubernetes deletes pods that are not ready first: the one that starts, which may just have claimed steps."""
+    setting.with_pool(replicas=2, pods=1)
+    setting.show_pod("starting", ready=False, phase="Running")
+    await setting.scale()
+    state = await setting.scale(seconds=100)
+    assert state.desired == 2
+    assert "waiting for starting worker starting to be ready" in state.reason
+    assert setting.drained() == setting.cheapest_to_delete() == set()
+    # One that has not registered in all the time that it may take to start never will.
+    setting.kit.pass_time(START_SECONDS)
+    assert (await setting.scale(seconds=1)).desired == 0
+
+
+async def test_a_worker_that_cannot_run_is_no_reason_to_wait(setting: Setting) -> None:
+    setting.with_pool(replicas=2, pods=1)
+    setting.show_pod("crashing", ready=False, phase="Running", waiting="CrashLoopBackOff")
+    await setting.scale()
+    assert (await setting.scale(seconds=100)).desired == 0
+
+
+async def test_demand_is_asked_for_under_the_current_pod_template(setting: Setting) -> None:
+    manifest = setting.kit.give(pool())
+    await setting.scale()
+    assert setting.kit.engine.template_hashes == {}, "nothing was applied yet"
+    await setting.kit.pool_reconciler().reconcile(key_of(manifest))
+    await setting.scale()
+    environment = setting.kit.cluster.objects["Deployment", "default", "tasker-worker-default"]["spec"]["template"][
+        "spec"
+    ]["containers"][0]["env"]
+    [applied] = [variable["value"] for variable in environment if variable["name"] == "TASKER_POD_TEMPLATE_HASH"]
+    assert setting.kit.engine.template_hashes == {("default", "default"): applied}
+
+
+async def test_the_age_of_the_oldest_step_moves_on_while_nothing_else_does(setting: Setting) -> None:
+    """As it is when no pod can be made."""
+    setting.with_pool(replicas=1, pods=0)
+    pools = setting.kit.queue("pools")
+    queued = make_demand("default", "default", queued=1)
+    for age, shown_anew in ((59.0, True), (59.5, False), (61.0, True), (61.5, False), (130.0, True)):
+        setting.kit.engine.demand["default", "default"] = replace(queued, oldest_ready_seconds=age)
+        pools.take()
+        await setting.scaler.reconcile_scale()
+        assert (pools.take() != []) is shown_anew, age
+
+
+@pytest.mark.parametrize(
+    ("spec", "conflict"),
+    [
+        ({}, False),
+        ({"handlersFrom": {"configMapRef": {"name": "shop"}}}, True),
+    ],
+    ids=["nothing in common", "a conflict"],
+)
+@pytest.mark.parametrize("unseen_by", ["the event", "the read before the apply"])
+async def test_a_pool_that_a_person_writes_at_that_moment_is_left_as_it_is(
+    setting: Setting, spec: dict[str, Any], conflict: bool, unseen_by: str
+) -> None:
+    kit = setting.kit
+    kit.give(template())
+    kit.cluster.store({"kind": "Namespace", "metadata": {"name": "default"}})
+    kit.pass_time(60)
+    written = pool(labels={"team": "shop"}, slots=3, **spec)
+    path = WORKER_POOL.path("default")
+    own = await kit.cluster._request("POST", path, query={"fieldManager": "kubectl-create"}, body=written)
+    if unseen_by != "the event":
+        get = kit.cluster.get
+
+        async def too_early(resource: Any, namespace: str | None, name: str) -> Manifest | None:
+            return None if resource is WORKER_POOL else await get(resource, namespace, name)
+
+        kit.cluster.get = too_early  # type: ignore[method-assign]
+        if conflict:
+            with pytest.raises(ClusterError, match="conflict"):
+                await setting.namespaces.reconcile(NAMESPACE)
+    if not (conflict and unseen_by != "the event"):
+        await setting.namespaces.reconcile(NAMESPACE)
+    live = kit.live(own)
+    assert live["spec"] == own["spec"]
+    assert live["metadata"]["labels"] == {"team": "shop"}
 
 
 async def test_an_idle_pool_goes_to_zero_after_its_idle_time(setting: Setting) -> None:

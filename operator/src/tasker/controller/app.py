@@ -25,7 +25,7 @@ from tasker.controller.kube.access import client_configuration, renew_credential
 from tasker.controller.kube.client import Cluster, ClusterError
 from tasker.controller.runtime.health import Health, serve_health
 from tasker.controller.runtime.logs import configure_logging
-from tasker.controller.runtime.loops import ChangeReader, listen, sweep
+from tasker.controller.runtime.loops import UNOFFERED_SECONDS, ChangeReader, listen, sweep
 from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.controller.runtime.repeat import Loop, Pacer
 from tasker.controller.runtime.supervision import Breakdown, Part, Supervisor, Waiter
@@ -155,6 +155,7 @@ def _supervised(
             round_seconds=RESYNC_ROUND_SECONDS,
             first_wait_seconds=settings.resync_seconds,
         ),
+        Loop("unoffered", parts.unoffered.read, Pacer(UNOFFERED_SECONDS), metrics=metrics),
         Waiter("hints", partial(listen, engine.changes, changes=changes, scaling=scaling)),
         Waiter("events", parts.events.run),
         Waiter("watches", partial(_watch, parts, settings, signals)),

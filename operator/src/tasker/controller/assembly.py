@@ -24,7 +24,7 @@ from tasker.controller.pools.manifests import ImageDefaults
 from tasker.controller.pools.reconcile import PoolReconciler
 from tasker.controller.pools.scaler import Scaler
 from tasker.controller.pools.state import PoolStates
-from tasker.controller.runtime.loops import ChangeReader
+from tasker.controller.runtime.loops import ChangeReader, UnofferedReader
 from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.controller.runtime.resync import Resync
 from tasker.controller.runtime.work_queue import WorkQueue
@@ -48,6 +48,7 @@ class Parts:
     resync: Resync
     scaler: Scaler
     changes: ChangeReader
+    unoffered: UnofferedReader
 
 
 def make_caches(metrics: OperatorMetrics) -> Caches:
@@ -200,6 +201,14 @@ def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metri
             cluster=cluster,
             events=events,
             metrics=metrics,
+        ),
+        unoffered=UnofferedReader(
+            engine_workers=engine.workers,
+            engine_tasks=engine.tasks,
+            tasks=caches.tasks,
+            states=states,
+            task_queue=tasks,
+            pool_queue=pools,
         ),
         changes=ChangeReader(
             changes=engine.changes, tasks=caches.tasks, task_queue=tasks, template_queue=templates, metrics=metrics

@@ -142,6 +142,9 @@ class Database:
         try:
             yield
         except StoreUnavailable as error:
+            if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                self.obstacle = None  # it is there and answered: the statement was too much for it
+                raise
             if isinstance(error.__cause__, PoolTimeout) and self._refusal is not None:
                 error = StoreUnavailable(f"the database cannot be reached: {self._refusal}")
             self.obstacle = str(error)
@@ -300,6 +303,8 @@ def _translate(error: psycopg.Error) -> Exception:
             return TaskNotFound(message)
         case None if isinstance(error, psycopg.OperationalError):
             return StoreUnavailable(f"the database cannot be reached: {message}")
+        case "57014":
+            return StoreUnavailable(f"the database gave a statement up: {message}")
         case "25006":
             return StoreUnavailable(f"the database is read-only: {message}")
         case state if state is not None and state[:2] in {"08", "57"}:

@@ -70,11 +70,22 @@ class Workers:
             await self.hint_ready()
         return undrained
 
-    async def expire(self, namespace: str, names: Sequence[str], *, actor: str, reason: str) -> int:
-        """Ends workers that are gone; returns how many steps they held."""
+    async def expire(
+        self,
+        namespace: str,
+        names: Sequence[str],
+        *,
+        actor: str,
+        reason: str,
+        error_type: str = "worker_crash_loop",
+    ) -> int:
+        """Ends workers that are gone; returns how many steps they held.
+
+        `error_type` is what the failed attempts are called; the default is for workers that ended by themselves.
+        """
         expired = await self._database.fetch_value(
             load_queries("workers")["expire_workers"],
-            {"namespace": namespace, "names": list(names), "actor": actor, "reason": reason},
+            {"namespace": namespace, "names": list(names), "actor": actor, "reason": reason, "error_type": error_type},
         )
         return int(expired or 0)
 

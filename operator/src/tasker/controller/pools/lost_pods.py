@@ -18,6 +18,13 @@ from tasker.engine.workers import Workers
 logger = logging.getLogger(__name__)
 
 
+DELETED = "pod was deleted"
+"""The loss of a pod that somebody deleted while its worker ran well."""
+POD_DELETED = "pod_deleted"
+WORKER_CRASH_LOOP = "worker_crash_loop"
+"""What the failed attempts are called: by whether the worker did anything wrong."""
+
+
 class LostPods:
     """Pods whose workers cannot be running, and why, until the engine knows."""
 
@@ -49,7 +56,10 @@ class LostPodReconciler:
         reason = self._lost_pods.reason(key)
         if reason is None:
             return None
-        steps = await self._engine_workers.expire(key.namespace, [key.name], actor=ACTOR, reason=reason)
+        error_type = POD_DELETED if reason == DELETED else WORKER_CRASH_LOOP
+        steps = await self._engine_workers.expire(
+            key.namespace, [key.name], actor=ACTOR, reason=reason, error_type=error_type
+        )
         self._lost_pods.discard(key)
         if steps:
             self._metrics.workers_expired.inc()
@@ -67,8 +77,8 @@ def loss_of(pod: Pod, *, deleted: bool) -> str | None:
     for container in status.container_statuses:
         ended = container.state.terminated
         if ended is not None and ended.reason not in ("", "Completed"):
-            return f"pod was deleted: {ended.reason}"
-    return "pod was deleted"
+            return f"{DELETED}: {ended.reason}"
+    return DELETED
 
 
 def _waiting_loss(container: ContainerStatus) -> str | None:

@@ -106,6 +106,10 @@ class NamespaceReconciler:
         live = await self._cluster.get(NAMESPACE, None, namespace)
         if live is None or Namespace.parse(live).is_being_deleted:
             return None
+        if await self._cluster.get(WORKER_POOL, namespace, POOL_NAME) is not None:
+            return None  # a person's own, whose event is on its way
+        # A person may write one of that name at this moment. Without force nothing that they wrote is changed; and what
+        # was added to it, where the two do not conflict, is taken back.
         created = await self._cluster.apply(
             WORKER_POOL,
             {
@@ -118,7 +122,11 @@ class NamespaceReconciler:
                 },
                 "spec": dict(self._managed_spec),
             },
+            force=False,
         )
+        if _others_own_spec(created):
+            await self._release(namespace, POOL_NAME)
+            return None
         self._pools.put(created)
         self._pool_queue.add(key_of(created))
         message = "The namespace has templates and had no WorkerPool. Write one of your own to replace this one."
@@ -130,26 +138,29 @@ class NamespaceReconciler:
         live = await self._cluster.get(WORKER_POOL, pool.namespace, pool.name)
         if live is None or not is_managed(ObjectMeta.of(live)) or not _others_own_spec(live):
             return False
+        await self._release(pool.namespace, pool.name)
+        return True
+
+    async def _release(self, namespace: str, name: str) -> None:
         # Applying nothing gives up every field that is only ours: the labels and the spec of the settings.
         released = await self._cluster.apply(
             WORKER_POOL,
             {
                 "apiVersion": WORKER_POOL.api_version,
                 "kind": WORKER_POOL.kind,
-                "metadata": {"name": pool.name, "namespace": pool.namespace},
+                "metadata": {"name": name, "namespace": namespace},
             },
         )
         if is_managed(ObjectMeta.of(released)):
             released = await self._cluster.merge(
                 WORKER_POOL,
-                pool.namespace,
-                pool.name,
+                namespace,
+                name,
                 {"metadata": {"labels": {MANAGED_POOL_LABEL: None, MANAGED_BY_LABEL: None}}},
             )
         self._pools.put(released)
         self._pool_queue.add(key_of(released))
-        logger.info("pool %s/%s is a person's from now on", pool.namespace, pool.name)
-        return True
+        logger.info("pool %s/%s is a person's from now on", namespace, name)
 
     async def _retire(self, pool: ObjectMeta, *, takes_work: bool) -> float | None:
         """Drains the managed pool, then deletes it. `takes_work`: another pool takes what is queued."""

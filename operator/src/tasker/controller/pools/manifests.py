@@ -31,6 +31,7 @@ DATABASE_SECRET = "tasker-database"  # noqa: S105 - the Secret's name, not what 
 DATABASE_KEY = "DATABASE_URL"
 """The key of that Secret; of a pool's own Secret the CRD has the default."""
 HEALTH_PORT = 8081
+TEMPLATE_HASH_VARIABLE = "TASKER_POD_TEMPLATE_HASH"
 HANDLERS_PATH = "/etc/tasker/handlers"
 HANDLERS_VOLUME = "tasker-handlers"
 # Handlers get the grace period less this, so that the worker can release what is left before it is killed.
@@ -97,8 +98,27 @@ class ImageDefaults:
 def hash_handlers(config_map: Mapping[str, Any]) -> str:
     """A hash of a ConfigMap's content; a change of it rolls the pods."""
     content = {"data": config_map.get("data") or {}, "binaryData": config_map.get("binaryData") or {}}
+    return _hash(content)[:32]
+
+
+def hash_template(template: Mapping[str, Any]) -> str:
+    """What a pod template is known by in the database, without the variable that says so to the worker.
+
+    Ours and not the Deployment controller's, which is known only once the controller has seen the template.
+    """
+    return _hash(template)[:16]
+
+
+def template_hash(deployment: Mapping[str, Any]) -> str:
+    """The hash that a Deployment made here gives to its workers."""
+    environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    [value] = [variable["value"] for variable in environment if variable["name"] == TEMPLATE_HASH_VARIABLE]
+    return str(value)
+
+
+def _hash(content: Mapping[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def service_account(pool: PoolIdentity) -> Manifest:
@@ -181,6 +201,8 @@ def deployment(
             "spec": _pod_spec(pool, spec, defaults),
         },
     }
+    template = body["template"]
+    template["spec"]["containers"][0]["env"].append({"name": TEMPLATE_HASH_VARIABLE, "value": hash_template(template)})
     if replicas is not None:
         body["replicas"] = replicas
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": _metadata(pool), "spec": body}
@@ -257,6 +279,8 @@ def _container(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults
             "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": _mounts(spec),
+        # The end of what a worker printed before it failed is in the pod's status then, and in the pool's.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     optional: dict[str, Any] = {
         "args": list(spec.handlers),
@@ -282,7 +306,7 @@ def _environment(pool: PoolIdentity, spec: WorkerPoolSpec) -> list[dict[str, Any
     ]
     if spec.handlers_config_map is not None:
         ours.append({"name": "TASKER_HANDLERS_PATH", "value": HANDLERS_PATH})
-    taken = {variable["name"] for variable in ours}
+    taken = {TEMPLATE_HASH_VARIABLE, *(variable["name"] for variable in ours)}
     return ours + [variable for variable in spec.env if variable["name"] not in taken]
 
 

@@ -153,6 +153,7 @@ class PoolReconciler:
         manifest = manifests.deployment(
             identity, pool.spec, defaults=self._image_defaults, replicas=replicas, handlers_hash=handlers_hash
         )
+        state.template_hash = manifests.template_hash(manifest)
         applied = await self._apply(state, DEPLOYMENT, manifest, version=version)
         if applied is None:
             return deployment

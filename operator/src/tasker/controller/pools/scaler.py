@@ -14,17 +14,19 @@ import logging
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from datetime import datetime
 
 from tasker.controller.kube.client import POD, Cluster, ClusterError
+from tasker.controller.kube.conditions import parse_timestamp, utc_now
 from tasker.controller.kube.events import EventRecorder, Reason
 from tasker.controller.kube.keys import ObjectKey
 from tasker.controller.kube.resources.deployment import Deployment
 from tasker.controller.kube.resources.pod import Pod
 from tasker.controller.kube.resources.worker_pool import WorkerPool
 from tasker.controller.kube.typed_cache import TypedCache
-from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, PoolIdentity
+from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, START_SECONDS, PoolIdentity
 from tasker.controller.pools.members import deployment_of, pods_of
-from tasker.controller.pools.state import PoolState, PoolStates
+from tasker.controller.pools.state import PoolState, PoolStates, rounded_age
 from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.controller.runtime.queues import KeyQueue
 from tasker.engine.workers import Workers
@@ -65,6 +67,7 @@ class Scaler:
         events: EventRecorder,
         metrics: OperatorMetrics,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._pools = pools
         self._deployments = deployments
@@ -77,11 +80,19 @@ class Scaler:
         self._events = events
         self._metrics = metrics
         self._clock = clock
+        self._now = now
 
     async def reconcile_scale(self) -> None:
         """One round over all pools. Raises `StoreUnavailable` when the demand cannot be read."""
         scaled_pools = self._scaled_pools()
-        demands = await self._engine_workers.demand([(each.key.namespace, each.key.name) for each in scaled_pools])
+        demands = await self._engine_workers.demand(
+            [(each.key.namespace, each.key.name) for each in scaled_pools],
+            {
+                (each.key.namespace, each.key.name): each.state.template_hash
+                for each in scaled_pools
+                if each.state.template_hash is not None
+            },
+        )
         by_key = {ObjectKey(namespace=demand.namespace, name=demand.pool): demand for demand in demands}
         for scaled in scaled_pools:
             demand = by_key.get(scaled.key)
@@ -192,9 +203,15 @@ class Scaler:
             return target, ""
         workers = {worker.name: worker for worker in await self._engine_workers.read(namespace)}
         busy = {name for name in pods if name in workers and workers[name].running > 0}
-        exposed = min((name for name in busy if not pods[name].is_ready), default=None)
-        free = [name for name in sorted(pods) if name not in busy and not (exposed and pods[name].is_ready)]
-        # A pod without a worker has nothing to lose.
+        # A worker that starts may register and claim steps before its pod is deleted.
+        starting = {name for name, pod in pods.items() if name not in workers and self._may_register(pod)}
+        exposed = min((name for name in busy | starting if not pods[name].is_ready), default=None)
+        free = [
+            name
+            for name in sorted(pods)
+            if name not in busy and name not in starting and not (exposed and pods[name].is_ready)
+        ]
+        # A pod whose worker cannot register has nothing to lose.
         empty = [name for name in free if name not in workers][:surplus]
         idle = [name for name in free if name in workers]
         idle.sort(key=lambda name: not workers[name].draining)  # those chosen earlier stay chosen
@@ -204,8 +221,16 @@ class Scaler:
         await self._set_deletion_cost(namespace, [*empty, *drained], DRAINED_COST)
         held_by = "waiting for a worker to become idle"
         if exposed is not None:
-            held_by = f"waiting for busy worker {exposed} to be ready: Kubernetes would delete it first"
+            kind = "busy worker" if exposed in busy else "starting worker"
+            held_by = f"waiting for {kind} {exposed} to be ready: Kubernetes would delete it first"
         return len(pods) - len(empty) - len(drained), held_by
+
+    def _may_register(self, pod: Pod) -> bool:
+        """Whether a worker that has not registered yet may be about to: it runs, and has not for too long."""
+        created = pod.metadata.creation_timestamp
+        if not pod.is_running or created is None:
+            return False
+        return (self._now() - parse_timestamp(created)).total_seconds() < START_SECONDS
 
     async def _undrain(self, scaled: _ScaledPool, count: int) -> None:
         """So many workers that were to go, and whose pods are still there, are wanted after all."""
@@ -238,6 +263,6 @@ class Scaler:
         return {pod.metadata.name: pod for pod in pods_of(scaled.key, self._pods) if not pod.is_being_deleted}
 
 
-def _visible(demand: PoolDemand | None) -> tuple[int, int] | None:
-    """The part of the demand that a status shows at once."""
-    return None if demand is None else (demand.queued, demand.running)
+def _visible(demand: PoolDemand | None) -> tuple[int, int, int] | None:
+    """The part of the demand that a status shows at once; the age in few steps, for it moves on with nothing else."""
+    return None if demand is None else (demand.queued, demand.running, rounded_age(demand.oldest_ready_seconds))

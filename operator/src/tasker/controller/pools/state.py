@@ -12,7 +12,7 @@ from tasker.controller.kube.keys import ObjectKey
 from tasker.controller.kube.resources.deployment import Deployment
 from tasker.controller.kube.resources.worker_pool import WorkerPool, WorkerPoolSpec
 from tasker.model.scaling import ScaleMemory
-from tasker.model.workers import PoolDemand
+from tasker.model.workers import PoolDemand, UnofferedCallable
 
 # Ages are shown in these steps of seconds, so that a status is not rewritten every second only because time passes.
 _AGE_STEPS = (0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400)
@@ -47,6 +47,10 @@ class PoolState:
     """A managed pool whose namespace has a person's own: it ends as soon as its workers are idle."""
     applied: dict[str, str] = field(default_factory=dict)
     """Hashes of the manifests that were applied, by kind: the same is not applied twice."""
+    template_hash: str | None = None
+    """What the workers of the newest Deployment are told that their pod template is; None before it was made."""
+    unoffered: tuple[UnofferedCallable, ...] = ()
+    """Callables of the namespace that no live worker offers, and for which steps have waited for a minute."""
     deployment_generation: int | None = None
     """The Deployment's generation after our last apply; another one means that somebody changed it."""
 
@@ -74,6 +78,10 @@ class PoolStates:
             state = PoolState(uid=uid, desired=initial_replicas(pool.spec, live))
             self._states[key] = state
         return state
+
+    def items(self) -> list[tuple[ObjectKey, PoolState]]:
+        """Every pool that is remembered."""
+        return list(self._states.items())
 
     def forget(self, key: ObjectKey) -> None:
         self._states.pop(key, None)

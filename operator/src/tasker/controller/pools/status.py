@@ -10,9 +10,13 @@ from tasker.controller.kube.conditions import Condition, render, shorten, timest
 from tasker.controller.kube.invalid import invalid_status
 from tasker.controller.kube.resources.base import Truth
 from tasker.controller.kube.resources.deployment import Deployment, DeploymentStatus
-from tasker.controller.kube.resources.pod import Pod
+from tasker.controller.kube.resources.pod import ContainerStatus, Pod
 from tasker.controller.kube.resources.worker_pool import WorkerPool
 from tasker.controller.pools.state import PoolState, rounded_age
+from tasker.controller.unoffered import unoffered_conditions
+
+LAST_WORDS_LIMIT = 600
+"""Characters of a failed worker's output: its end, where the error stands. The reason comes before it."""
 
 # Why a container that does not run will not run without somebody's help.
 _STUCK_REASONS = frozenset(
@@ -58,9 +62,9 @@ def build_pool_status(
         status["lastScaleTime"] = timestamp(now)
     elif old.last_scale_time is not None:
         status["lastScaleTime"] = old.last_scale_time
-    status["conditions"] = render(
-        _conditions(desired, live, _stuck_pod(pods)), previous=old.conditions, generation=generation, now=now
-    )
+    conditions = _conditions(desired, live, _creation_failure(live) or _stuck_pod(pods))
+    conditions += unoffered_conditions(state.unoffered, previous=old.conditions)
+    status["conditions"] = render(conditions, previous=old.conditions, generation=generation, now=now)
     return status
 
 
@@ -79,6 +83,13 @@ def stalled_conditions(*, reason: str, message: str) -> list[Condition]:
         Condition(type="Progressing", status="False", reason=reason, message=message),
         Condition(type="Stalled", status="True", reason=reason, message=message),
     ]
+
+
+def _last_words(container: ContainerStatus) -> str:
+    """The end of what the container printed before it ended the last time."""
+    ended = container.last_state.terminated
+    words = ended.message.strip() if ended is not None else ""
+    return f". Its last words: {words[-LAST_WORDS_LIMIT:].lstrip()}" if words else ""
 
 
 def _conditions(desired: int, live: DeploymentStatus, stuck: tuple[str, str] | None) -> list[Condition]:
@@ -104,6 +115,14 @@ def _conditions(desired: int, live: DeploymentStatus, stuck: tuple[str, str] | N
     ]
 
 
+def _creation_failure(live: DeploymentStatus) -> tuple[str, str] | None:
+    """Reason and message when pods cannot even be made: a quota, a missing ServiceAccount, an admission rule."""
+    for condition in live.conditions:
+        if condition.type == "ReplicaFailure" and condition.status == "True":
+            return condition.reason or "ReplicaFailure", f"Pods cannot be created: {condition.message}"
+    return None
+
+
 def _stuck_pod(pods: Iterable[Pod]) -> tuple[str, str] | None:
     """Reason and message of the first pod, by name, that cannot run without help."""
     for pod in pods:
@@ -112,6 +131,6 @@ def _stuck_pod(pods: Iterable[Pod]) -> tuple[str, str] | None:
         for container in pod.status.container_statuses:
             waiting = container.state.waiting
             if waiting is not None and waiting.reason in _STUCK_REASONS:
-                message = f"Pod {pod.metadata.name}: {waiting.reason}: {waiting.message}"
-                return waiting.reason, message.rstrip(": ")
+                message = f"Pod {pod.metadata.name}: {waiting.reason}: {waiting.message}".rstrip(": ")
+                return waiting.reason, message + _last_words(container)
     return None

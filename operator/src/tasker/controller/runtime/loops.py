@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.pools.state import PoolStates
 from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.controller.runtime.queues import KeyQueue
 from tasker.controller.runtime.repeat import Pacer
@@ -15,7 +16,11 @@ from tasker.controller.tasks.cache import TaskCache
 from tasker.controller.templates.reconcile import COUNTS_SECONDS
 from tasker.engine import FINISHED, ChangeCursor
 from tasker.engine.changes import ChangeLog
+from tasker.engine.tasks import Tasks
 from tasker.engine.workers import Workers
+
+UNOFFERED_SECONDS = 5.0
+"""How often what no worker offers is read, in seconds: seldom beside the minute after which it is said."""
 
 
 class ChangeReader:
@@ -59,6 +64,45 @@ class ChangeReader:
                 self._template_queue.add_after(template, COUNTS_SECONDS)
         self._cursor = changes.cursor
         self._read_at = time.monotonic()
+
+
+class UnofferedReader:
+    """Reads which callables no worker offers, and queues the pools and Tasks that show it.
+
+    Nothing moves in a run that waits so; that it does is a matter of time alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine_workers: Workers,
+        engine_tasks: Tasks,
+        tasks: TaskCache,
+        states: PoolStates,
+        task_queue: KeyQueue,
+        pool_queue: KeyQueue,
+    ) -> None:
+        self._engine_workers = engine_workers
+        self._engine_tasks = engine_tasks
+        self._tasks = tasks
+        self._states = states
+        self._task_queue = task_queue
+        self._pool_queue = pool_queue
+        self._waiting: frozenset[str] = frozenset()
+
+    async def read(self) -> None:
+        unoffered = await self._engine_workers.unoffered_callables()
+        for key, state in self._states.items():
+            mine = tuple(each for each in unoffered if each.namespace == key.namespace)
+            if mine != state.unoffered:
+                state.unoffered = mine
+                self._pool_queue.add(key)
+        waiting = await self._engine_tasks.origins_waiting_for_worker() if unoffered else frozenset()
+        for uid in waiting ^ self._waiting:
+            key_of_task = self._tasks.find_uid(uid)
+            if key_of_task is not None:
+                self._task_queue.add(key_of_task)
+        self._waiting = waiting
 
 
 async def listen(log: ChangeLog, *, changes: Pacer, scaling: Pacer) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 
 from tasker.controller.kube.conditions import Condition, parse_timestamp, render, shorten, timestamp
 from tasker.controller.kube.resources.task import TaskStatus
+from tasker.controller.unoffered import describe_unoffered, unoffered_conditions
 from tasker.model.task import StepCounts, StepFailure, TaskSummary
 
 STATUS_LIMIT_BYTES = 16 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024
 FAILURES_LIMIT = 20
 FAILURE_MESSAGE_LIMIT = 1024
+WAITING_FOR_LIMIT = 256
 CONDITION_MESSAGE_LIMIT = 256
 """Three conditions carry the same message; the failures say more."""
 
@@ -63,7 +65,11 @@ def build_status(summary: TaskSummary, *, previous: TaskStatus, generation: int,
         status["startTime"] = timestamp(summary.started_at)
     if summary.completed_at is not None:
         status["completionTime"] = timestamp(summary.completed_at)
-    status["conditions"] = _render(_conditions(summary, phase), previous, generation, now)
+    unoffered = () if summary.finished else summary.waiting_for_worker
+    if unoffered:
+        status["waitingFor"] = shorten(describe_unoffered(unoffered), WAITING_FOR_LIMIT)
+    conditions = [*_conditions(summary, phase), *unoffered_conditions(unoffered, previous=previous.conditions)]
+    status["conditions"] = _render(conditions, previous, generation, now)
     if phase == "Succeeded":
         status.update(_result(summary))
     failures = _failures(summary.failures, STATUS_LIMIT_BYTES - _MARGIN_BYTES - size_in_bytes(status))

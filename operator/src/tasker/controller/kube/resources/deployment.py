@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasker.controller.kube.resources.base import KubernetesObject, ResourcePart
+from tasker.controller.kube.resources.base import Items, KubernetesObject, ResourcePart
 
 
 class DeploymentSpec(ResourcePart):
@@ -11,12 +11,22 @@ class DeploymentSpec(ResourcePart):
     replicas: int | None = None
 
 
+class DeploymentCondition(ResourcePart):
+    """One aspect of a Deployment's state."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+
+
 class DeploymentStatus(ResourcePart):
     """What there is."""
 
     replicas: int = 0
     ready_replicas: int = 0
     updated_replicas: int = 0
+    conditions: Items[DeploymentCondition] = ()
 
 
 class Deployment(KubernetesObject):

@@ -25,6 +25,7 @@ class ContainerTerminated(ResourcePart):
     """How a container ended."""
 
     reason: str = ""
+    message: str = ""
     exit_code: int | None = None
 
 
@@ -56,6 +57,14 @@ class Pod(KubernetesObject):
     """A pod."""
 
     status: PodStatus = Field(default_factory=PodStatus)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its containers were started, and none of them has ended or waits to be started again."""
+        return self.status.phase == "Running" and all(
+            container.state.waiting is None and container.state.terminated is None
+            for container in self.status.container_statuses
+        )
 
     @property
     def is_ready(self) -> bool:

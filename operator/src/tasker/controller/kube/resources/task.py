@@ -70,6 +70,7 @@ class TaskStatus(ResourceStatus):
     task_uuid: str | None = None
     revision: str | None = None
     progress: str | None = None
+    waiting_for: Annotated[str, Field(max_length=256)] | None = None
     steps: TaskStepCounts | None = None
     start_time: str | None = None
     completion_time: str | None = None

@@ -152,13 +152,14 @@ begin
 end $$;
 
 -- Ends leases whose holder is not going to settle them. Returns how many were current.
-create or replace function tasker.expire_leases(p_actor text, p_step_ids bigint[], p_fences bigint[], p_reason text)
-returns integer language plpgsql as $$
+create or replace function tasker.expire_leases(
+    p_actor text, p_step_ids bigint[], p_fences bigint[], p_reason text, p_error_type text default 'worker_crash_loop'
+) returns integer language plpgsql as $$
 declare
     v_payloads jsonb[];
     v_expired integer;
 begin
-    select array_agg(jsonb_build_object('error_type', 'worker_crash_loop', 'message',
+    select array_agg(jsonb_build_object('error_type', p_error_type, 'message',
             format('worker %s was lost during attempt %s: %s', coalesce(w.name, 'unknown'), l.attempt, p_reason))
             order by given.place) into v_payloads
     from unnest(p_step_ids) with ordinality as given(step_id, place)
@@ -171,8 +172,9 @@ begin
 end $$;
 
 -- Ends workers that are gone, with the reason: their leases expire at once. Returns how many steps they held.
-create or replace function tasker.expire_workers(p_actor text, p_worker_ids bigint[], p_reason text)
-returns integer language plpgsql
+create or replace function tasker.expire_workers(
+    p_actor text, p_worker_ids bigint[], p_reason text, p_error_type text default 'worker_crash_loop'
+) returns integer language plpgsql
 set enable_seqscan = off as $$
 declare
     v_gone bigint[];
@@ -186,7 +188,7 @@ begin
     select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
     from tasker.leases where worker_id = any (v_gone);
     if v_step_ids is not null then
-        v_expired := tasker.expire_leases(p_actor, v_step_ids, v_fences, p_reason);
+        v_expired := tasker.expire_leases(p_actor, v_step_ids, v_fences, p_reason, p_error_type);
     end if;
     delete from tasker.workers where worker_id = any (v_gone);
     return v_expired;

@@ -44,7 +44,8 @@ select * from tasker.undrain_workers(%(namespace)s, %(names)s);
 -- name: expire_workers
 -- Ends workers that are gone.
 select tasker.expire_workers(%(actor)s, array(
-    select worker_id from tasker.workers where namespace = %(namespace)s and name = any (%(names)s)), %(reason)s) as expired;
+    select worker_id from tasker.workers where namespace = %(namespace)s and name = any (%(names)s)),
+    %(reason)s, %(error_type)s) as expired;
 
 -- name: sweep
 -- Repairs what time has broken.
