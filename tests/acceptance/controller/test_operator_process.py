@@ -221,7 +221,7 @@ class ScalingHangs(app.Loop):
 
 
 app.Loop = ScalingHangs
-termination.end_in_any_case.__kwdefaults__["after_seconds"] = 5.0
+termination.end_in_any_case.__kwdefaults__["after_seconds"] = 8.0
 raise SystemExit(app.main())
 """
 
@@ -265,7 +265,7 @@ def test_a_part_that_hangs_and_cannot_be_cancelled_fails_the_probes_and_ends_the
         assert (code, text.startswith(f"broken: {fault}")) == (503, True), text
     assert operator.metric("tasker_operator_breakdowns_total", part="scaling") == 1
     assert operator.wait(timeout=30) == 3
-    assert "the operator did not end in order within 5 s" in last_words.read_text()
+    assert "the operator did not end in order within 8 s" in last_words.read_text()
     assert last_words.read_text() in operator.log.splitlines()[-1]
 
 

@@ -27,7 +27,7 @@ async def until(condition: Callable[[], bool]) -> None:
     async def probe() -> bool:
         return condition()
 
-    await eventually_async(probe, timeout=5, interval=0.002)
+    await eventually_async(probe, timeout=20, interval=0.002)
 
 
 def key(name: str) -> ObjectKey:
