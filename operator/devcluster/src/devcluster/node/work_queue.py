@@ -84,9 +84,9 @@ class WorkQueue(Generic[KeyType]):
         finally:
             self._stopping = True
             await loops.stop()
-            for timer in self._timers.values():
-                timer.cancel()
-            self._timers.clear()
+            # Nothing is forgotten should it be run again: what waits for its time then comes at once.
+            for key in list(self._timers):
+                self.add(key)
 
     def _put(self, key: KeyType) -> None:
         self._waiting.put_nowait(key)
@@ -112,6 +112,7 @@ class WorkQueue(Generic[KeyType]):
                 # Unless the queue is stopping, this is a failure of the key, tried again like any other: something
                 # that the key waited for was cancelled, or else this worker was, which then ends and is replaced.
                 if self._stopping:
+                    self._dirty.add(key)
                     raise
                 failed = True
                 delay = self._delay_after(key, error)

@@ -161,3 +161,20 @@ async def test_the_node_tells_whether_its_loops_come_round(api: NodeCluster, mon
         async with session.get(node.health_url) as answer:
             assert answer.status == 500
             assert "watch pods has not come round for 99 s" in (await answer.text()).splitlines()
+
+
+async def test_whatever_loop_is_cancelled_is_logged_and_the_node_goes_on(
+    cluster: NodeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = {"watch deployments", "watch replicasets", "watch pods", "reconcile", "events", "resync"}
+    loops = {task.get_name(): task for task in asyncio.all_tasks() if task.get_name() in names}
+    assert set(loops) == names
+    for task in loops.values():
+        task.cancel()
+    await cluster.create(DEPLOYMENTS, deployment("web", 1))
+    await cluster.until_available("web", 1, timeout=30)
+    assert "Started container" in await cluster.event_of(
+        (await cluster.running_pods("web"))[0]["metadata"]["name"], "Started"
+    )
+    for name in names:
+        assert f"{name} was cancelled; it begins again" in caplog.text

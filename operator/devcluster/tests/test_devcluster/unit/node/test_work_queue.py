@@ -228,3 +228,22 @@ async def test_the_queue_is_late_when_keys_wait_and_nobody_takes_one() -> None:
         free.set()
         await until(lambda: len(done) == 6)
         assert queue.heart.late_seconds() is None
+
+
+async def test_a_queue_that_is_run_again_has_forgotten_nothing() -> None:
+    queue, done = WorkQueue[str](), list[str]()
+    in_hand = asyncio.Event()
+
+    async def hang(_key: str) -> None:
+        in_hand.set()
+        await asyncio.Event().wait()
+
+    async def reconcile(key: str) -> None:
+        done.append(key)
+
+    queue.add("in hand")
+    async with working(queue, hang):
+        await in_hand.wait()
+        queue.add_after("later", 3600)
+    async with working(queue, reconcile):
+        await until(lambda: sorted(done) == ["in hand", "later"])
