@@ -45,7 +45,7 @@ class Subject:
     cluster: Cluster
     namespace: str
     api: Api | None = None
-    conflicts: list[Manifest] = field(default_factory=list)
+    told: list[Manifest] = field(default_factory=list)
 
     async def refuse(self, verb: str, resource: Resource, code: int, *, retry_after: int | None = None) -> None:
         """The next request of that kind is answered with an error."""
@@ -109,8 +109,8 @@ class Subject:
         return found
 
     def statuses(self) -> StatusWriter:
-        """Writes statuses; `conflicts` gets the newest object after each conflict."""
-        return StatusWriter(self.cluster, OperatorMetrics(), newest=lambda _, manifest: self.conflicts.append(manifest))
+        """Writes statuses; `told` gets the newest object after each write or conflict."""
+        return StatusWriter(self.cluster, OperatorMetrics(), newest=lambda _, manifest: self.told.append(manifest))
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +387,7 @@ async def test_a_status_from_an_old_version_is_a_conflict_and_the_newest_is_told
         await subject.statuses().write(TASK, made, {"phase": "Running"})
     assert refused.value.is_conflict
     assert "status" not in await subject.read(TASK, "t")
-    [told] = subject.conflicts
+    [told] = subject.told
     assert told["metadata"]["resourceVersion"] == newest["metadata"]["resourceVersion"]
 
 
@@ -396,11 +396,12 @@ async def test_a_patch_that_no_longer_fits_is_a_conflict_too(subject: Subject) -
     writer = subject.statuses()
     old = await writer.write(TASK, made, {"phase": "Pending", "progress": "0/1"})
     assert old is not None
-    assert await writer.write(TASK, old, {"phase": "Pending"}) is not None
+    newest = await writer.write(TASK, old, {"phase": "Pending"})
+    subject.told.clear()
     with pytest.raises(ClusterError) as refused:
         await writer.write(TASK, old, {"phase": "Running"})
     assert refused.value.is_conflict
-    assert len(subject.conflicts) == 1
+    assert subject.told == [newest]
 
 
 async def test_an_invalid_status_is_no_conflict(subject: Subject) -> None:
@@ -408,7 +409,7 @@ async def test_an_invalid_status_is_no_conflict(subject: Subject) -> None:
     with pytest.raises(ClusterError, match=r"status\.phase") as refused:
         await subject.statuses().write(TASK, made, {"phase": "Strange"})
     assert refused.value.status == 422
-    assert subject.conflicts == []
+    assert subject.told == []
 
 
 async def test_an_object_made_anew_is_not_touched_by_what_was_meant_for_its_predecessor(subject: Subject) -> None:
@@ -421,7 +422,7 @@ async def test_an_object_made_anew_is_not_touched_by_what_was_meant_for_its_pred
     with pytest.raises(ClusterError) as refused:
         await subject.statuses().write(TASK, old, {"phase": "Succeeded"})
     assert refused.value.is_conflict
-    assert [told["metadata"]["uid"] for told in subject.conflicts] == [new["metadata"]["uid"]]
+    assert [told["metadata"]["uid"] for told in subject.told] == [new["metadata"]["uid"]]
     assert not await subject.delete(TASK, old)
     assert await subject.read(TASK, "t") == new
     assert await subject.delete(TASK, new)
