@@ -340,6 +340,7 @@ def test_metadata_of_a_failure_is_encoded_alike_and_may_be_as_deep() -> None:
 def test_text_of_errors_is_made_storable() -> None:
     assert clean_text("a\0b\ud800", 100) == "a\\0b\\ud800"
     assert clean_text("abcdef", 4) == "abc…"
+    assert clean_text("abcd", 4) == "abcd"
 
 
 def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None:
