@@ -170,23 +170,23 @@ def test_a_callback_that_fails_keeps_no_other_from_being_told(controller: Shutdo
 
 
 def test_a_callback_that_comes_late_is_called_at_once(controller: ShutdownController) -> None:
-    told: list[str] = []
+    called: list[str] = []
     controller.trigger()
-    controller.on_shutdown(lambda: told.append("told"))
+    controller.on_shutdown(lambda: called.append("called"))
     controller.trigger()
-    assert told == ["told"]
+    assert called == ["called"]
 
 
 def test_every_callback_is_called_once_however_many_ask_at_a_time(controller: ShutdownController) -> None:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    told: deque[int] = deque()
+    called: deque[int] = deque()
     together = threading.Barrier(4)
 
     def adds(first: int) -> None:
         together.wait()
         for number in range(first, first + 500):
-            controller.on_shutdown(lambda number=number: told.append(number))  # type: ignore[misc]
+            controller.on_shutdown(lambda number=number: called.append(number))  # type: ignore[misc]
 
     def triggers() -> None:
         together.wait()
@@ -201,7 +201,7 @@ def test_every_callback_is_called_once_however_many_ask_at_a_time(controller: Sh
             thread.join()
     finally:
         sys.setswitchinterval(before)
-    assert sorted(told) == list(range(1000))
+    assert sorted(called) == list(range(1000))
 
 
 async def test_an_event_loop_can_wait_for_shutdown_too(controller: ShutdownController) -> None:
