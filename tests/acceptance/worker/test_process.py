@@ -273,9 +273,9 @@ def test_a_broken_file_of_handlers_exits_with_1_and_names_file_line_and_reason(
     (folder / "broken_handlers.py").write_text(text)
     ended = run(DATABASE_URL="postgresql://localhost/x", TASKER_HANDLERS_PATH=str(folder))
     assert ended.code == 1
-    for told in (json.loads(ended.stderr)["message"], ended.last_words):
-        assert f"{folder}/broken_handlers.py:{line}: {reason}" in told
-        assert told.count(".py:") == 1
+    for text_of_fault in (json.loads(ended.stderr)["message"], ended.last_words):
+        assert f"{folder}/broken_handlers.py:{line}: {reason}" in text_of_fault
+        assert text_of_fault.count(".py:") == 1
 
 
 def test_an_unreachable_database_exits_with_2_after_telling_that_it_waits(

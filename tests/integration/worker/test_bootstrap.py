@@ -132,19 +132,19 @@ def test_code_of_handlers_that_keeps_the_status_from_being_told_does_no_more_tha
         raise type(fault)(*fault.args)
 
     config.registry.add_resolver("fails", look_up, priority=1)
-    told = [
+    answers = [
         lifecycle.bootstrap_worker(config),
         lifecycle.bootstrap_worker(config),
         lifecycle.get_worker_status(),
         lifecycle.transition_to_graceful_shutdown(),
     ]
-    assert [status.message for status in told] == [
+    assert [status.message for status in answers] == [
         "the worker runs",
         "a worker is running already",
         "the worker is running",
         "the worker is stopping",
     ]
-    for status in told:
+    for status in answers:
         assert status.running
         assert status.details["fault"] == f"{type(fault).__name__}: {fault}"
         assert status.details["state"] in ("running", "stopping")

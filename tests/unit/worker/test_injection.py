@@ -451,10 +451,10 @@ def test_decorators_refuse_parameters_that_are_not_there_or_asked_for_twice() ->
 
 @pytest.mark.parametrize("wrong", [5, None, "", " ", (), ("validate_cart",), ("", Cart), (5, Cart)], ids=repr)
 def test_decorators_refuse_what_names_nothing(wrong: Any) -> None:
-    told = re.escape(repr(wrong))
-    with pytest.raises(ConfigurationError, match=rf"^depends_on\(cart=…\) takes a step's name or .*, not {told}$"):
+    shown = re.escape(repr(wrong))
+    with pytest.raises(ConfigurationError, match=rf"^depends_on\(cart=…\) takes a step's name or .*, not {shown}$"):
         depends_on(cart=wrong)
-    with pytest.raises(ConfigurationError, match=rf"^inputs\(cart=…\) takes an input's name or .*, not {told}$"):
+    with pytest.raises(ConfigurationError, match=rf"^inputs\(cart=…\) takes an input's name or .*, not {shown}$"):
         inputs(cart=wrong)
 
 

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -83,7 +84,10 @@ def _unreachable(folder: Path, **changes: Any) -> BootstrapConfig:
 
 
 def test_an_interrupt_of_the_start_ends_what_was_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt_at: Callable[[str], None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupt_at: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("TASKER_STARTUP_SECONDS", "600")
     monkeypatch.setenv("TASKER_WEB_HOST", "127.0.0.1")
@@ -92,8 +96,31 @@ def test_an_interrupt_of_the_start_ends_what_was_started(
     with pytest.raises(KeyboardInterrupt):
         lifecycle.bootstrap_worker(_unreachable(tmp_path, web_enabled=True))
     assert _threads() == set()
+    assert "still ending" not in caplog.text
     assert not lifecycle.get_worker_status().running
     assert lifecycle.stop_worker().message == "no worker was running"
+
+
+def test_an_interrupt_does_not_wait_for_a_module_that_never_comes_to_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared: Any = ModuleType("shared_with_the_handlers")
+    shared.go = threading.Event()
+    monkeypatch.setitem(sys.modules, shared.__name__, shared)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(lifecycle, "_ABANDON_SECONDS", 0.0)
+    (tmp_path / "endless_handlers.py").write_text(
+        "import signal, threading, shared_with_the_handlers\n"
+        "signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)\n"
+        "shared_with_the_handlers.go.wait(20)\n"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle.bootstrap_worker(_unreachable(tmp_path, modules=["endless_handlers"]))
+    assert "a worker whose start was interrupted is still ending" in caplog.text
+    [left] = [thread for thread in threading.enumerate() if thread.name == "worker"]
+    shared.go.set()
+    left.join(10)
+    assert _threads() == set()
 
 
 def test_an_interrupt_that_a_module_raises_is_an_error_of_the_worker(
@@ -170,23 +197,23 @@ def test_a_callback_that_fails_keeps_no_other_from_being_told(controller: Shutdo
 
 
 def test_a_callback_that_comes_late_is_called_at_once(controller: ShutdownController) -> None:
-    told: list[str] = []
+    called: list[str] = []
     controller.trigger()
-    controller.on_shutdown(lambda: told.append("told"))
+    controller.on_shutdown(lambda: called.append("called"))
     controller.trigger()
-    assert told == ["told"]
+    assert called == ["called"]
 
 
 def test_every_callback_is_called_once_however_many_ask_at_a_time(controller: ShutdownController) -> None:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    told: deque[int] = deque()
+    called: deque[int] = deque()
     together = threading.Barrier(4)
 
     def adds(first: int) -> None:
         together.wait()
         for number in range(first, first + 500):
-            controller.on_shutdown(lambda number=number: told.append(number))  # type: ignore[misc]
+            controller.on_shutdown(lambda number=number: called.append(number))  # type: ignore[misc]
 
     def triggers() -> None:
         together.wait()
@@ -201,7 +228,7 @@ def test_every_callback_is_called_once_however_many_ask_at_a_time(controller: Sh
             thread.join()
     finally:
         sys.setswitchinterval(before)
-    assert sorted(told) == list(range(1000))
+    assert sorted(called) == list(range(1000))
 
 
 async def test_an_event_loop_can_wait_for_shutdown_too(controller: ShutdownController) -> None:

@@ -191,6 +191,12 @@ def test_secrets_may_be_left_in() -> None:
     }
 
 
+def test_what_is_json_stays_what_it_is() -> None:
+    text = '{"a": [true, false, null, 1, 1.5, "x", {}], "b": []}'
+    assert json.dumps(readable(json.loads(text))) == text
+    assert is_secret("password", None) is is_secret("password", True) is is_secret("other", "x") is False
+
+
 def test_values_are_shown_as_a_result_would_be_stored() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     assert readable(

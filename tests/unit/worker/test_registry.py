@@ -113,6 +113,12 @@ def test_what_is_no_handler_is_refused(name: str, handler: Any, reason: str) -> 
         HandlerRegistry().register(name, handler)
 
 
+@pytest.mark.parametrize("wrong", [Order, 5, None])
+def test_register_fn_is_for_functions(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^register_fn\('x'\) takes a function, not "):
+        HandlerRegistry().register_fn("x", wrong)
+
+
 def test_a_handler_without_a_name_cannot_be_registered_without_one() -> None:
     with pytest.raises(ConfigurationError, match="does not say its name"):
         HandlerRegistry().register_all([lambda context: None])
@@ -147,6 +153,16 @@ def test_resolvers_are_asked_in_the_order_of_their_priority() -> None:
     assert isinstance(registry.resolve("custom"), Refund)
     with pytest.raises(ConfigurationError, match="there is a resolver 'custom' already"):
         registry.add_resolver("custom", late)
+
+
+def test_a_resolver_stands_beside_what_was_discovered_when_nothing_else_is_said(package: Any) -> None:
+    name = package(handlers="def order(context):\n    return 'dotted'")
+    registry = HandlerRegistry()
+    registry.add_resolver("custom", {"order": Order, f"{name}.handlers.order": Refund}.get)
+    assert isinstance(registry.resolve("order"), Order)
+    assert isinstance(registry.resolve(f"{name}.handlers.order"), Refund)
+    registry.register("order", Refund)
+    assert isinstance(registry.resolve("order"), Refund)
 
 
 def test_what_a_program_registers_itself_wins_over_what_was_discovered(package: Any) -> None:

@@ -337,9 +337,29 @@ def test_metadata_of_a_failure_is_encoded_alike_and_may_be_as_deep() -> None:
     assert told["metadata"] == {"at": "2026-01-01", "ids": [str(UUID(int=1))], "deep": deepest}
 
 
+class UnreadableError(RetryableError):
+    """Raises when it is asked for what it says of itself."""
+
+    @property
+    def metadata(self) -> Any:
+        raise OSError("no")
+
+    @metadata.setter
+    def metadata(self, value: Any) -> None: ...
+
+
+def test_an_exception_that_cannot_be_read_fails_the_attempt_all_the_same() -> None:
+    outcome = from_exception(UnreadableError("no stock"))
+    payload = json.loads(outcome.payload or "")
+    assert outcome.kind is OutcomeKind.ERROR
+    assert payload["message"] == "UnreadableError, which raises OSError when read"
+    assert (payload["error_type"], payload["retryable"]) == ("HandlerError", True)
+
+
 def test_text_of_errors_is_made_storable() -> None:
     assert clean_text("a\0b\ud800", 100) == "a\\0b\\ud800"
     assert clean_text("abcdef", 4) == "abc…"
+    assert clean_text("abcd", 4) == "abcd"
 
 
 def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None:

@@ -60,7 +60,7 @@ def test_a_status_that_a_handler_s_code_keeps_from_being_told_is_an_answer_too(
     status, body = _get(server, "/health/detailed")
     assert (status, json.loads(body)) == (
         500,
-        {"error": f"the status cannot be told: {type(fault).__name__}: {fault}"},
+        {"error": f"the status cannot be read: {type(fault).__name__}: {fault}"},
     )
 
 

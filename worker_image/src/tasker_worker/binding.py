@@ -89,10 +89,10 @@ class _Argument:
 
 def _first_faults(error: pydantic.ValidationError, shown: int = 5) -> str:
     faults = error.errors(include_url=False, include_input=False)
-    told = "; ".join(
+    listed = "; ".join(
         f"{'.'.join(str(part) for part in fault['loc']) or 'value'}: {fault['msg']}" for fault in faults[:shown]
     )
-    return told if len(faults) <= shown else f"{told}; and {len(faults) - shown} more"
+    return listed if len(faults) <= shown else f"{listed}; and {len(faults) - shown} more"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -88,14 +88,14 @@ class _Running:
         try:
             details = self.worker.status()
         except (Exception, SystemExit) as error:
-            logger.error("the status of the worker cannot be told", exc_info=error)
+            logger.error("the status of the worker cannot be read", exc_info=error)
             details = {"state": self.worker.state, "fault": _text(error)}
         return WorkerStatus(running=True, message=message, details=details)
 
     def _live(self) -> None:
         try:
             run_unharmed(self._work())
-        except BaseException as error:  # told to whoever waits, not to the thread's hook
+        except BaseException as error:  # for whoever waits, not for the thread's hook
             if not self.started.done():
                 self.started.set_exception(error)
             self.ended.set_exception(error)
