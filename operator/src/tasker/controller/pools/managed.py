@@ -125,7 +125,7 @@ class NamespaceReconciler:
             force=False,
         )
         if _others_own_spec(created):
-            await self._release(namespace, POOL_NAME)
+            await self._release(ObjectMeta.of(created))
             return None
         self._pools.put(created)
         self._pool_queue.add(key_of(created))
@@ -138,17 +138,18 @@ class NamespaceReconciler:
         live = await self._cluster.get(WORKER_POOL, pool.namespace, pool.name)
         if live is None or not is_managed(ObjectMeta.of(live)) or not _others_own_spec(live):
             return False
-        await self._release(pool.namespace, pool.name)
+        await self._release(pool)
         return True
 
-    async def _release(self, namespace: str, name: str) -> None:
+    async def _release(self, pool: ObjectMeta) -> None:
+        namespace, name = pool.namespace, pool.name
         # Applying nothing gives up every field that is only ours: the labels and the spec of the settings.
         released = await self._cluster.apply(
             WORKER_POOL,
             {
                 "apiVersion": WORKER_POOL.api_version,
                 "kind": WORKER_POOL.kind,
-                "metadata": {"name": name, "namespace": namespace},
+                "metadata": {"name": name, "namespace": namespace, "uid": pool.uid},
             },
         )
         if is_managed(ObjectMeta.of(released)):
