@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from support.worker_engine import NOTHING_LOST, make_claim
 from tasker_worker.attempts import Attempt, AttemptState
 from tasker_worker.claims import RELEASE, Claim
@@ -85,6 +87,18 @@ def test_what_was_unknown_and_arrives_after_all_is_not_started() -> None:
     assert [attempt.claim for attempt in late] == [lost]
     held.call_begins(2.0)
     assert held.call_ends([lost], 2.1)[1] == [], "it can only come with the call that was under way"
+
+
+def test_what_the_lease_thread_gives_back_as_soon_as_it_is_held_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever is to run it finds that it went back, and reports so."""
+    held = HeldClaims()
+    held.call_begins(0.0)
+    monkeypatch.setattr(held, "_end_call", lambda: [attempt.give_back() for attempt in held._attempts.values()])
+    to_run, late = held.call_ends([make_claim()], 0.1)
+    assert (len(to_run), late) == (1, [])
+    assert not to_run[0].begin()
 
 
 def test_what_arrives_while_a_renewal_is_under_way_is_not_given_back() -> None:

@@ -77,12 +77,17 @@ class HeldClaims:
         attempts = [Attempt(claim, now) for claim in claims]
         with self._lock:
             all_void = self._call is None or self._call.void or now >= self.valid_until
-            late = [attempt for attempt in attempts if all_void or attempt.claim.fence in self._void]
-            for attempt in late:
-                attempt.give_back()
+            to_run, late = [], []
+            for attempt in attempts:
+                if all_void or attempt.claim.fence in self._void:
+                    attempt.give_back()
+                    late.append(attempt)
+                else:
+                    to_run.append(attempt)
             self._attempts.update((attempt.claim.fence, attempt) for attempt in attempts)
             self._end_call()
-        return [attempt for attempt in attempts if attempt.outcome is None], late
+        # Not told apart by their states: from here on the lease thread may move them, and each must be in one list.
+        return to_run, late
 
     def call_fails(self) -> None:
         """It has brought nothing; what it may have taken is given back in time."""
