@@ -87,9 +87,12 @@ class OperatorProcess:
                 total += float(sample[2])
         return total
 
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     def end(self, number: signal.Signals = signal.SIGTERM, *, timeout: float = 10.0) -> int:
         """Sends the signal and waits; the exit code."""
-        self._process.send_signal(number)
+        self.send(number)
         return self.wait(timeout=timeout)
 
     def wait(self, *, timeout: float = 10.0) -> int:
