@@ -33,6 +33,7 @@ class CutProxy:
         self._folder = folder
         self._next_cut: Cut | None = None
         self._lines: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._silent = False
         self._clients: set[asyncio.StreamWriter] = set()
         self._muted: set[asyncio.StreamWriter] = set()
@@ -71,13 +72,17 @@ class CutProxy:
         await self._swallowed.wait()
 
     async def close(self) -> None:
-        """Hangs up on everybody."""
+        """Hangs up on everybody, and on who was let in and is not served yet."""
+        self._closed = True
         for line in self._lines:
             line.cancel()
         await asyncio.gather(*self._lines, return_exceptions=True)
 
     async def serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         """One client's line, to its end."""
+        if self._closed:
+            to_client.close()
+            return
         line = asyncio.current_task()
         assert line is not None
         self._lines.add(line)
