@@ -7,18 +7,24 @@ SHELL := bash
 BIN := .venv/bin
 READY := .venv/.ready
 LOCK := .tasker/uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make locks' -q
+# Modules in random order, each with its tests in random order; the largest are not put first.
+RANDOM_ORDER := --dist loadscope --no-loadscope-reorder $(if $(SEED),--randomly-seed=$(SEED))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test lint types bench parity examples format chart locks images
+.PHONY: help demo dev test test-under-load mutants lint types bench parity examples format chart locks images
 
 help:      ## This list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
 demo: $(READY)      ## Run examples/03-order-fulfillment on this machine, with progress, and end
 	@$(BIN)/tasker dev --run examples/03-order-fulfillment
 dev: $(READY)       ## Keep the embedded cluster running for kubectl
 	@$(BIN)/tasker dev
-test: $(READY)      ## All tests but those of the images
-	$(BIN)/pytest -n 3 --dist loadscope -m 'not images'
+test: $(READY)      ## All tests but those of the images, in random order; SEED=… (printed at the start) repeats one
+	$(BIN)/pytest -n 3 $(RANDOM_ORDER) -m 'not images'
+test-under-load: $(READY) ## The same beside two busy processes, with threads that change places every 10 µs
+	@PYTHONPATH=tests $(BIN)/python -m support.under_load -- -n 3 $(RANDOM_ORDER) -m 'not images'
+mutants: $(READY)   ## Plant COUNT=200 small faults of the order SEED=… and report which no test notices: about an hour
+	@PYTHONPATH=tests $(BIN)/python -m mutants --count $(or $(COUNT),200) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 lint: $(READY)      ## Lint, formatting, import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 types: $(READY)     ## mypy --strict; the examples one by one, for each has a module called handlers
@@ -30,7 +36,7 @@ parity: $(READY)    ## How many rows of the parity checklist have a passing test
 examples: $(READY) $(patsubst %.py,%.yaml,$(wildcard examples/*/handlers.py)) ## The examples' ConfigMaps, from their handlers.py
 chart: $(READY)     ## What in the charts follows from crds/, the version and the comments of values.yaml
 	@$(BIN)/python charts/generate.py
-images: $(READY)    ## Build the images with buildah and test them: root on Debian, about three minutes
+images: $(READY)    ## Build the images on Debian 12 and 13 and test them, with Python 3.13 inside: root on Debian, some ten minutes once, then five
 	$(BIN)/pytest -m images
 locks: $(READY)     ## The images' lock files, anew from the distributions' dependencies
 	@test -x .tasker/uv/bin/uv || { $(BIN)/python -m venv .tasker/uv && .tasker/uv/bin/pip install -q 'uv>=0.9,<1'; }

@@ -169,3 +169,15 @@ def test_a_managed_pool_that_a_person_writes_over_becomes_theirs(namespace: Name
     assert (spec["slots"], spec["handlersFrom"]["configMapRef"]["name"]) == (3, "handlers")
     namespace.apply(task("one", "quick"))
     namespace.wait(SUCCEEDED, "task/one", seconds=30)
+
+
+def test_a_callable_that_no_worker_has_brings_a_worker_from_zero_and_keeps_none_up(namespace: Namespace) -> None:
+    namespace.apply(handlers(), pool(), template("lost", step("a", "nobody-has-it")), task("t", "lost"))
+    eventually(lambda: desired(namespace) == 1, timeout=30)
+    eventually(lambda: namespace.status("workerpool", "default").get("readyReplicas"), timeout=60)
+    eventually(lambda: desired(namespace) == 0, timeout=60)
+    assert namespace.status("workerpool", "default")["queued"] == 0, "no demand of this pool's"
+    assert namespace.status("task", "t")["steps"]["ready"] == 1
+    # Handlers that have it are another pod template: the pool is tried again.
+    namespace.apply(handlers(source=HANDLERS.replace('@step_handler("succeed")', '@step_handler("nobody-has-it")')))
+    namespace.wait(SUCCEEDED, "task/t", seconds=60)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from devcluster.kubectl import find_kubectl
-from support.cluster import ClusterUnderTest, Namespace, handlers, pool, step, task, template
+from support.cluster import HANDLERS, ClusterUnderTest, Namespace, handlers, pool, step, task, template
 from support.waiting import eventually
 
 SUCCEEDED = "condition=Succeeded"
@@ -55,6 +55,14 @@ def test_a_task_runs_from_apply_to_succeeded_and_its_status_tells_how(namespace:
     assert status["observedGeneration"] == 1
     eventually(lambda: {"TaskAccepted", "TaskSucceeded"} <= namespace.event_reasons("one"))
     assert namespace.kubectl("get", "task", "one", "--no-headers").split()[:4] == ["one", "diamond", "complete", "4/4"]
+
+
+def test_a_result_is_shown_with_its_nulls(namespace: Namespace) -> None:
+    result = {"a": None, "b": [None], "c": {"d": None}}
+    source = f"{HANDLERS}\n\n@step_handler('nulls')\ndef nulls(context):\n    return {result}\n"
+    namespace.apply(handlers(source=source), pool(), template("nulls", step("a", "nulls")), task("one", "nulls"))
+    namespace.wait(SUCCEEDED, "task/one")
+    assert namespace.status("task", "one")["result"] == {"a": result}
 
 
 def test_a_task_waits_for_its_template_and_starts_by_itself_when_it_comes(namespace: Namespace) -> None:

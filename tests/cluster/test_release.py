@@ -77,11 +77,16 @@ def test_a_release_comes_changes_and_goes(release: Release) -> None:
     assert release.objects(IN_NAMESPACE) == {
         ("Deployment", "standin"),
         ("NetworkPolicy", "standin"),
+        ("NetworkPolicy", "standin-test"),
+        ("Role", "standin-test"),
+        ("RoleBinding", "standin-test"),
         ("Service", "standin"),
         ("ServiceAccount", "standin"),
+        ("ServiceAccount", "standin-test"),
     }
+    test = {("ClusterRole", f"{name}-test"), ("ClusterRoleBinding", f"{name}-test")}
     roles = {("ClusterRole", name), ("ClusterRole", f"{name}-view"), ("ClusterRole", f"{name}-edit")}
-    assert release.objects(IN_CLUSTER) == {*roles, ("ClusterRoleBinding", name)}
+    assert release.objects(IN_CLUSTER) == {*roles, ("ClusterRoleBinding", name), *test}
     assert release.objects(IN_NAMESPACE, release.served) == {("Role", name), ("RoleBinding", name)}
     # The namespace admits restricted pods only: that there is one shows that the operator's is.
     eventually(lambda: release.namespace.list("pods"), timeout=20, what="the operator's pod is made")
@@ -89,7 +94,7 @@ def test_a_release_comes_changes_and_goes(release: Release) -> None:
     release.apply("upgrade", commonLabels=labels, logLevel="debug", rbac={"userRoles": False})
     [container] = release.namespace.get("deployment", "standin")["spec"]["template"]["spec"]["containers"]
     assert {"name": "TASKER_LOG", "value": "debug"} in container["env"]
-    assert release.objects(IN_CLUSTER) == {("ClusterRole", name), ("ClusterRoleBinding", name)}
+    assert release.objects(IN_CLUSTER) == {("ClusterRole", name), ("ClusterRoleBinding", name), *test}
     assert [each["revision"] for each in json.loads(release.helm("list", "--output=json"))] == ["2"]
 
     release.helm("uninstall", "standin", "--no-hooks")
@@ -106,7 +111,8 @@ def chart(cluster: ClusterUnderTest) -> ChartInstallation:
 
 
 def test_helm_test_passes(chart: ChartInstallation) -> None:
-    assert "Succeeded" in chart.helm("test", "tasker", "--timeout", "3m")
+    told = chart.helm("test", "tasker", "--timeout", "3m")
+    assert (told.count("TEST SUITE:"), told.count("Succeeded")) == (1, 1)
 
 
 def test_the_chart_is_upgraded_with_tasks_running(chart: ChartInstallation, namespace: Namespace) -> None:

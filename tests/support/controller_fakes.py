@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from tasker.controller.intake import Intake
-from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, ClusterError, Manifest, Resource
+from support.fake_cluster import FakeCluster
+from tasker.controller.assembly import make_caches, make_status_writer
+from tasker.controller.event_router import EventRouter, Queues
+from tasker.controller.kube.client import TASK, TASK_TEMPLATE, WORKER_POOL, Cluster, Manifest
 from tasker.controller.kube.events import EventRecorder
 from tasker.controller.kube.keys import ObjectKey, key_of
-from tasker.controller.kube.status_writer import StatusWriter
+from tasker.controller.pools.handlers import HandlersHashes
+from tasker.controller.pools.lost_pods import LostPodReconciler
+from tasker.controller.pools.managed import NamespaceReconciler
+from tasker.controller.pools.manifests import ImageDefaults
+from tasker.controller.pools.reconcile import PoolReconciler
+from tasker.controller.pools.scaler import Scaler
 from tasker.controller.pools.state import PoolStates
 from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.resync import Resync
+from tasker.controller.tasks.orphans import OrphanReconciler
+from tasker.controller.tasks.progress import ProgressPace
+from tasker.controller.tasks.reconcile import TaskReconciler
 from tasker.controller.tasks.summaries import SummaryReader
-from tasker.controller.world import Queues, World
-from tasker.engine import Engine
+from tasker.controller.templates.reconcile import TemplateReconciler
+from tasker.engine import ChangeCursor, Changes, Engine
 from tasker.errors import TemplateNotFound
 from tasker.model.task import (
     OpenOrigin,
@@ -32,7 +41,7 @@ from tasker.model.task import (
 )
 from tasker.model.template import TemplateSpec
 from tasker.model.transitions import TaskState
-from tasker.model.workers import PoolDemand, WorkerInfo
+from tasker.model.workers import PoolDemand, UnofferedCallable, WorkerInfo
 from tasker.settings import OperatorSettings
 
 START = datetime(2031, 1, 1, tzinfo=UTC)
@@ -56,80 +65,6 @@ class FakeQueue:
         return added
 
 
-class FakeCluster:
-    """Objects by kind, namespace and name, with versions; apply replaces everything but the status."""
-
-    def __init__(self) -> None:
-        self.objects: dict[tuple[str, str | None, str], Manifest] = {}
-        self.calls: list[tuple[str, str, str]] = []
-        self.refuse_status_with: list[int] = []
-        self._versions = itertools.count(1)
-
-    def store(self, manifest: Mapping[str, Any]) -> Manifest:
-        metadata = manifest["metadata"]
-        key = (manifest["kind"], metadata.get("namespace"), metadata["name"])
-        known = self.objects.get(key)
-        stored = deepcopy(dict(manifest))
-        kept: dict[str, Any] = known["metadata"] if known is not None else {"uid": str(uuid4()), "generation": 1}
-        changed = known is not None and known.get("spec") != stored.get("spec")
-        stored["metadata"] = {
-            "creationTimestamp": "2031-01-01T00:00:00Z",
-            "uid": kept["uid"],
-            **stored["metadata"],
-            "generation": kept.get("generation", 1) + (1 if changed else 0),
-            "resourceVersion": str(next(self._versions)),
-        }
-        if known is not None and "status" in known and "status" not in manifest:
-            stored["status"] = known["status"]
-        self.objects[key] = stored
-        return deepcopy(stored)
-
-    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest | None:
-        found = self.objects.get((resource.kind, namespace, name))
-        return deepcopy(found) if found is not None else None
-
-    async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = ""
-    ) -> AsyncIterator[Manifest]:
-        for (kind, of, _), manifest in list(self.objects.items()):
-            if kind == resource.kind and namespace in (None, of):
-                yield deepcopy(manifest)
-
-    async def apply(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
-        self.calls.append(("apply", resource.kind, manifest["metadata"]["name"]))
-        return self.store(manifest)
-
-    async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Mapping[str, Any]) -> Manifest:
-        self.calls.append(("merge", resource.kind, name))
-        found = self.objects.get((resource.kind, namespace, name))
-        if found is None:
-            raise ClusterError("gone", status=404)
-        annotations = {**(found["metadata"].get("annotations") or {}), **(patch["metadata"].get("annotations") or {})}
-        found["metadata"]["annotations"] = {key: value for key, value in annotations.items() if value is not None}
-        return deepcopy(found)
-
-    async def merge_status(
-        self, resource: Resource, namespace: str, name: str, *, resource_version: str, status: Mapping[str, Any]
-    ) -> Manifest:
-        if self.refuse_status_with:
-            raise ClusterError("refused", status=self.refuse_status_with.pop())
-        found = self.objects.get((resource.kind, namespace, name))
-        if found is None:
-            raise ClusterError("gone", status=404)
-        if found["metadata"]["resourceVersion"] != resource_version:
-            raise ClusterError("conflict", status=409)
-        self.calls.append(("status", resource.kind, name))
-        merged = {**(found.get("status") or {}), **status}
-        return self.store({**found, "status": {key: value for key, value in merged.items() if value is not None}})
-
-    async def create(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
-        return self.store(manifest)
-
-    async def delete(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> bool:
-        self.calls.append(("delete", resource.kind, name))
-        return self.objects.pop((resource.kind, namespace, name), None) is not None
-
-
 class FakeEngine:
     """Templates, runs and workers, as far as the operator asks for them."""
 
@@ -140,11 +75,16 @@ class FakeEngine:
         self.registered_workers: dict[str, WorkerInfo] = {}
         self.demand: dict[tuple[str, str], PoolDemand] = {}
         self.expired: list[tuple[str, str]] = []
+        self.expired_as: list[str] = []
+        self.template_hashes: dict[tuple[str, str], str] = {}
+        self.unoffered: list[UnofferedCallable] = []
+        self.waiting_for_worker: frozenset[str] = frozenset()
         self.reads = 0
         self.templates = FakeTemplates(self)
         self.tasks = FakeTasks(self)
         self.actions = FakeActions(self)
         self.workers = FakeWorkers(self)
+        self.changes = FakeChanges()
 
     def change(self, task_uuid: UUID, **changes: Any) -> bool:
         for uid, run in self.runs.items():
@@ -152,6 +92,11 @@ class FakeEngine:
                 self.runs[uid] = replace(run, **changes)
                 return True
         return False
+
+
+class FakeChanges:
+    async def read(self, cursor: ChangeCursor | None) -> Changes:
+        return Changes(origin_uids=frozenset(), cursor=ChangeCursor(transaction_id="0", at=START))
 
 
 class FakeTemplates:
@@ -202,6 +147,9 @@ class FakeTasks:
             if not run.finished
         ]
 
+    async def origins_waiting_for_worker(self) -> frozenset[str]:
+        return self._engine.waiting_for_worker
+
 
 class FakeActions:
     def __init__(self, engine: FakeEngine) -> None:
@@ -231,8 +179,14 @@ class FakeWorkers:
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
 
-    async def demand(self, pools: Sequence[tuple[str, str]]) -> list[PoolDemand]:
+    async def demand(
+        self, pools: Sequence[tuple[str, str]], template_hashes: Mapping[tuple[str, str], str] | None = None
+    ) -> list[PoolDemand]:
+        self._engine.template_hashes = dict(template_hashes or {})
         return [self._engine.demand.get(pool, make_demand(*pool)) for pool in pools]
+
+    async def unoffered_callables(self) -> list[UnofferedCallable]:
+        return self._engine.unoffered
 
     async def read(self, namespace: str) -> list[WorkerInfo]:
         return list(self._engine.registered_workers.values())
@@ -257,64 +211,171 @@ class FakeWorkers:
             self._engine.registered_workers[name] = replace(self._engine.registered_workers[name], draining=False)
         return list(names)
 
-    async def expire(self, namespace: str, names: Sequence[str], *, actor: str, reason: str) -> int:
+    async def expire(
+        self,
+        namespace: str,
+        names: Sequence[str],
+        *,
+        actor: str,
+        reason: str,
+        error_type: str = "worker_crash_loop",
+    ) -> int:
+        self._engine.expired_as.append(error_type)
         self._engine.expired += [(name, reason) for name in names]
         return 1
 
 
-class FakeWorld(World):
-    """A world on fakes, whose wall clock the test sets."""
+class ControllerKit:
+    """Caches, queues and a router on fakes, the reconcilers that a test asks for, and a wall clock that it sets."""
 
-    wall: datetime = START
+    def __init__(self, **settings: Any) -> None:
+        self.settings = OperatorSettings(
+            worker_image="tasker-worker:1", worker_database_url="postgresql:///x", **settings
+        )
+        self.metrics = OperatorMetrics()
+        self.cluster, self.engine = FakeCluster(), FakeEngine()
+        self.caches = make_caches(self.metrics)
+        self.queues = Queues(**{field.name: FakeQueue() for field in fields(Queues)})
+        self.states = PoolStates()
+        self.statuses = make_status_writer(self._cluster, self.metrics, self.caches)
+        self.events = EventRecorder(self._cluster, self.metrics)
+        self.handlers_hashes = HandlersHashes(self._cluster)
+        self.router = EventRouter(
+            caches=self.caches,
+            queues=self.queues,
+            handlers_hashes=self.handlers_hashes,
+            metrics=self.metrics,
+            watch_namespaces=self.settings.watch_namespaces,
+        )
+        self.wall = START
+
+    @property
+    def _cluster(self) -> Cluster:
+        return cast("Cluster", self.cluster)
+
+    @property
+    def _engine(self) -> Engine:
+        return cast("Engine", self.engine)
 
     def now(self) -> datetime:
         return self.wall
 
-    @property
-    def fake_cluster(self) -> FakeCluster:
-        return cast("FakeCluster", self.cluster)
-
-    @property
-    def fake_engine(self) -> FakeEngine:
-        return cast("FakeEngine", self.engine)
+    def pass_time(self, seconds: float) -> None:
+        self.wall += timedelta(seconds=seconds)
 
     def queue(self, name: str) -> FakeQueue:
         return cast("FakeQueue", getattr(self.queues, name))
 
-    def pass_time(self, seconds: float) -> None:
-        self.wall += timedelta(seconds=seconds)
-
-    def give(self, intake: Intake, manifest: Mapping[str, Any]) -> Manifest:
+    def give(self, manifest: Mapping[str, Any]) -> Manifest:
         """A person applies the object, and its event arrives."""
-        stored = self.fake_cluster.store(manifest)
-        take_in = {TASK.kind: intake.task, TASK_TEMPLATE.kind: intake.template, WORKER_POOL.kind: intake.pool}
-        take_in[stored["kind"]](stored, "ADDED")
+        stored = self.cluster.store(manifest)
+        routes = {
+            TASK.kind: self.router.task,
+            TASK_TEMPLATE.kind: self.router.template,
+            WORKER_POOL.kind: self.router.pool,
+        }
+        routes[stored["kind"]](stored, "ADDED")
         return stored
 
     def live(self, manifest: Mapping[str, Any]) -> Manifest:
         """The object as the cluster has it now."""
         key = key_of(manifest)
-        return self.fake_cluster.objects[manifest["kind"], key.namespace, key.name]
+        return self.cluster.objects[manifest["kind"], key.namespace, key.name]
 
+    def template_reconciler(self) -> TemplateReconciler:
+        return TemplateReconciler(
+            templates=self.caches.templates,
+            waiting_tasks=self.caches.tasks,
+            task_queue=self.queues.tasks,
+            engine_templates=self._engine.templates,
+            statuses=self.statuses,
+            events=self.events,
+            now=self.now,
+        )
 
-def make_world(**settings: Any) -> tuple[FakeWorld, PoolStates, Intake]:
-    metrics = OperatorMetrics()
-    fake_cluster, fake_engine = FakeCluster(), FakeEngine()
-    cluster, engine = cast("Cluster", fake_cluster), cast("Engine", fake_engine)
-    world = FakeWorld(
-        cluster=cluster,
-        engine=engine,
-        settings=OperatorSettings(worker_image="tasker-worker:1", worker_database_url="postgresql:///x", **settings),
-        metrics=metrics,
-        events=EventRecorder(cluster, metrics),
-        statuses=StatusWriter(cluster, metrics, newest=lambda resource, manifest: world.remember(resource, manifest)),
-        summaries=SummaryReader(fake_engine.tasks.read_by_origin),
-    )
-    world.queues = Queues(
-        **{name: FakeQueue() for name in ("templates", "tasks", "pools", "namespaces", "origins", "lost_pods")}
-    )
-    states = PoolStates()
-    return world, states, Intake(world, states)
+    def task_reconciler(self, progress: ProgressPace) -> TaskReconciler:
+        return TaskReconciler(
+            tasks=self.caches.tasks,
+            templates=self.caches.templates,
+            orphan_queue=self.queues.orphans,
+            engine_tasks=self._engine.tasks,
+            engine_actions=self._engine.actions,
+            summaries=SummaryReader(self.engine.tasks.read_by_origin),
+            cluster=self._cluster,
+            statuses=self.statuses,
+            events=self.events,
+            progress=progress,
+            now=self.now,
+        )
+
+    def orphan_reconciler(self, progress: ProgressPace) -> OrphanReconciler:
+        return OrphanReconciler(actions=self._engine.actions, progress=progress)
+
+    def pool_reconciler(self) -> PoolReconciler:
+        return PoolReconciler(
+            pools=self.caches.pools,
+            deployments=self.caches.deployments,
+            pods=self.caches.pods,
+            terminating_namespaces=self.caches.terminating_namespaces,
+            states=self.states,
+            handlers_hashes=self.handlers_hashes,
+            cluster=self._cluster,
+            statuses=self.statuses,
+            events=self.events,
+            image_defaults=ImageDefaults(image=self.settings.worker_image),
+            worker_database_url=self.settings.worker_database_url,
+            now=self.now,
+        )
+
+    def namespace_reconciler(self) -> NamespaceReconciler:
+        return NamespaceReconciler(
+            pools=self.caches.pools,
+            templates=self.caches.templates,
+            terminating_namespaces=self.caches.terminating_namespaces,
+            states=self.states,
+            pool_queue=self.queues.pools,
+            engine_actions=self._engine.actions,
+            cluster=self._cluster,
+            events=self.events,
+            grace_seconds=self.settings.managed_pool_grace_seconds,
+            managed_spec=self.settings.managed_pool_spec,
+            now=self.now,
+        )
+
+    def lost_pod_reconciler(self) -> LostPodReconciler:
+        return LostPodReconciler(
+            lost_pods=self.caches.lost_pods, engine_workers=self._engine.workers, metrics=self.metrics
+        )
+
+    def scaler(self, clock: Callable[[], float]) -> Scaler:
+        return Scaler(
+            pools=self.caches.pools,
+            deployments=self.caches.deployments,
+            pods=self.caches.pods,
+            terminating_namespaces=self.caches.terminating_namespaces,
+            states=self.states,
+            pool_queue=self.queues.pools,
+            engine_workers=self._engine.workers,
+            cluster=self._cluster,
+            events=self.events,
+            metrics=self.metrics,
+            clock=clock,
+            now=self.now,
+        )
+
+    def resync(self) -> Resync:
+        return Resync(
+            cluster=self._cluster,
+            engine_tasks=self._engine.tasks,
+            router=self.router,
+            caches=self.caches,
+            queues=self.queues,
+            templates=self.template_reconciler(),
+            states=self.states,
+            handlers_hashes=self.handlers_hashes,
+            metrics=self.metrics,
+            watch_namespaces=self.settings.watch_namespaces,
+        )
 
 
 def make_run(**changes: Any) -> TaskSummary:

@@ -1,4 +1,7 @@
-"""A proxy before Postgres that cuts the line at a chosen moment: for tests of commits whose outcome nobody heard."""
+"""A proxy before Postgres that cuts the line at a chosen moment, or goes silent without cutting it.
+
+For tests of commits whose outcome nobody heard, and of a server behind a load balancer that lost it and says nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,11 @@ Cut = Literal["before", "after"]
 
 
 class CutProxy:
-    """Passes bytes both ways until told to cut. After a cut every new connection works again."""
+    """Passes bytes both ways until told to cut. After a cut every new connection works again.
+
+    While silent it takes connections and what they bring, and answers nothing; lines that were open then stay so for
+    ever.
+    """
 
     def __init__(self, url: str, folder: str) -> None:
         parts = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
@@ -26,6 +33,12 @@ class CutProxy:
         self._folder = folder
         self._next_cut: Cut | None = None
         self._lines: set[asyncio.Task[None]] = set()
+        self._silent = False
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._muted: set[asyncio.StreamWriter] = set()
+        self._swallowed = asyncio.Event()
+        self.tcp_port = 0
+        """Where it listens on 127.0.0.1 too."""
         self.cuts = 0
         """How many lines were cut."""
 
@@ -38,6 +51,25 @@ class CutProxy:
         """The next request from a client, on any connection, is its last."""
         self._next_cut = cut
 
+    @property
+    def tcp_url(self) -> str:
+        """The same by TCP."""
+        return f"postgresql://{quote(self._user)}@127.0.0.1:{self.tcp_port}/{quote(self._database)}"
+
+    def go_silent(self) -> None:
+        """Nothing passes any more, and nobody is told."""
+        self._silent = True
+        self._muted |= self._clients
+        self._swallowed.clear()
+
+    def speak_again(self) -> None:
+        """New connections work again; those of the silence do not."""
+        self._silent = False
+
+    async def swallowed(self) -> None:
+        """Returns once something was sent into the silence."""
+        await self._swallowed.wait()
+
     async def close(self) -> None:
         """Hangs up on everybody."""
         for line in self._lines:
@@ -49,6 +81,9 @@ class CutProxy:
         line = asyncio.current_task()
         assert line is not None
         self._lines.add(line)
+        self._clients.add(to_client)
+        if self._silent:
+            self._muted.add(to_client)
         if self._host.startswith("/"):
             opening = asyncio.open_unix_connection(f"{self._host}/.s.PGSQL.{self._port}")
         else:
@@ -57,6 +92,9 @@ class CutProxy:
         answering = asyncio.create_task(self._answer(from_server, to_client))
         try:
             while request := await from_client.read(65536):
+                if to_client in self._muted:
+                    self._swallowed.set()
+                    continue
                 cut, self._next_cut = self._next_cut, None
                 self.cuts += cut is not None
                 if cut != "before":
@@ -83,6 +121,8 @@ class CutProxy:
     async def _answer(self, from_server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while answer := await from_server.read(65536):
+                if to_client in self._muted:
+                    continue
                 to_client.write(answer)
                 await to_client.drain()
             to_client.close()  # the server hung up
@@ -103,8 +143,11 @@ async def cut_proxy(url: str) -> AsyncIterator[CutProxy]:
     with tempfile.TemporaryDirectory(prefix="cut-") as folder:
         proxy = CutProxy(url, folder)
         server = await asyncio.start_unix_server(proxy.serve, Path(folder) / ".s.PGSQL.5432")
+        tcp_server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+        proxy.tcp_port = tcp_server.sockets[0].getsockname()[1]
         try:
             yield proxy
         finally:
             server.close()
+            tcp_server.close()
             await proxy.close()

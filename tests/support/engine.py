@@ -130,6 +130,9 @@ class Renewal:
     known: bool
     draining: bool
     lost_fences: list[int]
+    unknown_step_ids: list[int]
+    unknown_fences: list[int]
+    renewed_at: datetime
 
 
 SETTLE = """select * from tasker.settle_steps(%(worker)s, %(step_ids)s::bigint[], %(fences)s::bigint[],
@@ -163,10 +166,11 @@ class SimulatedWorker:
         pool: str = "default",
         slots: int = 10,
         lease_seconds: float = 30.0,
+        template_hash: str = "",
     ) -> None:
         await self.connection.execute(
-            "select tasker.register_worker(%s, %s, %s, %s, %s, %s, %s)",
-            (self.name, namespace, pool, slots, "1.0.0", list(callables), lease_seconds),
+            "select tasker.register_worker(%s, %s, %s, %s, %s, %s, %s, %s)",
+            (self.name, namespace, pool, slots, "1.0.0", list(callables), lease_seconds, template_hash),
         )
 
     async def expire_predecessor(self) -> int:
@@ -196,10 +200,10 @@ class SimulatedWorker:
             tasks_finished=rows[-1]["tasks_finished"],
         )
 
-    async def renew(self, *claims: Claim) -> Renewal:
+    async def renew(self, *claims: Claim, claiming_since: datetime | None = None) -> Renewal:
         cursor = await self.connection.execute(
-            "select * from tasker.renew_worker(%s, %s::bigint[], %s::bigint[])",
-            (self.name, [claim.step_id for claim in claims], [claim.fence for claim in claims]),
+            "select * from tasker.renew_worker(%s, %s::bigint[], %s::bigint[], %s::timestamptz)",
+            (self.name, [claim.step_id for claim in claims], [claim.fence for claim in claims], claiming_since),
         )
         row = await cursor.fetchone()
         assert row is not None

@@ -36,22 +36,25 @@ class Helm:
     program: Path
     home: Path
 
-    def run(self, *arguments: str, kubeconfig: Path | None = None, timeout: float = 60) -> str:
-        """What it prints. Raises `HelmError`."""
-        environment = {
+    def environment(self, kubeconfig: Path | None) -> dict[str, str]:
+        """What helm runs in."""
+        return {
             **os.environ,
             "HELM_CACHE_HOME": str(self.home / "cache"),
             "HELM_CONFIG_HOME": str(self.home / "config"),
             "HELM_DATA_HOME": str(self.home / "data"),
             "KUBECONFIG": str(kubeconfig or self.home / "no-kubeconfig"),
         }
+
+    def run(self, *arguments: str, kubeconfig: Path | None = None, timeout: float = 60) -> str:
+        """What it prints. Raises `HelmError`."""
         done = subprocess.run(
             [str(self.program), *arguments],
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
-            env=environment,
+            env=self.environment(kubeconfig),
         )
         if done.returncode != 0:
             raise HelmError(f"{done.stderr}{done.stdout}".strip())

@@ -1,14 +1,14 @@
 """Images built and started without a registry or a container daemon: buildah with chroot isolation, on Debian as root.
 
-The default base of the Dockerfiles is not pulled: it is made here with debootstrap and given that name. Everything is
-kept under ``.tasker/images`` and made again when this file changes. ``Images.start`` stands in for a container
-runtime: a mount namespace of its own, the image as a root that cannot be written, a /tmp, the image's user, environment
-and entry point, no new privileges; the network is the machine's, since the tests talk to servers on its loopback.
+Bases of the Dockerfiles are not pulled: each is made here with debootstrap, of a release of Debian that brings the
+Python to test with, and given the name of such an image. Everything is kept under ``.tasker/images``, by release.
+``Images.start`` stands in for a container runtime: a mount namespace of its own, the image as a root that cannot be
+written, a /tmp, the image's user, environment and entry point, no new privileges; the network is the machine's, since
+the tests talk to servers on its loopback.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,21 +22,40 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".tasker" / "images"
-BASE = "python:3.12-slim"
-"""The Dockerfiles' default."""
 
-SUITE = "bookworm"
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A release of Debian and the base image that is made of it."""
+
+    suite: str
+    python: str
+    """The Python that it brings: major and minor version."""
+    base: str
+    """The name under which the Dockerfiles find it, given as their argument BASE."""
+
+
+BOOKWORM = Release(suite="bookworm", python="3.11", base="python:3.12-slim")
+"""The oldest Python that is supported, under the name that the Dockerfiles have for a default."""
+TRIXIE = Release(suite="trixie", python="3.13", base="python:3.13-slim")
+RELEASES = (BOOKWORM, TRIXIE)
+
 PACKAGES = "ca-certificates,python3,python3-venv,python-is-python3"
 TRUSTED = Path("/etc/ssl/certs/ca-certificates.crt")
+SCRIPTS = Path("/usr/share/debootstrap/scripts")
 BUILD_SECONDS = 600.0
 
 
-def missing_tools() -> str | None:
-    """Why images cannot be built here, or None."""
+def missing_tools(release: Release = BOOKWORM) -> str | None:
+    """Why images on a release cannot be built here and what is to be done about it, or None."""
     if os.geteuid() != 0:
         return "building images takes root here: debootstrap and chroot isolation need it"
     missing = [tool for tool in ("buildah", "debootstrap", "unshare", "chroot") if shutil.which(tool) is None]
-    return f"{' and '.join(missing)} not found: apt-get install buildah debootstrap" if missing else None
+    if missing:
+        return f"{' and '.join(missing)} not found: apt-get install buildah debootstrap"
+    if not (SCRIPTS / release.suite).exists():
+        return f"this debootstrap does not know {release.suite}: install a newer one"
+    return None
 
 
 class BuildFailed(Exception):
@@ -77,41 +96,52 @@ class Started:
 
 
 class Images:
-    """A store of images of its own."""
+    """A store of images on one release of Debian, apart from those on others: their images have the same names."""
 
-    def __init__(self) -> None:
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        self._buildah = ("buildah", "--root", str(FOLDER / "store"), "--runroot", str(FOLDER / "run"))
+    def __init__(self, release: Release = BOOKWORM) -> None:
+        self.release = release
+        self.folder = FOLDER / release.suite
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.made = self.folder / "base.made"
+        self._buildah = ("buildah", "--root", str(self.folder / "store"), "--runroot", str(self.folder / "run"))
         self._containers: list[str] = []
 
     def buildah(self, *arguments: str) -> str:
+        """The output of a buildah command on this store. Raises `BuildFailed`."""
         return _run(*self._buildah, *arguments)
 
+    def buildah_command(self, *arguments: str) -> list[str]:
+        """The same to be run by the caller."""
+        return [*self._buildah, *arguments]
+
     def make_base(self) -> None:
-        """The base image, once for each content of this file."""
-        wanted = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-        noted = FOLDER / "base.made"
-        if noted.exists() and noted.read_text() == wanted and self._exists(BASE):
+        """The base image, unless it is there and was made by the same command."""
+        tree = self.folder / "base"
+        # In a mount namespace of its own: what debootstrap mounts in the tree goes with it, however it ends.
+        command = ["unshare", "--mount", "debootstrap", "--variant=minbase"]
+        command += [f"--include={PACKAGES}", self.release.suite, str(tree)]
+        wanted = " ".join(command)
+        if self.made.exists() and self.made.read_text() == wanted and self._exists(self.release.base):
             return
-        tree = FOLDER / "base"
         shutil.rmtree(tree, ignore_errors=True)
-        _run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(tree))
+        _run(*command)
         for leftover in ("var/cache/apt/archives", "var/lib/apt/lists"):
             shutil.rmtree(tree / leftover)
             (tree / leftover).mkdir()
         container = self.buildah("from", "scratch").strip()
         self.buildah("add", container, str(tree), "/")
-        self.buildah("commit", "--quiet", "--rm", container, BASE)
+        self.buildah("commit", "--quiet", "--rm", container, self.release.base)
         shutil.rmtree(tree)
-        noted.write_text(wanted)
+        self.made.write_text(wanted)
 
     def build(
         self, context: Path, tag: str, *, dockerfile: Path | None = None, arguments: Mapping[str, str] | None = None
     ) -> None:
         """Builds as the README says, but with the machine's own trust and package index, and never pulling."""
         options = ["bud", "--isolation=chroot", "--pull-never", "--format=docker", "--layers", f"--tag={tag}"]
-        options += [f"--volume={host}:{inside}:ro" for host, inside in _machine_files()]
-        options += [f"--build-arg={name}={value}" for name, value in (arguments or {}).items()]
+        options += [f"--volume={host}:{inside}:ro" for host, inside in self.machine_files()]
+        given = {"BASE": self.release.base, **(arguments or {})}
+        options += [f"--build-arg={name}={value}" for name, value in given.items()]
         self.buildah(*options, f"--file={dockerfile or context / 'Dockerfile'}", str(context))
 
     def configuration(self, tag: str) -> dict[str, Any]:
@@ -168,6 +198,17 @@ class Images:
         for container in self._containers:
             self.buildah("rm", container)
 
+    def machine_files(self) -> Iterator[tuple[Path, str]]:
+        """What lets pip work in a build as on this machine: its certificates and its index, when it has its own."""
+        settings = {"cert": str(TRUSTED)} if TRUSTED.exists() else {}
+        if os.environ.get("PIP_INDEX_URL"):
+            settings["index-url"] = os.environ["PIP_INDEX_URL"]
+        file = self.folder / "pip.conf"
+        file.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
+        yield file, "/etc/pip.conf"
+        if TRUSTED.exists():
+            yield TRUSTED, str(TRUSTED)
+
     def _exists(self, tag: str) -> bool:
         done = subprocess.run([*self._buildah, "inspect", "--type=image", tag], capture_output=True, check=False)
         return done.returncode == 0
@@ -194,15 +235,3 @@ done
 shift
 exec setpriv --no-new-privs chroot --userspec="$user" "$root" "$@"
 """
-
-
-def _machine_files() -> Iterator[tuple[Path, str]]:
-    """What lets pip work in a build as it does on this machine: its certificates and its index, when it has its own."""
-    settings = {"cert": str(TRUSTED)} if TRUSTED.exists() else {}
-    if os.environ.get("PIP_INDEX_URL"):
-        settings["index-url"] = os.environ["PIP_INDEX_URL"]
-    file = FOLDER / "pip.conf"
-    file.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
-    yield file, "/etc/pip.conf"
-    if TRUSTED.exists():
-        yield TRUSTED, str(TRUSTED)

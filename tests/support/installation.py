@@ -182,8 +182,16 @@ class ChartInstallation(Installation):
         return self._helm.run(*arguments, *options, kubeconfig=self.place.kubeconfig, timeout=400)
 
     def install_beside(self, release: str, **values: Any) -> None:
-        """A second release in the same namespace, of the same images and with the same database."""
+        """A second release in the same namespace, of the same images. The database is given to it until `resume`."""
+        self._give_database_to(f"{release}-{RELEASE}")
         self.helm("install", release, *self._chart(**values))
+
+    def _give_database_to(self, name: str) -> None:
+        """`name` is that of the release's objects."""
+        uid = self.kubectl("get", "namespace", "kube-system", "--output=jsonpath={.metadata.uid}").strip()
+        adopt = ["system", "adopt", "--yes", f"{self.place.system_namespace}/{name}@{uid}"]
+        environment = {**os.environ, "DATABASE_URL": self.place.database_url}
+        subprocess.run([sys.executable, "-m", "tasker", *adopt], env=environment, check=True, capture_output=True)
 
     def _chart(self, **values: Any) -> tuple[str, ...]:
         file = self.place.folder / "values.yaml"
@@ -215,6 +223,7 @@ class ChartInstallation(Installation):
         self.is_running = False
 
     def resume(self) -> None:
+        self._give_database_to(RELEASE)
         self._scale(1)
         self._await_ready()
         self.is_running = True

@@ -18,9 +18,17 @@ from support.waiting import eventually
 
 
 class OperatorProcess:
-    """One `python -m tasker.controller`. Its output goes to `log_file`."""
+    """One `python -m tasker.controller`, or another module of this name. Its output goes to `log_file`."""
 
-    def __init__(self, database_url: str, kubeconfig: Path, log_file: Path, **environment: str) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        kubeconfig: Path,
+        log_file: Path,
+        *,
+        module: str = "tasker.controller",
+        **environment: str,
+    ) -> None:
         self._log_file = log_file
         variables = {
             **os.environ,
@@ -34,7 +42,7 @@ class OperatorProcess:
         with log_file.open("ab") as output:
             # Through the launcher, so that not even a killed test process leaves an operator behind.
             ends_with_us = [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid())]
-            command = [*ends_with_us, sys.executable, "-m", "tasker.controller"]
+            command = [*ends_with_us, sys.executable, "-m", module]
             self._process = subprocess.Popen(command, env=variables, stdout=output, stderr=output)
 
     @property
@@ -95,10 +103,10 @@ class OperatorProcess:
 
 @contextmanager
 def running_operator(
-    database_url: str, kubeconfig: Path, log_file: Path, **environment: str
+    database_url: str, kubeconfig: Path, log_file: Path, *, module: str = "tasker.controller", **environment: str
 ) -> Iterator[OperatorProcess]:
     """An operator process, killed in the end if it is still there. It may not be ready yet."""
-    process = OperatorProcess(database_url, kubeconfig, log_file, **environment)
+    process = OperatorProcess(database_url, kubeconfig, log_file, module=module, **environment)
     try:
         yield process
     finally:

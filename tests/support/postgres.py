@@ -7,10 +7,12 @@ the template. ``TASKER_TEST_DATABASE_URL`` puts another server in its place: a U
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import secrets
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -20,11 +22,21 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+import tasker
 from devcluster.locks import FileLock
 from devcluster.postgres import EmbeddedPostgres
 
 SERVER_VARIABLE = "TASKER_TEST_DATABASE_URL"
-TEMPLATE = "tasker_template"
+
+
+def _schema_checksum() -> str:
+    """Of all SQL that a migrated database is made by, wherever in the package it lies."""
+    files = sorted(Path(tasker.__path__[0]).rglob("*.sql"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+TEMPLATE = f"tasker_template_{_schema_checksum()}"
+"""Named after the SQL: a server that outlives a run must not give the next one the schema of an earlier tree."""
 
 # A test's data need not outlive the machine. For tests of durability a server of their own keeps the defaults.
 FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "300", "shared_buffers": "64MB"}
@@ -81,6 +93,13 @@ class TestServer:
             connection.execute(statement)
 
 
+@contextmanager
+def running_server(folder: Path, settings: Mapping[str, str] = FAST_SETTINGS) -> Iterator[TestServer]:
+    """A server with its data in a folder of this one, shared by all who start it there."""
+    with EmbeddedPostgres(folder / "postgres", settings) as server:
+        yield TestServer(server.url(), folder)
+
+
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
     """The run's server, shared by all: make databases in it, never kill it."""
@@ -90,8 +109,8 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSe
     if given:
         yield TestServer(given, shared)
         return
-    with EmbeddedPostgres(shared / "postgres", FAST_SETTINGS) as server:
-        yield TestServer(server.url(), shared)
+    with running_server(shared) as server:
+        yield server
 
 
 @pytest.fixture

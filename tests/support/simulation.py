@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -170,6 +171,8 @@ class LogicalWorker:
     worker: SimulatedWorker
     callables: tuple[str, ...]
     held: list[Held] = field(default_factory=list)
+    forgotten: list[Held] = field(default_factory=list)
+    told_at: datetime | None = None
     last: tuple[Outcome, ...] = ()
 
 
@@ -326,10 +329,10 @@ class Simulation:
         hand = self.random.choice(able)
         doomed = [held for held in hand.held if held.fate == "lost"]
         if self.random.random() < 0.4:
-            # Forgotten: it lives on, and renews without these.
-            self._ghosts += [(hand.worker, held.claim) for held in doomed]
+            # Forgotten: it lives on, renews without these, and gives them back when it is told of them.
+            hand.forgotten += doomed
             hand.held = [held for held in hand.held if held.fate != "lost"]
-            self._count("lost", len(doomed))
+            self._count("forgotten", len(doomed))
             return
         others = [held for held in hand.held if held.fate not in ("lost", "hung")]
         await self._hand_in(hand, others, claim_limit=0, releasing=0.5)
@@ -366,13 +369,27 @@ class Simulation:
         self.now += seconds
         await self.lab.clock.advance(seconds)
         for hand in self._workers:
-            lost = set((await hand.worker.renew(*(held.claim for held in hand.held))).lost_fences)
+            claims = [held.claim for held in hand.held]
+            renewal = await hand.worker.renew(*claims, claiming_since=hand.told_at)
+            hand.told_at = renewal.renewed_at
+            await self._give_back(hand, set(renewal.unknown_fences))
+            lost = set(renewal.lost_fences)
             gone = [held for held in hand.held if held.claim.fence in lost]
             assert {held.fate for held in gone} <= {"hung", "lost"}
             self._ghosts += [(hand.worker, held.claim) for held in gone]
             for held in gone:
                 self._count(held.fate)
             hand.held = [held for held in hand.held if held not in gone]
+
+    async def _give_back(self, hand: LogicalWorker, fences: set[int]) -> None:
+        """What a worker had forgotten it gives back; an attempt that never ran is not counted."""
+        found = [held for held in hand.forgotten if held.claim.fence in fences]
+        assert {held.claim.fence for held in found} == fences
+        hand.forgotten = [held for held in hand.forgotten if held not in found]
+        if found:
+            settlement = await hand.worker.settle(*(self._release(held) for held in found))
+            assert settlement.stale == []
+            self._ghosts += [(hand.worker, held.claim) for held in found]
 
     async def _sweep(self) -> None:
         for row in await self.lab.rows("select * from tasker.sweep(%s)", self.random.choice([3, 50, 500])):

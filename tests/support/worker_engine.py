@@ -6,14 +6,16 @@ import asyncio
 import itertools
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from tasker_worker import HandlerRegistry
+from tasker_worker.attempts import Attempt
 from tasker_worker.claims import Answer, Claim, Outcome, OutcomeKind, Settlement
 from tasker_worker.exchange import Exchange
-from tasker_worker.execution import Attempt, Executor
-from tasker_worker.gateway import Offer, Renewal
+from tasker_worker.execution import Executor
+from tasker_worker.gateway import Locked, Offer, Renewal
 from tasker_worker.metrics import WorkerMetrics
 
 _fences = itertools.count(1)
@@ -60,6 +62,9 @@ class MemoryEngine:
         self.settle_faults: deque[Exception] = deque()
         self.late_settle_faults: deque[Exception] = deque()  # raised after the call took effect
         self.refused: dict[int, Exception] = {}  # by fence, for success outcomes
+        self.locked: set[int] = set()  # fences of claims whose run somebody holds
+        self.locked_after: set[int] = set()  # those whose run is held from the next late fault on
+        self.lock_timeouts = 0  # calls that met such a run
         self.calls: list[tuple[str, int, int]] = []  # name, outcomes, claim limit
         self.concurrent = 0
         self.most_concurrent = 0
@@ -67,12 +72,20 @@ class MemoryEngine:
         self.gate.set()
         self.called = asyncio.Event()  # set at every call
 
+    def share(self, other: MemoryEngine) -> None:
+        """Have the same data as another one, as two connections of one database do."""
+        self.queue, self.settled, self.lost = other.queue, other.settled, other.lost
+        self.refused, self.locked = other.refused, other.locked
+
     async def claim(self, worker: str, limit: int) -> list[Claim]:
         await self._enter("claim", 0, limit, self.claim_faults)
         return self._take(limit)
 
     async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer:
         await self._enter("settle", len(settlements), claim_limit, self.settle_faults)
+        if any(each.fence in self.locked for each in settlements):
+            self.lock_timeouts += 1
+            raise Locked("canceling statement due to lock timeout")
         for each in settlements:
             if each.fence in self.refused and each.outcome.kind is OutcomeKind.SUCCESS:
                 raise self.refused[each.fence]
@@ -82,6 +95,7 @@ class MemoryEngine:
                 self.settled[each.fence] = each.outcome
                 recorded.add(each.fence)
         if self.late_settle_faults:
+            self.locked |= self.locked_after
             raise self.late_settle_faults.popleft()
         return Answer(frozenset(recorded), self._take(claim_limit), 0, 0)
 
@@ -115,13 +129,20 @@ class MemoryEngine:
         return error
 
 
+NOTHING_LOST = Renewal(
+    known=True, draining=False, lost_fences=[], unknown_step_ids=[], unknown_fences=[], renewed_at=datetime.now(UTC)
+)
+
+
 class MemoryLeaseEngine:
-    """Plays the engine for the lease thread."""
+    """Plays the engine for the lease thread and the sweep thread."""
 
     def __init__(self) -> None:
         self.faults: deque[Exception] = deque()
         self.renewals: list[list[tuple[int, int]]] = []
-        self.renewal = Renewal(known=True, draining=False, lost_fences=[])
+        self.claiming_since: list[datetime | None] = []  # as each renewal told it
+        self.renewal = NOTHING_LOST
+        self.during_renewal: Callable[[], None] = lambda: None  # called while a renewal is under way
         self.registered: list[Offer] = []
         self.settlements: list[Settlement] = []
         self.repairs: dict[str, int] = {}
@@ -132,9 +153,11 @@ class MemoryLeaseEngine:
         self._fail()
         self.registered.append(offer)
 
-    def renew(self, worker: str, held: Sequence[tuple[int, int]]) -> Renewal:
+    def renew(self, worker: str, claims: Sequence[tuple[int, int]], claiming_since: datetime | None) -> Renewal:
         self._fail()
-        self.renewals.append(list(held))
+        self.renewals.append(list(claims))
+        self.claiming_since.append(claiming_since)
+        self.during_renewal()
         return self.renewal
 
     def settle(self, worker: str, settlement: Settlement) -> None:
@@ -142,6 +165,7 @@ class MemoryLeaseEngine:
         self.settlements.append(settlement)
 
     def sweep(self, limit: int) -> dict[str, int]:
+        self._fail()
         self.sweeps += 1
         return self.repairs
 
@@ -173,10 +197,14 @@ class Rig:
         self, registry: HandlerRegistry, *, slots: int = 10, poll_min: float = 0.001, poll_max: float = 0.01
     ) -> None:
         self.engine = MemoryEngine()
+        # Another connection of the same engine's: one call on each may be under way.
+        self.engine_for_locked = MemoryEngine()
+        self.engine_for_locked.share(self.engine)
         self.metrics = WorkerMetrics()
         self.hints = Hints()
         self.exchange = Exchange(
             self.engine,
+            self.engine_for_locked,
             worker="worker",
             slots=slots,
             poll_min=poll_min,
@@ -185,7 +213,13 @@ class Rig:
             hinter=self.hints,
         )
         self._settled = asyncio.Condition()
-        self.executor = Executor(registry, slots=slots, metrics=self.metrics, on_finished=self.exchange.finished)
+        self.executor = Executor(
+            registry,
+            slots=slots,
+            metrics=self.metrics,
+            on_finished=self.exchange.finished,
+            on_threads_back=self.exchange.hint,
+        )
         self.exchange.attach(self.executor)
         self.task: asyncio.Task[None] | None = None
 
@@ -196,7 +230,7 @@ class Rig:
     async def __aexit__(self, *_: object) -> None:
         assert self.task is not None
         self.engine.gate.set()
-        for attempt in list(self.exchange.held.values()):
+        for attempt in self.exchange.held.attempts():
             self.executor.release(attempt)
         self.exchange.stop(give_up_at=0)
         await asyncio.wait([self.task], timeout=10)
@@ -204,9 +238,9 @@ class Rig:
         if self.task.done():
             self.task.result()
 
-    async def work_off(self, *claims: Claim) -> None:
-        """Queue claims and wait until all of them are settled."""
-        self.engine.queue.extend(claims)
+    async def work_off(self, *claims: Claim, later_than: Sequence[Claim] = ()) -> None:
+        """Queue claims, behind others, and wait until all of them are settled."""
+        self.engine.queue.extend([*later_than, *claims])
         self.exchange.hint()
         await self.until(lambda: all(claim.fence in self.engine.settled for claim in claims))
 

@@ -11,9 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from support.python_path import python_path
 from tasker.model.template import TemplateSpec, parse_template_spec
 
 TESTS = Path(__file__).resolve().parent.parent
+
+
+def worker_environment(url: str, name: str) -> dict[str, str]:
+    """The variables of a worker process that handles what is in the tests' folder."""
+    return {
+        **os.environ,
+        "PYTHONPATH": python_path(TESTS),
+        "DATABASE_URL": url,
+        "TASKER_WORKER_NAME": name,
+        "TASKER_NAMESPACE": "default",
+        "TASKER_WEB_ENABLED": "false",
+    }
 
 
 class WorkerProcess:
@@ -22,15 +35,7 @@ class WorkerProcess:
     def __init__(self, url: str, name: str, modules: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self.log = log
-        variables = {
-            **os.environ,
-            "PYTHONPATH": str(TESTS),
-            "DATABASE_URL": url,
-            "TASKER_WORKER_NAME": name,
-            "TASKER_NAMESPACE": "default",
-            "TASKER_WEB_ENABLED": "false",
-            **environment,
-        }
+        variables = {**worker_environment(url, name), **environment}
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tasker_worker", *modules], env=variables, stdout=output, stderr=output

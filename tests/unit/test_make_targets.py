@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def commands_of(target: str) -> str:
-    """What make would run for a target whose set-up is done."""
+def commands_of(*goals: str) -> str:
+    """What make would run for a target (and variables, NAME=value) whose set-up is done."""
     ran = subprocess.run(
-        ["make", "--dry-run", "--assume-old=.venv/.ready", target],
+        ["make", "--dry-run", "--assume-old=.venv/.ready", *goals],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -30,6 +30,8 @@ def commands_of(target: str) -> str:
         ("demo", "tasker dev --run examples/03-order-fulfillment"),
         ("dev", "tasker dev"),
         ("test", "pytest"),
+        ("test-under-load", "-m support.under_load -- "),
+        ("mutants", "-m mutants --count 200"),
         ("bench", "tests/bench/run.py"),
         ("parity", "--parity-report"),
         pytest.param("lint", "ruff check .", marks=pytest.mark.parity(183)),
@@ -48,3 +50,8 @@ def test_continuous_integration_runs_the_readmes_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "| `make test` | all tests |" in readme
     assert "\nmake test\n" in script
+
+
+def test_the_order_of_a_run_of_the_tests_can_be_repeated() -> None:
+    assert "--randomly-seed=7 " in commands_of("test", "SEED=7")
+    assert "--randomly-seed" not in commands_of("test", "SEED=")

@@ -125,10 +125,3 @@ tolerations:
     - {protocol: TCP, port: {{ . }}}
     {{- end }}
 {{- end -}}
-
-{{- /* The annotations of what `helm test` makes, given the weight. It goes when the test has passed. */ -}}
-{{- define "tasker.testHook" -}}
-helm.sh/hook: test
-helm.sh/hook-weight: {{ . | quote }}
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
-{{- end -}}

@@ -29,6 +29,8 @@
 - name: TASKER_WATCH_NAMESPACES
   value: {{ join "," . | quote }}
 {{- end }}
+- name: TASKER_INSTALLATION
+  value: {{ printf "%s/%s" .Release.Namespace (include "tasker.fullname" .) | quote }}
 - name: TASKER_MANAGED_POOL
   value: {{ include "tasker.defaultPool" . | quote }}
 - name: TASKER_HEALTH_PORT

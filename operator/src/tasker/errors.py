@@ -4,14 +4,16 @@ TaskerError
 ├── ConfigurationError        a setting, file or environment variable is missing or wrong
 ├── InvalidInput              what a person wrote cannot be accepted; `path` says where
 │   ├── InvalidTemplate
-│   └── InvalidTask
+│   ├── InvalidTask
+│   └── InvalidResource       an object of the cluster that this release cannot read
 ├── NotFound
 │   ├── TemplateNotFound
 │   └── TaskNotFound
 ├── IllegalTransition         the database refused a move that the state machine does not have
 └── StoreError                the database could not do what was asked
     ├── StoreUnavailable      it cannot be reached now; trying again may work
-    └── SchemaMismatch        its schema is not one that this release understands
+    ├── SchemaMismatch        its schema is not one that this release understands
+    └── ForeignInstallation   it belongs to another installation
 """
 
 from __future__ import annotations
@@ -48,6 +50,10 @@ class InvalidTask(InvalidInput):
     """A Task cannot be accepted."""
 
 
+class InvalidResource(InvalidInput):
+    """An object of the cluster is not one that this release can read."""
+
+
 class NotFound(TaskerError):
     """What was asked for does not exist."""
 
@@ -74,3 +80,7 @@ class StoreUnavailable(StoreError):
 
 class SchemaMismatch(StoreError):
     """The database schema is not one that this release understands."""
+
+
+class ForeignInstallation(StoreError):
+    """The database belongs to another installation."""

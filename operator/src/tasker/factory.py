@@ -20,7 +20,7 @@ async def open_engine(settings: DatabaseSettings) -> AsyncIterator[Engine]:
     Raises `StoreUnavailable` when it cannot be reached in time, `SchemaMismatch` when it is not migrated, and
     `ConfigurationError` when it is none that can be used.
     """
-    await check_schema(settings.url)
+    await check_schema(settings.url, settings.limits)
     database = Database(settings)
     await database.open()
     try:

@@ -5,9 +5,60 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
 
 from tasker.errors import ConfigurationError
+
+Default = TypeVar("Default", float, float | None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionLimits:
+    """How long one connection to Postgres waits for what. What the connection string itself says of these stands.
+
+    Together the defaults let a primary that vanishes be noticed within 15 seconds, whether TCP tells or not.
+    """
+
+    connect_timeout_seconds: int = 5
+    """For the whole of connecting to one address. A server that is there answers in a fraction of it."""
+
+    keepalives_idle_seconds: int = 5
+    """A silent connection is probed after so long: with the probes below, gone is noticed after 14 seconds."""
+
+    keepalives_interval_seconds: int = 3
+    """Between two probes that are not answered."""
+
+    keepalives_count: int = 3
+    """Probes without an answer after which the connection is given up: one or two may be lost on a busy network."""
+
+    unacknowledged_seconds: int = 9
+    """What was sent and not acknowledged for so long ends the connection: before the probes would, for then somebody is
+    waiting."""
+
+    statement_timeout_seconds: float = 10.0
+    """The server gives a statement up after so long. Every call is made to take a fraction of a second."""
+
+    lock_timeout_seconds: float | None = 2.0
+    """The server gives a statement up that waits for one lock so long; it is then tried again. Locks are held for
+    milliseconds; behind a person's open transaction a connection should not wait while others need it. None: as long
+    as the statement may take."""
+
+    answer_margin_seconds: float = 2.0
+    """After the server should have given a statement up, so much is left for its word of it; then it counts as gone."""
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long to wait for the answer to one statement before the server counts as gone."""
+        return self.statement_timeout_seconds + self.answer_margin_seconds
+
+
+DEFAULT_LIMITS = ConnectionLimits()
+
+MIGRATION_LIMITS = ConnectionLimits(statement_timeout_seconds=600.0, lock_timeout_seconds=None)
+"""A migration may rewrite a large table, and waits for the one that another process has begun. Its own changes wait 5 s
+for a table at a time, so that nobody waits behind them longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +75,16 @@ class DatabaseSettings:
     """Most connections of this process. All work is short statements, so four carry thousands a second."""
 
     connect_timeout_seconds: float = 10.0
-    """How long to wait for a connection before saying that the database cannot be reached."""
+    """How long to wait for a connection of the pool before saying that the database cannot be reached."""
+
+    connection_lifetime_seconds: float = 1800.0
+    """A connection is made anew after so long, so that new members of a pooler or a name get their share."""
+
+    limits: ConnectionLimits = DEFAULT_LIMITS
+    """How long a connection waits."""
+
+    migration_limits: ConnectionLimits = MIGRATION_LIMITS
+    """How long the connection of a migration waits."""
 
     application_name: str = "tasker"
     """Shown in pg_stat_activity."""
@@ -34,11 +94,35 @@ class DatabaseSettings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> DatabaseSettings:
-        """From DATABASE_URL and TASKER_LISTEN_DATABASE_URL. Raises `ConfigurationError` without the first."""
+        """From DATABASE_URL, TASKER_LISTEN_DATABASE_URL and the variables of the limits.
+
+        Raises `ConfigurationError` without the first, and naming a variable that cannot be used.
+        """
         url = environment.get("DATABASE_URL", "")
         if not url:
             raise ConfigurationError("DATABASE_URL is not set: give the connection string of the Postgres database")
-        return cls(url=url, listen_url=environment.get("TASKER_LISTEN_DATABASE_URL") or None)
+        limits, migration_limits = cls.limits, cls.migration_limits
+        return cls(
+            url=url,
+            listen_url=environment.get("TASKER_LISTEN_DATABASE_URL") or None,
+            limits=replace(
+                limits,
+                statement_timeout_seconds=_seconds(
+                    environment, "TASKER_DATABASE_STATEMENT_TIMEOUT_SECONDS", limits.statement_timeout_seconds
+                ),
+                lock_timeout_seconds=_seconds(
+                    environment, "TASKER_DATABASE_LOCK_TIMEOUT_SECONDS", limits.lock_timeout_seconds
+                ),
+            ),
+            migration_limits=replace(
+                migration_limits,
+                statement_timeout_seconds=_seconds(
+                    environment,
+                    "TASKER_MIGRATION_STATEMENT_TIMEOUT_SECONDS",
+                    migration_limits.statement_timeout_seconds,
+                ),
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +143,10 @@ class OperatorSettings:
 
     watch_namespaces: tuple[str, ...] = ()
     """The namespaces that are served; none means all of them, which is what one operator a cluster wants."""
+
+    installation: str = "kube-system/tasker"
+    """Which installation of its cluster this is: the namespace that it belongs to and a name, with a slash between. The
+    chart's release; by default the one of a cluster that has a single one, beside its own services."""
 
     health_port: int = 8080
     """Port of /healthz, /readyz and /metrics; 0 takes a free one."""
@@ -107,6 +195,7 @@ class OperatorSettings:
             worker_image_pull_policy=_pull_policy(environment),
             worker_image_pull_secrets=_names(environment, "TASKER_WORKER_IMAGE_PULL_SECRETS"),
             watch_namespaces=_names(environment, "TASKER_WATCH_NAMESPACES"),
+            installation=_installation(environment, cls.installation),
             health_port=_integer(environment, "TASKER_HEALTH_PORT", cls.health_port, at_most=65535),
             health_host=environment.get("TASKER_HEALTH_HOST") or cls.health_host,
             log_level=_choice(environment, "TASKER_LOG", cls.log_level, ("debug", "info", "warning", "error")),
@@ -126,6 +215,14 @@ class OperatorSettings:
         )
 
 
+def termination_log(environment: Mapping[str, str] = os.environ) -> Path:
+    """TASKER_TERMINATION_LOG, or where the kubelet makes the file: why the process ends is written there.
+
+    On its own, because it has to be known before a setting that cannot be used ends the process.
+    """
+    return Path(environment.get("TASKER_TERMINATION_LOG") or "/dev/termination-log")
+
+
 def _names(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in environment.get(name, "").split(",") if part.strip())
 
@@ -138,6 +235,14 @@ def _pull_policy(environment: Mapping[str, str]) -> str | None:
     return policy
 
 
+def _installation(environment: Mapping[str, str], default: str) -> str:
+    text = environment.get("TASKER_INSTALLATION") or default
+    namespace, slash, name = text.partition("/")
+    if not (namespace and slash and name) or "/" in name:
+        raise ConfigurationError(f"TASKER_INSTALLATION={text!r} is not a namespace and a name with a slash between")
+    return text
+
+
 def _integer(environment: Mapping[str, str], name: str, default: int, *, at_most: int) -> int:
     text = environment.get(name)
     if not text:
@@ -147,7 +252,7 @@ def _integer(environment: Mapping[str, str], name: str, default: int, *, at_most
     return int(text)
 
 
-def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+def _seconds(environment: Mapping[str, str], name: str, default: Default) -> float | Default:
     text = environment.get(name)
     if not text:
         return default

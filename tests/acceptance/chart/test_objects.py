@@ -167,6 +167,13 @@ def test_the_connection_url_comes_from_the_named_secret_and_key(helm: Helm) -> N
     assert workers == {"secretKeyRef": {"name": "postgres-workers", "key": "url"}}
 
 
+def test_helm_test_has_one_suite_which_is_a_pod(helm: Helm) -> None:
+    """helm lists every object that is a test hook as a suite, whatever its kind."""
+    for name in MATRIX:
+        tests = [each for each in render(helm, name) if hook(each) == "test"]
+        assert [each["kind"] for each in tests] == ["Pod"], name
+
+
 def test_the_migration_and_all_it_needs_come_before_anything_else(helm: Helm) -> None:
     manifests = render(helm, "own-database")
     job = find(manifests, "Job", "tasker-migrate")
@@ -219,6 +226,7 @@ def test_probes_ask_the_paths_that_the_operator_answers(helm: Helm) -> None:
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
     assert container["command"] == ["python", "-m", "tasker.controller"]
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", "why it ends is in the pod's status"
     port = container["ports"][0]
     assert (port["name"], str(port["containerPort"])) == ("http", environment([deployment])["TASKER_HEALTH_PORT"])
 

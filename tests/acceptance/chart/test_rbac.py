@@ -17,7 +17,7 @@ EXTENSIONS = "apiextensions.k8s.io"
 def calls(namespace: str | None) -> Iterator[Call]:
     """What the operator asks of the API server; `namespace` is where lists and watches look, None for everywhere.
 
-    The sources are tasker.controller: `handlers` (watches), `resync` (lists), and the users of `cluster.Cluster`.
+    The sources are tasker.controller: `handlers` (watches), `runtime.resync` (lists), and the users of `Cluster`.
     """
     for group, resource in (
         (CUSTOM, "tasktemplates"),

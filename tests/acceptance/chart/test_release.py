@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -18,8 +21,9 @@ import pytest
 
 from devcluster.apiserver import ApiServer
 from devcluster.kubectl import find_kubectl
-from support.helm import CHARTS, Helm
+from support.helm import CHARTS, Helm, HelmError
 
+README = CHARTS / "tasker" / "README.md"
 DEFINITIONS = ["tasks.tasker.dev", "tasktemplates.tasker.dev", "workerpools.tasker.dev"]
 
 
@@ -72,6 +76,89 @@ async def test_a_release_comes_changes_and_goes_and_keeps_the_definitions(target
 
     # Installed again under the same name, the release takes the kept definitions back.
     await target.run_helm("install", "tasker", *chart)
+
+
+async def test_helm_test_tells_of_one_suite(target: Target) -> None:
+    chart = (str(CHARTS / "tasker"), "--no-hooks", "--set", "database.existingSecret=postgres")
+    await target.run_helm("install", "tasker", *chart, "--create-namespace")
+    testing = asyncio.create_task(target.run_helm("test", "tasker", "--timeout", "50s"))
+    while await target.objects("pods", "--namespace=tasker-system") == []:
+        assert not testing.done(), await testing
+    # In place of a node.
+    ended = '{"status": {"phase": "Succeeded", "containerStatuses": []}}'
+    pod = ("patch", "pod", "tasker-test", "--namespace=tasker-system", "--subresource=status")
+    await target.kubectl(*pod, "--type=merge", f"--patch={ended}")
+    told = await testing
+    assert re.findall(r"TEST SUITE: +(\S+)", told) == ["tasker-test"]
+    assert "Succeeded" in told
+
+
+RENDERED_ONLY = {"docker", "exec", "logs"}
+"""Words of commands that need a registry, or pods that run: those are not asked of the embedded API server."""
+
+
+async def test_the_commands_of_the_readme_do_what_they_say(target: Target, tmp_path: Path) -> None:
+    """In order, as somebody would type them: install, a failed install, what to do then, and to be rid of it all.
+
+    The programs are the real ones, with what this cluster cannot do left out: hooks (there are no Jobs) and waiting.
+    """
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    write_program(programs / "kubectl", find_kubectl(), 'set -- "${@/--watch/--output=name}"')
+    write_program(
+        programs / "helm", target.helm.program, 'case $1 in install) set -- "$@" --no-hooks;; test) exit 0;; esac'
+    )
+    (tmp_path / "handlers.py").write_text("")
+    for name in ("charts", "examples"):
+        (tmp_path / name).symlink_to(CHARTS.parent / name)
+    environment = {
+        **target.helm.environment(target.kubeconfig),
+        "PATH": f"{programs}:{os.environ['PATH']}",
+    }
+    commands = [command for block in shell_blocks() for command in block]
+    ran = [command for command in commands if not RENDERED_ONLY & set(shlex.split(command))]
+    assert len(ran) >= 11 and len(commands) - len(ran) == 6, commands
+    for command in ran:
+        if command == "helm uninstall tasker --namespace tasker-system --no-hooks":
+            await fail_an_install(target)
+        done = await asyncio.to_thread(
+            subprocess.run, ["bash", "-c", command], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert await target.objects("customresourcedefinitions") == []
+    assert "tasker-system" not in [each["metadata"]["name"] for each in await target.objects("namespaces")]
+
+
+async def fail_an_install(target: Target) -> None:
+    """The release that is there is put to where helm leaves one that it was stopped in: noted as going on."""
+    release = "sh.helm.release.v1.tasker.v1"
+    await target.run_helm("uninstall", "tasker", "--no-hooks")
+    chart = (str(CHARTS / "tasker"), "--set", "database.existingSecret=x")
+    with pytest.raises(HelmError, match="failed pre-install"):
+        await target.run_helm("install", "tasker", *chart)
+    with pytest.raises(HelmError, match="cannot reuse a name that is still in use"):
+        await target.run_helm("install", "tasker", *chart)
+    secrets = [each["metadata"]["name"] for each in await target.objects("secrets", "--namespace=tasker-system")]
+    assert release in secrets
+
+
+async def test_definitions_that_were_applied_by_hand_are_taken_over_as_the_readme_says(target: Target) -> None:
+    assert "`--take-ownership`" in README.read_text()
+    await target.kubectl("apply", "-f", str(CHARTS.parent / "crds"))
+    chart = (str(CHARTS / "tasker"), "--no-hooks", "--create-namespace", "--set", "database.existingSecret=postgres")
+    with pytest.raises(HelmError, match="invalid ownership metadata"):
+        await target.run_helm("install", "tasker", *chart)
+    await target.run_helm("install", "tasker", *chart, "--take-ownership")
+
+
+def write_program(path: Path, program: Path, before: str) -> None:
+    path.write_text(f'#!/bin/bash\n{before}\nexec {shlex.quote(str(program))} "$@"\n')
+    path.chmod(0o755)
+
+
+def shell_blocks() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    return [block.splitlines() for block in blocks]
 
 
 async def test_definitions_managed_apart_stay_out_of_the_release(target: Target) -> None:

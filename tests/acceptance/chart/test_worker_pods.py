@@ -11,9 +11,9 @@ import yaml
 from support.chart import MATRIX, environment, render
 from support.helm import Helm
 from support.pod_security import violations
+from tasker.controller.kube.resources.worker_pool import WorkerPool
 from tasker.controller.pools import manifests
-from tasker.controller.pools.manifests import ImageDefaults
-from tasker.controller.pools.state import identity_of
+from tasker.controller.pools.manifests import ImageDefaults, PoolIdentity
 from tasker.settings import OperatorSettings
 
 INPUT = Path(__file__).parents[2] / "data" / "kubernetes" / "input"
@@ -22,13 +22,15 @@ POOLS = [*sorted(INPUT.glob("pool-*.yaml")), *sorted(EXAMPLES.glob("*/pool.yaml"
 
 
 def pod_of(pool: dict[str, Any], settings: OperatorSettings | None = None) -> dict[str, Any]:
-    identity = identity_of({"metadata": {"namespace": "orders", "uid": "1", **pool["metadata"]}})
+    parsed = WorkerPool.parse({**pool, "metadata": {"namespace": "orders", "uid": "1", **pool["metadata"]}})
     defaults = ImageDefaults(
         image=settings.worker_image if settings else "tasker-worker:0.1.0",
         pull_policy=settings.worker_image_pull_policy if settings else None,
         pull_secrets=settings.worker_image_pull_secrets if settings else (),
     )
-    made = manifests.deployment(identity, pool["spec"], defaults=defaults, replicas=1, handlers_hash="0" * 32)
+    made = manifests.deployment(
+        PoolIdentity.of(parsed), parsed.spec, defaults=defaults, replicas=1, handlers_hash="0" * 32
+    )
     pod: dict[str, Any] = made["spec"]["template"]["spec"]
     return pod
 

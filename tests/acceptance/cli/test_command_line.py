@@ -13,11 +13,12 @@ import pytest
 from tasker_worker import __version__
 
 
-def tasker(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def tasker(*arguments: str, answer: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "KUBECONFIG"}}
     return subprocess.run(
         [sys.executable, "-m", "tasker", *arguments],
         env={**clean, **environment},
+        input=answer,
         capture_output=True,
         text=True,
         timeout=60,
@@ -44,6 +45,32 @@ def test_migrate_without_a_database_says_so() -> None:
     ran = tasker("migrate")
     assert ran.returncode == 1
     assert ran.stderr == "error: DATABASE_URL is not set: give the connection string of the Postgres database\n"
+
+
+def test_adopting_a_database_asks_first_and_tells_what_comes_of_it(database_url: str) -> None:
+    def owner() -> str | None:
+        with psycopg.connect(database_url) as connection:
+            row = connection.execute("select id from tasker.installation()").fetchone()
+        return None if row is None else str(row[0])
+
+    first = tasker("system", "adopt", "prod/tasker@1", DATABASE_URL=database_url)
+    assert (first.returncode, owner()) == (0, "prod/tasker@1"), "nobody's: there is nothing to ask"
+    asked = tasker("system", "adopt", "test/tasker@2", DATABASE_URL=database_url, answer="n\n")
+    assert (asked.returncode, owner()) == (1, "prod/tasker@1")
+    assert "The database belongs to prod/tasker@1 since " in asked.stdout
+    assert "cancels every run whose Task is not in its own cluster" in asked.stdout
+    taken = tasker("system", "adopt", "test/tasker@2", DATABASE_URL=database_url, answer="y\n")
+    assert (taken.returncode, owner()) == (0, "test/tasker@2")
+    told = tasker("system", "adopt", "--yes", "prod/tasker@1", DATABASE_URL=database_url)
+    assert told.stdout == "the database is that of prod/tasker@1 now; its operator goes on by itself\n"
+    again = tasker("system", "adopt", "prod/tasker@1", DATABASE_URL=database_url)
+    assert (again.returncode, again.stdout) == (0, "the database is that of prod/tasker@1 already\n")
+
+
+def test_adopting_has_its_help() -> None:
+    ran = tasker("system", "adopt", "--help")
+    assert ran.returncode == 0
+    assert "bring the resources first" in " ".join(ran.stdout.split())
 
 
 @pytest.mark.parametrize(

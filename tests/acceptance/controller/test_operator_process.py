@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from support.apiserver import REPOSITORY, Kubectl, RunningApiServer, api_server
 from support.cluster import pool, step, task, template
+from support.cut_proxy import cut_proxy
 from support.operator_process import OperatorProcess, running_operator
-from support.waiting import eventually
+from support.python_path import python_path
+from support.waiting import eventually, eventually_async
 from support.workers import worker_processes
 from tasker.factory import migrate
 
@@ -85,6 +93,62 @@ def test_it_waits_for_the_crds_and_then_works(server: RunningApiServer, start_op
     kubectl("wait", "--for=condition=Ready", "tasktemplate/quick", "--timeout=10s")
 
 
+async def test_a_silent_database_is_told_by_the_readiness_alone(
+    kubectl: Kubectl, start_operator: StartOperator, database_url: str
+) -> None:
+    async with cut_proxy(database_url) as proxy:
+        operator = await asyncio.to_thread(start_operator, proxy.url, TASKER_DATABASE_STATEMENT_TIMEOUT_SECONDS="1")
+        await asyncio.to_thread(operator.await_ready)
+        proxy.go_silent()
+
+        async def unready() -> bool:
+            code, text = await asyncio.to_thread(operator.fetch, "/readyz")
+            return code == 503 and "the database: the database does not answer" in text
+
+        await eventually_async(unready, what="readiness says that the database does not answer")
+        assert await asyncio.to_thread(operator.fetch, "/healthz") == (200, "ok\n")
+        proxy.speak_again()
+        await asyncio.to_thread(operator.await_ready)
+
+
+def test_an_operator_of_another_installation_waits_and_cancels_nothing(
+    server: RunningApiServer, kubectl: Kubectl, start_operator: StartOperator, database_url: str, tmp_path: Path
+) -> None:
+    """Another cluster: none of the runs has a Task there."""
+    first = start_operator()
+    first.await_ready()
+    kubectl.apply(template("quick", step("a")), task("kept", "quick"))
+    kubectl("wait", "--for=condition=Accepted", "task/kept", "--timeout=10s")
+    with api_server(tmp_path / "other") as elsewhere:
+        Kubectl(kubeconfig=elsewhere.kubeconfig, namespace="default")("apply", "-f", str(REPOSITORY / "crds"))
+        with running_operator(database_url, elsewhere.kubeconfig, tmp_path / "other.log") as second:
+            second.await_log("waiting for a database of this installation")
+            code, text = second.fetch("/readyz")
+            assert code == 503 and "the database belongs to another installation, kube-system/tasker@" in text
+            assert second.fetch("/healthz") == (200, "ok\n")
+            [command] = re.findall(r"run: tasker system adopt (\S+);", text)
+            assert open_runs(database_url) == 1
+
+            # And the other way round: once it was given away, the first leaves it.
+            adopted = subprocess.run(
+                [sys.executable, "-m", "tasker", "system", "adopt", "--yes", command],
+                env={**os.environ, "DATABASE_URL": database_url},
+                check=True,
+                capture_output=True,
+            )
+            assert b"is that of" in adopted.stdout
+            second.await_ready()
+    first.await_log("the database belongs to another installation")
+    first.wait()
+
+
+def open_runs(database_url: str) -> int:
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("select count(*) from tasker.tasks where completed_at is null").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(kubectl: Kubectl, start_operator: StartOperator, number: signal.Signals) -> None:
     operator = start_operator()
@@ -106,6 +170,105 @@ def test_a_wrong_setting_is_named_and_ends_it(server: RunningApiServer, start_op
     assert "TASKER_LOG='loud' is none of debug, info, warning, error" in operator.log
 
 
+SWEEP_ENDS = """
+from tasker.controller import app
+
+
+class WithoutSweeps(app.Loop):
+    async def run(self):
+        if self.name == "sweep":
+            return
+        await super().run()
+
+
+app.Loop = WithoutSweeps
+raise SystemExit(app.main())
+"""
+
+WATCHES_END = """
+import kopf
+from tasker.controller import app
+
+
+async def end(tasks, **arguments):
+    for task in tasks:
+        task.cancel()
+
+
+kopf.run_tasks = end
+raise SystemExit(app.main())
+"""
+
+SCALING_HANGS = """
+import asyncio
+from tasker.controller import app
+from tasker.controller.runtime import termination
+
+
+async def hang():
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+
+class ScalingHangs(app.Loop):
+    def __init__(self, name, once, pacer, **arguments):
+        if name == "scaling":
+            once, arguments["round_seconds"] = hang, 1.0
+        super().__init__(name, once, pacer, **arguments)
+
+
+app.Loop = ScalingHangs
+termination.end_in_any_case.__kwdefaults__["after_seconds"] = 8.0
+raise SystemExit(app.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (SWEEP_ENDS, "part 'sweep' ended by itself"),
+        (WATCHES_END, "part 'watches' ended by itself"),
+    ],
+    ids=["a loop", "kopf"],
+)
+def test_a_part_that_ends_ends_the_process_with_a_code_and_the_reason(
+    kubectl: Kubectl, start_operator: StartOperator, tmp_path: Path, program: str, reason: str
+) -> None:
+    (tmp_path / "broken_operator.py").write_text(program)
+    last_words = tmp_path / "termination-log"
+    last_words.touch()
+    operator = start_operator(
+        module="broken_operator", PYTHONPATH=str(tmp_path), TASKER_TERMINATION_LOG=str(last_words)
+    )
+    assert operator.wait(timeout=30) == 3
+    assert last_words.read_text() == reason
+    assert operator.log.splitlines()[-1].endswith(f"the operator ends with exit code 3: {reason}")
+    assert "Traceback" not in operator.log
+
+
+def test_a_part_that_hangs_and_cannot_be_cancelled_fails_the_probes_and_ends_the_process(
+    kubectl: Kubectl, start_operator: StartOperator, tmp_path: Path
+) -> None:
+    (tmp_path / "broken_operator.py").write_text(SCALING_HANGS)
+    last_words = tmp_path / "termination-log"
+    last_words.touch()
+    operator = start_operator(
+        module="broken_operator", PYTHONPATH=str(tmp_path), TASKER_TERMINATION_LOG=str(last_words)
+    )
+    fault = "part 'scaling' has not come round for"
+    operator.await_log(fault, timeout=30)
+    for path in ("/healthz", "/readyz"):
+        code, text = operator.fetch(path)
+        assert (code, text.startswith(f"broken: {fault}")) == (503, True), text
+    assert operator.metric("tasker_operator_breakdowns_total", part="scaling") == 1
+    assert operator.wait(timeout=30) == 3
+    assert "the operator did not end in order within 8 s" in last_words.read_text()
+    assert last_words.read_text() in operator.log.splitlines()[-1]
+
+
 def test_every_status_becomes_right_although_the_api_server_fails_often(
     server: RunningApiServer, kubectl: Kubectl, start_operator: StartOperator, database_url: str, tmp_path: Path
 ) -> None:
@@ -114,7 +277,7 @@ def test_every_status_becomes_right_although_the_api_server_fails_often(
     faults = [{"action": "error", "verb": "patch", "status": status, "probability": 0.08} for status in (409, 429, 500)]
     set_faults(server, *faults, {"action": "error", "verb": "patch", "status": 500, "probability": 0.05, "late": True})
     (tmp_path / "succeeding.py").write_text(HANDLERS)
-    with worker_processes(database_url, tmp_path, ["w"], ["succeeding"], PYTHONPATH=str(tmp_path)):
+    with worker_processes(database_url, tmp_path, ["w"], ["succeeding"], PYTHONPATH=python_path(tmp_path)):
         kubectl.apply(template("two", step("a"), step("b", after=["a"])), pool(handlersFrom=None, handlers=["x"]))
         kubectl.apply(*(task(f"t{number}", "two") for number in range(30)))
         kubectl("wait", "--for=condition=Succeeded", "task", "--all", "--timeout=50s")

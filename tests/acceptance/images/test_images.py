@@ -1,4 +1,7 @@
-"""The three images, built without a registry and started as a kubelet would: not as root, on a read-only root."""
+"""The three images, built without a registry and started as a kubelet would: not as root, on a read-only root.
+
+All of it on two releases of Debian, and so with two versions of Python.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 from devcluster.apiserver import ApiServer
 from devcluster.kubectl import find_kubectl
 from support.definitions import CRD_FOLDER
-from support.images import BASE, ROOT, Images, Started, missing_tools
+from support.images import RELEASES, ROOT, Images, Started, missing_tools
 from support.waiting import eventually, eventually_async
 from tasker.engine import Engine
 from tasker.factory import open_engine
@@ -30,21 +33,19 @@ from tasker.model.template import parse_template_spec
 from tasker.settings import DatabaseSettings
 from tasker_worker._version import __version__
 
-REASON = missing_tools()
-pytestmark = [
-    pytest.mark.images,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
-]
+pytestmark = [pytest.mark.images, pytest.mark.timeout(900)]
 
 OPERATOR, WORKER, OWN = f"tasker-operator:{__version__}", f"tasker-worker:{__version__}", "greetings:1.0.0"
 MEGABYTE = 1_000_000
 UNREACHABLE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
-@pytest.fixture(scope="module")
-def images() -> Iterator[Images]:
-    built = Images()
+@pytest.fixture(scope="module", params=RELEASES, ids=lambda release: str(release.suite))
+def images(request: pytest.FixtureRequest) -> Iterator[Images]:
+    reason = missing_tools(request.param)
+    if reason is not None:
+        pytest.skip(reason)
+    built = Images(request.param)
     built.make_base()
     arguments = {"VERSION": __version__, "REVISION": "abc"}
     built.build(ROOT / "worker_image", WORKER, arguments=arguments)
@@ -128,7 +129,7 @@ def health_check(images: Images, tag: str, started: Started) -> int:
 
 
 def test_the_images_are_small(images: Images) -> None:
-    base = images.size(BASE)
+    base = images.size(images.release.base)
     assert images.size(WORKER) - base < 150 * MEGABYTE
     assert images.size(OPERATOR) - base < 200 * MEGABYTE
 
@@ -152,6 +153,12 @@ def test_the_images_say_how_they_are_run(images: Images, tag: str, entry: list[s
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.revision"] == "abc"
+
+
+def test_the_images_run_the_python_of_their_release(images: Images) -> None:
+    for tag in (OPERATOR, WORKER, OWN):
+        [libraries] = images.files(tag).glob("opt/tasker/lib/python3.*")
+        assert libraries.name == f"python{images.release.python}"
 
 
 def test_the_workers_image_knows_nothing_of_kubernetes(images: Images) -> None:

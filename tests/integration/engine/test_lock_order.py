@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -61,6 +62,7 @@ class Runner:
         self.random = random_
         self.claims: list[Claim] = []
         self.tasks: list[int] = []
+        self.renewed_at: datetime | None = None
 
     async def call(self, statement: str, *arguments: Any) -> list[dict[str, Any]]:
         cursor = await self.worker.connection.execute(statement.encode(), arguments)
@@ -96,8 +98,13 @@ class Runner:
         self.claims += settlement.claims
 
     async def renew(self) -> None:
+        """Names all but a few of its claims, and gives those back that it is told of."""
         self.random.shuffle(self.claims)
-        await self.worker.renew(*self.claims[self.random.randint(0, 2) :])
+        forgotten = self.random.randint(0, 2)
+        renewal = await self.worker.renew(*self.claims[forgotten:], claiming_since=self.renewed_at)
+        self.renewed_at = renewal.renewed_at
+        unknown = [claim for claim in self.claims[:forgotten] if claim.fence in renewal.unknown_fences]
+        await self.worker.settle(*map(release, unknown))
 
     async def register(self) -> None:
         """Offers what others offer for the first time just now, too."""

@@ -238,7 +238,12 @@ async def test_reading_summaries(large: Lab) -> None:
     async with accounting(large) as (connection, account):
         cursor = await connection.execute(
             load_queries("tasks")["summaries"],
-            {"origin_uids": [f"1/{n}" for n in range(1, 21)], "task_uuids": [], "leaf_results_limit": 8192},
+            {
+                "origin_uids": [f"1/{n}" for n in range(1, 21)],
+                "task_uuids": [],
+                "leaf_results_limit": 8192,
+                "no_worker_seconds": 60,
+            },
         )
         assert len(await cursor.fetchall()) == 20
     account.assert_modest(400)
@@ -263,7 +268,11 @@ async def test_reading_the_demand_of_a_few_pools(large: Lab) -> None:
     async with accounting(large) as (connection, account):
         result = await connection.execute(
             load_queries("workers")["demand"],
-            {"namespaces": ["crowd-1", NAMESPACE, "crowd-1"], "pools": ["default", "default", "other"]},
+            {
+                "namespaces": ["crowd-1", NAMESPACE, "crowd-1"],
+                "pools": ["default", "default", "other"],
+                "template_hashes": [None, None, "new"],
+            },
         )
         rows = await result.fetchall()
         assert [(row["queued"], row["running"]) for row in rows if row["pool"] == "default"] == [(260, 20), (0, 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import psycopg
@@ -266,13 +267,54 @@ async def test_a_settle_repeated_with_a_claim_limit_hands_the_lost_claims_out_no
     lost = await worker.settle(outcome, claim_limit=1)
     again = await worker.settle(outcome, claim_limit=1)
     assert len(lost.claims) == 1 and again.claims == [] and again.stale == [outcome.claim.step_id]
-    await lab.clock.advance(16)
-    await worker.renew()
-    await lab.engine.workers.sweep()
+    await lab.clock.advance(1)
+    told = await worker.renew()
+    unknown = await worker.renew(claiming_since=told.renewed_at)
+    assert unknown.unknown_fences == [lost.claims[0].fence]
+    await worker.settle(release(lost.claims[0]))
     (found,) = await worker.claim()
-    assert (found.step, found.attempt) == ("b", 2)
+    assert (found.step, found.attempt) == ("b", 1)
     await worker.settle(success(found))
     assert await lab.state(task) == "complete"
+
+
+async def test_a_settlement_waits_for_the_disk_and_what_can_be_had_again_does_not(lab: Lab) -> None:
+    await lab.run(step("a"), step("b", "a"))
+    worker = await lab.worker()
+
+    async def durable() -> bool:
+        return bool(await lab.value("select current_setting('synchronous_commit') = 'on'"))
+
+    async with lab.connection.transaction():
+        claim = await worker.claim_one()
+        assert not await durable()
+    async with lab.connection.transaction():
+        await worker.renew(claim)
+        assert not await durable()
+    async with lab.connection.transaction():
+        assert len((await worker.settle(success(claim), claim_limit=1)).claims) == 1
+        assert await durable()
+
+
+@pytest.mark.parametrize("what", ["task", "worker"])
+async def test_a_settlement_waits_two_seconds_for_who_holds_a_row_and_has_then_recorded_nothing(
+    lab: Lab, what: str
+) -> None:
+    held = await lab.run(step("a"))
+    await lab.submit()
+    worker = await lab.worker()
+    claims = await worker.claim()
+    before = await lab.dump()
+    async with await connect(lab.url) as holder, holder.transaction():
+        if what == "task":
+            await holder.execute("select from tasker.tasks where task_uuid = %s for update", (held,))
+        else:
+            await holder.execute("select from tasker.workers for update")
+        async with asyncio.timeout(20):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await worker.settle(*map(success, claims), claim_limit=1)
+    assert await lab.dump() == before
+    assert len((await worker.settle(*map(success, claims))).settled) == 2
 
 
 async def test_an_outcome_with_an_old_fence_changes_nothing(lab: Lab) -> None:

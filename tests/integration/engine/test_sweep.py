@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import psycopg
 import pytest
 
 from support.engine import SOON, Lab, connect, failure, release, step, success
@@ -67,6 +71,96 @@ async def test_only_one_sweep_works_at_a_time(lab: Lab) -> None:
         assert await lab.engine.workers.sweep() == {}, "it must neither wait nor repeat"
     assert await lab.engine.workers.sweep() == {}
     assert await lab.queue() == ["a"]
+
+
+async def test_a_run_that_somebody_holds_is_left_for_later_and_stops_no_other_repair(own_lab: Lab) -> None:
+    lab = own_lab
+    await _refuse_to_wait(lab)
+    await lab.clock.freeze()
+    await lab.template(step("a", retry=SOON, callable="fail"), name="retried")
+    await lab.template(step("a", scheduleTimeoutSeconds=5, callable="nobody"), name="never-taken")
+    await lab.template(step("a", callable="nobody"), name="late")
+    await lab.template(step("a", timeoutSeconds=1, callable="hang"), name="hung")
+    await lab.template(step("a", callable="lose"), name="lost")
+    await lab.template(step("a", callable="nobody"), name="mislaid")
+    names = ("retried", "hung", "lost", "never-taken", "late", "mislaid")
+    requests: dict[str, dict[str, Any]] = {"late": {"deadline_seconds": 60}}
+    held, free = [{name: await lab.submit(name, **requests.get(name, {})) for name in names} for _ in ("held", "free")]
+    failing = await lab.worker("failing", callables=["fail"], lease_seconds=1000)
+    await failing.settle(*(failure(claim) for claim in await failing.claim()))
+    assert len(await (await lab.worker("hanging", callables=["hang"], lease_seconds=1000)).claim()) == 2
+    assert len(await (await lab.worker("dead", callables=["lose"], lease_seconds=90)).claim()) == 2
+    for tasks in (held, free):
+        mislaid = (await lab.steps(tasks["mislaid"]))["a"]["step_id"]
+        await lab.execute("delete from tasker.ready_steps where step_id = %s", mislaid)
+    await lab.clock.advance(91)
+    once = {
+        "leases_expired": 1,
+        "attempts_timed_out": 1,
+        "retries_due": 1,
+        "schedule_timeouts": 1,
+        "deadlines_passed": 1,
+        "lost_steps_requeued": 1,
+    }
+    async with await connect(lab.url) as holder, holder.transaction():
+        await holder.execute("select from tasker.tasks where task_uuid = any (%s) for update", (list(held.values()),))
+        assert await _sweep(lab) == once
+        assert await _sweep(lab) == {}
+        assert [await lab.state(free[name]) for name in ("never-taken", "late")] == ["error", "error"]
+        assert await lab.value("select count(*) from tasker.workers where name = 'dead'") == 1
+    assert await lab.engine.workers.sweep() == {**once, "workers_expired": 1}
+    assert await lab.engine.workers.sweep() == {}
+    assert [await lab.state(held[name]) for name in ("never-taken", "late")] == ["error", "error"]
+
+
+async def _refuse_to_wait(lab: Lab) -> None:
+    """Make any wait of a sweep for somebody's lock an error."""
+    await lab.execute("alter function tasker.sweep(integer) reset lock_timeout")
+    await lab.execute("set lock_timeout = '1ms'")
+
+
+async def _sweep(lab: Lab) -> dict[str, int]:
+    """A sweep over the connection that refuses to wait."""
+    return {row["repair"]: row["repaired"] for row in await lab.rows("select * from tasker.sweep(500)")}
+
+
+async def test_a_lost_worker_whose_row_is_held_is_left_for_later(own_lab: Lab) -> None:
+    """A claim or settlement of its own holds it: that is not waited for, and others go on."""
+    lab = own_lab
+    await _refuse_to_wait(lab)
+    await lab.clock.freeze()
+    await lab.run(step("a"), step("b"))
+    for name in ("held", "free"):
+        await (await lab.worker(name)).claim_one()
+    await lab.clock.advance(31)
+    async with await connect(lab.url) as holder, holder.transaction():
+        await holder.execute("select from tasker.workers where name = 'held' for key share")
+        assert await _sweep(lab) == {"workers_expired": 1, "leases_expired": 1}
+    assert await lab.engine.workers.sweep() == {"workers_expired": 1, "leases_expired": 1}
+
+
+async def test_a_long_read_of_the_history_keeps_partitions_from_being_made_and_nothing_else(own_lab: Lab) -> None:
+    lab = own_lab
+    await lab.clock.freeze()
+    await lab.template(step("a", callable="nobody"), name="late")
+    task = await lab.submit("late", deadline_seconds=10)
+    await lab.clock.advance(11)
+    last = "tasker.step_transitions" + await lab.value(
+        "select to_char((now() + interval '8 days') at time zone 'UTC', '_YYYYMMDD')"
+    )
+    await lab.execute(f"drop table {last}")
+    before = "tasker.step_transitions" + await lab.value(
+        "select to_char((now() + interval '7 days') at time zone 'UTC', '_YYYYMMDD')"
+    )
+    await lab.execute(f"drop table {before}")
+    async with await connect(lab.url) as reader, reader.transaction():
+        await reader.execute("select from tasker.step_transitions")
+        async with asyncio.timeout(20):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await lab.execute("select tasker.ensure_partitions()")
+            assert await lab.engine.workers.sweep() == {"deadlines_passed": 1}
+    assert await lab.state(task) == "error"
+    assert (await lab.engine.workers.sweep())["partitions_created"] >= 2
 
 
 async def test_a_sweep_repairs_no_more_than_its_limit_of_each_kind(lab: Lab) -> None:

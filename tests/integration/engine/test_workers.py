@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import asyncio
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
-from support.engine import NO_DELAY, Lab, SimulatedWorker, failure, step, success
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+
+from support.engine import NO_DELAY, Lab, SimulatedWorker, connect, failure, release, step, success
+from support.waiting import eventually_async
 
 
 async def test_renewing_moves_the_lease_on_and_loses_nothing(lab: Lab) -> None:
@@ -52,27 +59,100 @@ async def test_a_worker_whose_row_is_gone_is_told_so_and_has_lost_everything(lab
     assert (await worker.renew()).known
 
 
-async def test_claims_that_the_worker_does_not_know_of_expire_after_half_a_lease(lab: Lab) -> None:
+async def test_claims_that_the_worker_does_not_know_of_are_told_to_it_and_cost_no_attempt_when_given_back(
+    lab: Lab,
+) -> None:
     """The answer to its claim was lost."""
-    await lab.clock.freeze()
-    task = await lab.run(step("a", retry=NO_DELAY), step("b"))
+    before = await lab.clock.freeze()
+    task = await lab.run(step("a", retry={"maxAttempts": 1}), step("b"))
     worker = await lab.worker(lease_seconds=30)
+    assert (await worker.renew()).renewed_at == before
+    await lab.clock.advance(1)
     lost, known = await worker.claim()
-    await lab.clock.advance(15)
-    assert (await worker.renew(known)).lost_fences == []
-    assert await lab.step_states(task) == {"a": "in_progress", "b": "in_progress"}, "it may just be on its way"
-    await lab.clock.advance(0.001)
-    assert (await worker.renew(known)).lost_fences == []
-    assert await lab.step_states(task) == {"a": "enqueued", "b": "in_progress"}
-    assert (await worker.settle(success(lost), success(known))).stale == [lost.step_id]
-    (failed,) = (await lab.engine.tasks.read(task)).failures
-    assert failed.message == "worker worker-1 was lost during attempt 1: the worker does not know of this claim"
-    assert (await lab.step_log(task, "a"))[-2:] == [
-        "in_progress -lease_expired-> waiting_for_retry",
-        "waiting_for_retry -retry-> enqueued",
-    ]
-    (again,) = await worker.claim()
-    assert (again.step, again.attempt) == ("a", 2)
+    await lab.clock.advance(1)
+    for moment in (None, before, before + timedelta(seconds=1)):
+        renewal = await worker.renew(known, claiming_since=moment)
+        assert renewal.unknown_fences == [], "it may just be on its way"
+    renewal = await worker.renew(known, claiming_since=renewal.renewed_at)
+    assert (renewal.unknown_step_ids, renewal.unknown_fences) == ([lost.step_id], [lost.fence])
+    assert renewal.lost_fences == []
+    assert await lab.step_states(task) == {"a": "in_progress", "b": "in_progress"}, "to renew changes no step"
+    assert (await worker.settle(release(lost), success(known))).settled == [lost.step_id, known.step_id]
+    assert (await lab.step_log(task, "a"))[-1] == "in_progress -released-> enqueued"
+    assert (await worker.settle(success(lost))).stale == [lost.step_id]
+    again = await worker.claim_one()
+    assert (again.step, again.attempt) == ("a", 1)
+    await worker.settle(success(again))
+    assert await lab.state(task) == "complete"
+    assert (await lab.engine.tasks.read(task)).failures == ()
+
+
+async def test_other_workers_claims_are_not_unknown_to_this_one(lab: Lab) -> None:
+    await lab.run(step("a"), step("b"))
+    worker, other = await lab.worker("worker-1"), await lab.worker("worker-2")
+    await other.claim(1)
+    renewal = await worker.renew(claiming_since=datetime.now(UTC) + timedelta(days=1))
+    assert renewal.unknown_fences == []
+    assert (await worker.renew()).unknown_fences == []
+
+
+async def test_renewing_waits_neither_for_a_settlement_nor_for_who_waits_for_one(own_lab: Lab) -> None:
+    """A settlement that claims holds its worker's row for as long as it waits for a run that somebody else holds."""
+    lab = own_lab
+    # Here the one waits as long as it takes, and any wait of the other is an error.
+    await lab.execute(
+        "alter function tasker.settle_steps(text, bigint[], bigint[], text[], jsonb[], integer) reset lock_timeout"
+    )
+    await lab.execute("alter function tasker.renew_worker(text, bigint[], bigint[], timestamptz) reset lock_timeout")
+    await lab.run(step("a"))
+    worker = await lab.worker()
+    claim = await worker.claim_one()
+    async with AsyncExitStack() as stack:
+        # Closed in the other order: who holds first, then who waits for it.
+        renewing, draining, settling, holder = [await stack.enter_async_context(await connect(lab.url)) for _ in "1234"]
+        await holder.execute("begin")
+        await holder.execute("select from tasker.tasks for update")
+        await settling.execute("begin")
+        settled = asyncio.ensure_future(SimulatedWorker(settling, "worker-1").settle(success(claim), claim_limit=5))
+        await eventually_async(partial(_waits, lab, settling))
+        drained = asyncio.ensure_future(draining.execute("select tasker.drain_worker('worker-1')"))
+        await eventually_async(partial(_waits, lab, draining))
+        await renewing.execute("set lock_timeout = '1ms'")
+        assert (await SimulatedWorker(renewing, "worker-1").renew(claim)).lost_fences == []
+        assert not settled.done() and not drained.done()
+        async with asyncio.timeout(20):
+            assert await lab.engine.workers.drain("shop", ["worker-1"]) == [], "it is not idle, nor waited for"
+        await holder.execute("rollback")
+        assert (await settled).settled == [claim.step_id]
+        assert not drained.done(), "who marks it as draining knows all that it will ever claim"
+        await settling.execute("commit")
+        await drained
+    assert (await worker.renew()).draining
+
+
+async def test_a_worker_with_a_claim_under_way_is_not_idle_though_nobody_sees_the_claim_yet(lab: Lab) -> None:
+    await lab.run(step("a"))
+    await lab.worker()
+    async with await connect(lab.url) as claiming:
+        worker = SimulatedWorker(claiming, "worker-1")
+        async with claiming.transaction():
+            claim = await worker.claim_one()
+            assert await lab.value("select count(*) from tasker.leases") == 0
+            async with asyncio.timeout(20):
+                assert await lab.engine.workers.drain("shop", ["worker-1"]) == []
+        assert await lab.engine.workers.drain("shop", ["worker-1"]) == []
+        await worker.settle(success(claim))
+        assert await lab.engine.workers.drain("shop", ["worker-1"]) == ["worker-1"]
+
+
+async def _waits(lab: Lab, connection: AsyncConnection[DictRow]) -> bool:
+    """Whether a connection's statement waits for a lock."""
+    return bool(
+        await lab.value(
+            "select count(*) from pg_stat_activity where pid = %s and wait_event_type = 'Lock'",
+            connection.info.backend_pid,
+        )
+    )
 
 
 async def test_a_process_started_anew_under_a_name_gives_up_at_once_what_the_one_before_left(lab: Lab) -> None:
@@ -117,7 +197,11 @@ async def test_workers_known_to_be_gone_are_expired_at_once(lab: Lab) -> None:
     held = await gone.claim_one()
     await stays.claim_one()
     expired = await lab.engine.workers.expire(
-        "shop", ["gone", "never-seen", "gone-elsewhere"], actor="operator", reason="its pod is gone"
+        "shop",
+        ["gone", "never-seen", "gone-elsewhere"],
+        actor="operator",
+        reason="its pod is gone",
+        error_type="pod_deleted",
     )
     assert expired == 1
     assert [info.name for info in await lab.engine.workers.read("shop")] == ["stays"]
@@ -126,6 +210,7 @@ async def test_workers_known_to_be_gone_are_expired_at_once(lab: Lab) -> None:
     assert (await stays.claim_one()).step_id == held.step_id
     (failed,) = (await lab.engine.tasks.read(task)).failures
     assert failed.message == "worker gone was lost during attempt 1: its pod is gone"
+    assert failed.error_type == "pod_deleted"
     actors = {
         row["actor"]
         for row in await lab.rows("select actor from tasker.step_transitions where event = 'lease_expired'")

@@ -16,7 +16,16 @@ from support.cut_proxy import Cut, cut_proxy
 from support.engine import NAMESPACE, Lab, step
 from tasker_worker.claims import RELEASE, Outcome, OutcomeKind, Settlement
 from tasker_worker.errors import ConfigurationError
-from tasker_worker.gateway import Gateway, Offer, Refused, SchemaMissing, SyncGateway, Unavailable
+from tasker_worker.gateway import (
+    Gateway,
+    Locked,
+    Offer,
+    Refused,
+    SchemaMissing,
+    SyncGateway,
+    Unavailable,
+    connection_settings,
+)
 from tasker_worker.outcomes import from_exception, from_value
 from tasker_worker.queries import QUERIES
 
@@ -185,26 +194,75 @@ async def test_leases_are_renewed_swept_and_given_up_over_the_other_connection(l
     task = await lab.run(step("a"), step("b"))
     first, second = await gateway.claim("w-1", 2)
     held = [(claim.step_id, claim.fence) for claim in (first, second)]
-    leases = SyncGateway(lab.url, lease_seconds=30)
+    leases = SyncGateway(lab.url, lease_seconds=30, role="leases")
     try:
-        renewal = await asyncio.to_thread(leases.renew, "w-1", held)
+        renewal = await asyncio.to_thread(leases.renew, "w-1", held, None)
         assert (renewal.known, renewal.draining, renewal.lost_fences) == (True, False, [])
         await lab.engine.actions.cancel(task, actor="test", reason="no need")
-        renewal = await asyncio.to_thread(leases.renew, "w-1", held)
+        renewal = await asyncio.to_thread(leases.renew, "w-1", held, None)
         assert sorted(renewal.lost_fences) == sorted(fence for _, fence in held)
         await lab.execute("select tasker.drain_worker('w-1')")
-        assert (await asyncio.to_thread(leases.renew, "w-1", [])).draining
+        assert (await asyncio.to_thread(leases.renew, "w-1", [], None)).draining
         assert isinstance(await asyncio.to_thread(leases.sweep, 10), dict)
         assert await gateway.deregister("w-1") == 0
-        assert not (await asyncio.to_thread(leases.renew, "w-1", [])).known
+        assert not (await asyncio.to_thread(leases.renew, "w-1", [], None)).known
         await asyncio.to_thread(leases.register, offer())
-        assert (await asyncio.to_thread(leases.renew, "w-1", [])).known
+        assert (await asyncio.to_thread(leases.renew, "w-1", [], None)).known
         await _terminate(lab, "leases")
         with pytest.raises(Unavailable):
-            await asyncio.to_thread(leases.renew, "w-1", [])
-        assert (await asyncio.to_thread(leases.renew, "w-1", [])).known
+            await asyncio.to_thread(leases.renew, "w-1", [], None)
+        assert (await asyncio.to_thread(leases.renew, "w-1", [], None)).known
     finally:
         leases.close()
+
+
+async def test_claims_that_a_renewal_does_not_name_come_back_as_unknown_and_can_be_given_back(
+    lab: Lab, gateway: Gateway
+) -> None:
+    task = await lab.run(step("a"), step("b"))
+    leases = SyncGateway(lab.url, lease_seconds=30, role="leases")
+    try:
+        first, second = await gateway.claim("w-1", 2)
+        held = [(first.step_id, first.fence)]
+        told = await asyncio.to_thread(leases.renew, "w-1", held, None)
+        assert told.unknown_fences == []
+        told = await asyncio.to_thread(leases.renew, "w-1", held, told.renewed_at)
+        assert (told.unknown_step_ids, told.unknown_fences) == ([second.step_id], [second.fence])
+        await asyncio.to_thread(leases.settle, "w-1", Settlement(second.step_id, second.fence, RELEASE))
+        assert (await lab.steps(task))[second.step_name]["attempts"] == 0
+    finally:
+        leases.close()
+
+
+@pytest.mark.parametrize("settles", [False, True], ids=["claiming", "settling"])
+async def test_a_row_that_somebody_holds_is_not_waited_for_without_end_and_keeps_the_session(
+    lab: Lab, gateway: Gateway, settles: bool
+) -> None:
+    await lab.run(step("a"), step("b"))
+    [claim] = await gateway.claim("w-1", 1)
+    session = gateway._connection
+    async with await psycopg.AsyncConnection.connect(lab.url) as holder:
+        await holder.execute("select from tasker.tasks for update")
+        await holder.execute("select from tasker.workers for update")
+        with pytest.raises(Locked):
+            async with asyncio.timeout(20):
+                await (gateway.settle("w-1", [_settlement(claim, 1)], 0) if settles else gateway.claim("w-1", 1))
+        await holder.rollback()
+    assert (await gateway.settle("w-1", [_settlement(claim, 1)], 1)).settled == {claim.fence}
+    assert gateway._connection is session
+
+
+async def test_a_dead_network_is_noticed_within_the_lease(lab: Lab) -> None:
+    settings = connection_settings("postgresql://db.example/tasker?keepalives_idle=7", "leases", 30)
+    assert settings["keepalives_idle"] == "7"  # what the URL says goes before
+    gateway = Gateway(lab.url, lease_seconds=30)
+    await gateway.connect()
+    assert gateway._connection is not None
+    told = gateway._connection.info.get_parameters()
+    await gateway.close()
+    seconds = int(told["keepalives_idle"]) + int(told["keepalives_interval"]) * int(told["keepalives_count"])
+    assert (told["keepalives_idle"], seconds) == ("10", 16)
+    assert told["tcp_user_timeout"] == "15000"
 
 
 async def test_every_statement_is_one_that_the_database_knows(lab: Lab) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ async def test_what_handlers_do_wrong_is_recorded_with_its_exact_text(lab: Lab, 
         raise SystemExit(4)
 
     def no_json(context: StepContext) -> Any:
-        return {"items": [1, 2, {3}]}
+        return {"items": [1, 2, object()]}
 
     def too_large(context: StepContext) -> Any:
         return "x" * 2_000_000
@@ -161,7 +162,7 @@ async def test_what_handlers_do_wrong_is_recorded_with_its_exact_text(lab: Lab, 
             "raises": ("PermanentError", "no stock"),
             "exits": ("HandlerError", "handler called sys.exit(3)"),
             "exits_in_a_task": ("HandlerError", "handler called sys.exit(4)"),
-            "no_json": ("PermanentError", "result of step 'no_json' is not JSON: $.items[2] is a set"),
+            "no_json": ("PermanentError", "result of step 'no_json' is not JSON: $.items[2] is an object"),
             "too_large": (
                 "PermanentError",
                 "result of step 'too_large' is 2000002 bytes of JSON, the limit is 1048576",
@@ -411,6 +412,137 @@ async def test_answers_that_are_cut_off_lose_and_double_nothing(lab: Lab, ended:
     )
     assert len(completions) == 90
     assert {row["count"] for row in completions} == {1}
+
+
+async def test_a_task_that_another_session_holds_stops_neither_its_worker_nor_other_tasks(
+    lab: Lab, ended: Ended
+) -> None:
+    """Held for longer than a lease, with a handler running all the while and work coming in."""
+    ran: Counter[str] = Counter()
+    may_end, told_to_stop = asyncio.Event(), asyncio.Event()
+    waiting = (
+        "select from pg_stat_activity"
+        " where wait_event_type = 'Lock' and application_name = %s and datname = current_database()"
+    )
+
+    async def work(context: StepContext) -> Any:
+        ran[context.step_uuid] += 1
+        await may_end.wait()
+        return "done"
+
+    async def patient(context: StepContext) -> Any:
+        while context.heartbeat():  # noqa: ASYNC110 - a handler is told by its context, not by an event
+            await asyncio.sleep(0.005)
+        told_to_stop.set()
+
+    long = await lab.run(step("long", callable="patient"))
+    await lab.template(step("a"), step("b", "a"))
+    held, beside = await lab.submit(), await lab.submit()
+    async with worker_on(lab.url, do=work, patient=patient, lease_seconds=1.5, slots=4) as worker:
+        await eventually_async(_true_when(lambda: len(ran) == 2))
+        async with await psycopg.AsyncConnection.connect(lab.url) as holder:
+            await holder.execute("select from tasker.tasks where task_uuid = %s for update", (held,))
+            held_from, renewed = time.monotonic(), worker.metrics.renewals
+            may_end.set()
+            await ended(beside)  # it ended in the same call, and waited for that to fail
+            while time.monotonic() < held_from + 2 * 1.5:
+                await ended(await lab.submit())
+                assert await lab.rows(waiting, "tasker-worker exchange") == []
+                assert len(await lab.rows(waiting, "tasker-worker locked")) <= 1
+            assert worker.metrics.renewals >= renewed + 4
+            assert worker.metrics.lock_timeouts >= 1
+            assert (await lab.step_states(held)) == {"a": "in_progress", "b": "pending"}
+            assert worker.is_ready()
+            assert worker.status()["outcomes_waiting"] == 1
+            await holder.rollback()
+        await ended(held)
+        assert worker.metrics.leases_lost == worker.metrics.renewal_failures == 0
+        assert worker.metrics.results_discarded == worker.metrics.outcomes_unsure == 0
+        assert not told_to_stop.is_set()
+        assert set(ran.values()) == {1}
+        assert await lab.step_states(long) == {"long": "in_progress"}
+        await lab.engine.actions.cancel(long, actor="test", reason="enough")
+        await asyncio.wait_for(told_to_stop.wait(), 10)
+    completions = await lab.rows(
+        "select step_id, count(*) from tasker.step_transitions where to_state = 'complete' group by 1"
+    )
+    assert {row["count"] for row in completions} == {1}
+
+
+async def test_a_worker_stops_though_handlers_have_filled_the_loops_own_pool_of_threads(lab: Lab) -> None:
+    go, began = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        began.set()
+        go.wait(60)
+
+    async def fill(context: StepContext) -> Any:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
+        loop.run_in_executor(None, wait)
+        return 1
+
+    try:
+        async with worker_on(lab.url, fill=fill, web_enabled=True, web_port=0, web_host="127.0.0.1") as worker:
+            task = await lab.run(step("a", callable="fill"))
+            await eventually_async(_true_when(began.is_set))
+            async with asyncio.timeout(15):
+                await worker.stop()
+        assert worker.state == "stopped"
+        assert await lab.state(task) == "complete"
+        assert await lab.rows("select from tasker.workers") == []
+        assert not {thread.name for thread in threading.enumerate()} & {"leases", "sweeps", "web"}
+    finally:
+        go.set()
+
+
+async def test_steps_for_which_the_system_has_no_thread_cost_no_attempt_and_the_worker_says_it_is_not_ready(
+    lab: Lab, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = threading.Event()
+    start = threading.Thread.start
+
+    def start_if_there_is_one(thread: threading.Thread) -> None:
+        if missing.is_set() and thread.name.startswith("handler"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_one)
+    missing.set()
+    async with worker_on(lab.url, do=lambda context: context.attempt) as worker:
+        task = await lab.run(step("a", retry={"maxAttempts": 1}))
+        await eventually_async(_true_when(lambda: worker.status()["out_of_threads"]))
+        assert not worker.is_ready()
+
+        async def given_back() -> bool:
+            steps = await lab.steps(task)
+            return (steps["a"]["state"], steps["a"]["attempts"]) == ("enqueued", 0)
+
+        await eventually_async(given_back)
+        claimed = worker.metrics.claimed
+        missing.clear()
+        assert (await ended(task))["a"]["result"] == 1
+        assert worker.is_ready()
+        assert worker.metrics.claimed == claimed + 1
+
+
+async def test_a_worker_for_whose_leases_there_is_no_thread_does_not_start_and_leaves_nothing_behind(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse_leases(thread: threading.Thread) -> None:
+        if thread.name == "leases":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_leases)
+    with pytest.raises(
+        WorkerError, match=r"^the system has no thread for the worker's leases: can't start new thread$"
+    ):
+        async with worker_on(lab.url, do=lambda context: 1, web_enabled=True, web_port=0, web_host="127.0.0.1"):
+            raise AssertionError
+    assert "web" not in {thread.name for thread in threading.enumerate()}
 
 
 async def test_hundreds_of_slots_work(lab: Lab, ended: Ended) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasker.controller.handlers import make_settings
-from tasker.controller.kube.access import client_configuration, pod_connection
+from tasker.controller.kube.access import client_configuration, pod_connection, renew_credentials
 from tasker.errors import ConfigurationError
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
@@ -33,6 +33,17 @@ async def test_in_a_pod_both_clients_go_to_the_address_that_the_kubelet_gives(
     assert configuration.host == connection.server == server
     assert str(connection.ca_path) == configuration.ssl_ca_cert == str(service_account / "ca.crt")
     assert connection.as_http_headers() == {"Authorization": "Bearer secret"}
+
+
+async def test_a_pods_token_that_is_refused_is_read_anew_before_its_minute_is_over(service_account: Path) -> None:
+    configuration = await client_configuration(POD, service_account=service_account)
+    (service_account / "token").write_text("newer")
+    assert await configuration.get_api_key_with_prefix("BearerToken") == "bearer secret\n"
+    await renew_credentials(configuration, POD, service_account=service_account)
+    assert await configuration.get_api_key_with_prefix("BearerToken") == "bearer newer"
+    (service_account / "token").unlink()
+    with pytest.raises(ConfigurationError):
+        await renew_credentials(configuration, POD, service_account=service_account)
 
 
 async def test_kubeconfig_goes_before_the_pod(service_account: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tasker.controller.kube.resources.worker_pool import WorkerPool, WorkerPoolSpec
 from tasker.controller.pools import manifests
-from tasker.controller.pools.state import identity_of
+from tasker.controller.pools.manifests import PoolIdentity
 
 DATA = Path(__file__).parents[2] / "data" / "kubernetes"
 POOLS = sorted(path.name for path in (DATA / "input").glob("pool-*.yaml"))
@@ -28,6 +29,10 @@ def load(name: str) -> dict[str, Any]:
     return pool
 
 
+def identity_of(pool: dict[str, Any]) -> PoolIdentity:
+    return PoolIdentity.of(WorkerPool.parse(pool))
+
+
 def render(pool: dict[str, Any], *, replicas: int | None = 2) -> list[dict[str, Any]]:
     identity = identity_of(pool)
     has_handlers = "handlersFrom" in pool["spec"]
@@ -38,7 +43,7 @@ def render(pool: dict[str, Any], *, replicas: int | None = 2) -> list[dict[str, 
         manifests.network_policy(identity),
         manifests.deployment(
             identity,
-            pool["spec"],
+            WorkerPoolSpec.model_validate(pool["spec"]),
             defaults=manifests.ImageDefaults(image=IMAGE),
             replicas=replicas,
             handlers_hash="0" * 32 if has_handlers else None,
@@ -121,13 +126,21 @@ def test_a_variable_of_the_operator_cannot_be_overridden() -> None:
 def test_how_the_default_image_is_pulled_is_for_pools_without_an_image_of_their_own() -> None:
     defaults = manifests.ImageDefaults(image=IMAGE, pull_policy="Never", pull_secrets=("registry",))
     plain = load("pool-plain.yaml")
-    made = manifests.deployment(identity_of(plain), plain["spec"], defaults=defaults, replicas=0, handlers_hash=None)
+    made = manifests.deployment(
+        identity_of(plain),
+        WorkerPoolSpec.model_validate(plain["spec"]),
+        defaults=defaults,
+        replicas=0,
+        handlers_hash=None,
+    )
     pod = made["spec"]["template"]["spec"]
     assert pod["containers"][0]["imagePullPolicy"] == "Never"
     assert pod["imagePullSecrets"] == [{"name": "registry"}]
     own = load("pool-full.yaml")
     del own["spec"]["imagePullPolicy"], own["spec"]["imagePullSecrets"]
-    made = manifests.deployment(identity_of(own), own["spec"], defaults=defaults, replicas=0, handlers_hash=None)
+    made = manifests.deployment(
+        identity_of(own), WorkerPoolSpec.model_validate(own["spec"]), defaults=defaults, replicas=0, handlers_hash=None
+    )
     pod = made["spec"]["template"]["spec"]
     assert "imagePullPolicy" not in pod["containers"][0]
     assert "imagePullSecrets" not in pod

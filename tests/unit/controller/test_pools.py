@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from support.controller_fakes import FakeCluster, make_world, pool
+from support.controller_fakes import ControllerKit, pool
+from support.fake_cluster import FakeCluster
 from tasker.controller.kube.client import SECRET, WORKER_POOL, Manifest, Resource
 from tasker.controller.kube.keys import key_of
 from tasker.controller.pools.manifests import DATABASE_SECRET
-from tasker.controller.pools.reconcile import PoolReconciler
 
 
 def meanwhile(cluster: FakeCluster, happens: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,18 +25,18 @@ def meanwhile(cluster: FakeCluster, happens: Callable[[], None], monkeypatch: py
 
 
 async def test_the_secret_of_a_pool_that_is_deleted_meanwhile_has_an_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    world, states, intake = make_world()
+    kit = ControllerKit()
     handlers = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "handlers", "namespace": "default"}}
-    world.fake_cluster.store(handlers)
+    kit.cluster.store(handlers)
     manifest = pool(handlersFrom={"configMapRef": {"name": "handlers"}})
-    stored = world.give(intake, manifest)
+    stored = kit.give(manifest)
 
     def is_deleted() -> None:
-        world.fake_cluster.objects.pop((WORKER_POOL.kind, "default", "default"), None)
-        intake.pool(stored, "DELETED")
+        kit.cluster.objects.pop((WORKER_POOL.kind, "default", "default"), None)
+        kit.router.pool(stored, "DELETED")
 
-    meanwhile(world.fake_cluster, is_deleted, monkeypatch)
-    await PoolReconciler(world, states).reconcile(key_of(stored))
-    assert list(world.pools.in_namespace("default")) == []
-    secret = world.fake_cluster.objects[SECRET.kind, "default", DATABASE_SECRET]
+    meanwhile(kit.cluster, is_deleted, monkeypatch)
+    await kit.pool_reconciler().reconcile(key_of(stored))
+    assert list(kit.caches.pools.in_namespace("default")) == []
+    secret = kit.cluster.objects[SECRET.kind, "default", DATABASE_SECRET]
     assert [owner["uid"] for owner in secret["metadata"]["ownerReferences"]] == [stored["metadata"]["uid"]]

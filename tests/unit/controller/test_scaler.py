@@ -1,18 +1,18 @@
-"""Scaling takes work from nobody: workers with empty hands are drained, then priced, then the number is lowered."""
+"""Scaling takes work from nobody: idle workers are drained, made the cheapest to delete, then the number is lowered."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from support.controller_fakes import make_demand, make_run, make_worker, make_world, pool, template
-from tasker.controller.kube.client import WORKER_POOL, Manifest
+from support.controller_fakes import ControllerKit, make_demand, make_run, make_worker, pool, template
+from tasker.controller.kube.client import WORKER_POOL, ClusterError, Manifest
 from tasker.controller.kube.keys import ObjectKey, key_of
-from tasker.controller.pools.managed import NamespaceReconciler
-from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, MANAGED_POOL_LABEL
-from tasker.controller.pools.scaler import Scaler
-from tasker.controller.pools.state import PoolBounds, PoolState
+from tasker.controller.kube.resources.worker_pool import MANAGED_POOL_LABEL, WorkerPool
+from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, START_SECONDS
+from tasker.controller.pools.state import PoolState, initial_replicas
 
 KEY = ObjectKey(namespace="default", name="default")
 NAMESPACE = ObjectKey(namespace="default", name="default")
@@ -20,13 +20,13 @@ NAMESPACE = ObjectKey(namespace="default", name="default")
 
 class Setting:
     def __init__(self, **settings: Any) -> None:
-        self.world, self.states, self.intake = make_world(**settings)
+        self.kit = ControllerKit(**settings)
         self.clock = 1000.0
-        self.scaler = Scaler(self.world, self.states, clock=lambda: self.clock)
-        self.namespaces = NamespaceReconciler(self.world, self.states)
+        self.scaler = self.kit.scaler(lambda: self.clock)
+        self.namespaces = self.kit.namespace_reconciler()
 
     def with_pool(self, *, replicas: int = 0, pods: int | None = None, **spec: Any) -> Manifest:
-        made = self.world.give(self.intake, pool(**spec))
+        made = self.kit.give(pool(**spec))
         self.with_replicas(replicas, pods)
         return made
 
@@ -37,50 +37,55 @@ class Setting:
             "metadata": {"name": "tasker-worker-default", "namespace": "default", "labels": {}},
             "spec": {"replicas": replicas},
         }
-        self.intake.deployment(self.world.fake_cluster.store(deployment), "ADDED")
+        self.kit.router.deployment(self.kit.cluster.store(deployment), "ADDED")
         for number in range(replicas if pods is None else pods):
             self.add_pod(f"p{number}")
 
     def remove_pod(self, name: str) -> None:
-        gone = self.world.fake_cluster.objects.pop(("Pod", "default", name))
-        self.intake.pod(gone, "DELETED")
-        self.world.fake_engine.registered_workers.pop(name, None)
+        gone = self.kit.cluster.objects.pop(("Pod", "default", name))
+        self.kit.router.pod(gone, "DELETED")
+        self.kit.engine.registered_workers.pop(name, None)
 
     def add_pod(self, name: str, *, running: int = 0, registered: bool = True) -> None:
         self.show_pod(name, ready=registered)
         if registered:
-            self.world.fake_engine.registered_workers[name] = make_worker(name, running=running)
+            self.kit.engine.registered_workers[name] = make_worker(name, running=running)
 
-    def show_pod(self, name: str, *, ready: bool) -> None:
+    def show_pod(self, name: str, *, ready: bool, phase: str = "Pending", waiting: str | None = None) -> None:
+        state = {"waiting": {"reason": waiting}} if waiting else {"running": {}}
         pod = {
             "kind": "Pod",
             "metadata": {"name": name, "namespace": "default", "labels": {"tasker.dev/pool": "default"}},
-            "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
+            "status": {
+                "phase": phase,
+                "conditions": [{"type": "Ready", "status": str(ready)}],
+                "containerStatuses": [{"state": state}],
+            },
         }
-        self.intake.pod(self.world.fake_cluster.store(pod), "MODIFIED")
+        self.kit.router.pod(self.kit.cluster.store(pod), "MODIFIED")
 
     def busy(self, **running: int) -> None:
         for name, steps in running.items():
-            self.world.fake_engine.registered_workers[name] = make_worker(name, running=steps)
+            self.kit.engine.registered_workers[name] = make_worker(name, running=steps)
 
-    async def look(self, *, queued: int = 0, running: int = 0, seconds: float = 0.0, draining: int = 0) -> PoolState:
+    async def scale(self, *, queued: int = 0, running: int = 0, seconds: float = 0.0, draining: int = 0) -> PoolState:
         self.clock += seconds
         demand = make_demand("default", "default", queued=queued, running=running, draining=draining)
-        self.world.fake_engine.demand["default", "default"] = demand
-        await self.scaler.look()
-        state = self.states.get(KEY)
+        self.kit.engine.demand["default", "default"] = demand
+        await self.scaler.reconcile_scale()
+        state = self.kit.states.get(KEY)
         assert state is not None
         return state
 
-    def priced(self) -> set[str]:
+    def cheapest_to_delete(self) -> set[str]:
         return {
             name
-            for (kind, _, name), found in self.world.fake_cluster.objects.items()
+            for (kind, _, name), found in self.kit.cluster.objects.items()
             if kind == "Pod" and (found["metadata"].get("annotations") or {}).get(DELETION_COST_ANNOTATION) == "-1000"
         }
 
     def drained(self) -> set[str]:
-        return {name for name, worker in self.world.fake_engine.registered_workers.items() if worker.draining}
+        return {name for name, worker in self.kit.engine.registered_workers.items() if worker.draining}
 
 
 @pytest.fixture
@@ -88,36 +93,36 @@ def setting() -> Setting:
     return Setting()
 
 
-async def test_the_first_queued_step_brings_a_worker_from_zero_in_one_look(setting: Setting) -> None:
+async def test_the_first_queued_step_brings_a_worker_from_zero_in_one_round(setting: Setting) -> None:
     setting.with_pool()
-    state = await setting.look(queued=1)
+    state = await setting.scale(queued=1)
     assert state.desired == 1
-    assert KEY in setting.world.queue("pools").take()
+    assert KEY in setting.kit.queue("pools").take()
 
 
 async def test_after_a_restart_the_number_is_the_live_deployments(setting: Setting) -> None:
     setting.with_pool(replicas=4)
-    assert (await setting.look(running=35)).desired == 4
+    assert (await setting.scale(running=35)).desired == 4
 
 
-async def test_only_workers_with_empty_hands_go_and_they_are_drained_and_priced_first(setting: Setting) -> None:
+async def test_only_idle_workers_go_and_they_are_drained_and_made_the_cheapest_first(setting: Setting) -> None:
     setting.with_pool(replicas=4)
     setting.busy(p0=3, p1=0, p2=7, p3=0)
-    await setting.look(running=10)
-    state = await setting.look(running=10, seconds=31)
+    await setting.scale(running=10)
+    state = await setting.scale(running=10, seconds=31)
     assert state.desired == 2
-    assert setting.drained() == {"p1", "p3"} == setting.priced()
+    assert setting.drained() == {"p1", "p3"} == setting.cheapest_to_delete()
 
 
 async def test_nobody_goes_while_all_are_busy_and_the_next_idle_one_goes_at_once(setting: Setting) -> None:
     setting.with_pool(replicas=3)
     setting.busy(p0=1, p1=1, p2=1)
-    await setting.look(running=3)
-    state = await setting.look(running=3, seconds=31)
+    await setting.scale(running=3)
+    state = await setting.scale(running=3, seconds=31)
     assert state.desired == 3
-    assert "empty hands" in state.reason
+    assert "to become idle" in state.reason
     setting.busy(p1=0)
-    state = await setting.look(running=2, seconds=1)
+    state = await setting.scale(running=2, seconds=1)
     assert state.desired == 2
     assert setting.drained() == {"p1"}
 
@@ -126,24 +131,24 @@ async def test_no_ready_worker_goes_while_a_busy_one_is_not_ready_and_would_go_f
     setting.with_pool(replicas=3)
     setting.busy(p0=1, p1=0, p2=0)
     setting.show_pod("p0", ready=False)
-    await setting.look(running=1)
-    state = await setting.look(running=1, seconds=31)
-    assert (state.desired, setting.drained(), setting.priced()) == (3, set(), set())
+    await setting.scale(running=1)
+    state = await setting.scale(running=1, seconds=31)
+    assert (state.desired, setting.drained(), setting.cheapest_to_delete()) == (3, set(), set())
     assert state.reason == "1 running; waiting for busy worker p0 to be ready: Kubernetes would delete it first"
     setting.show_pod("p0", ready=True)
-    state = await setting.look(running=1, seconds=1)
+    state = await setting.scale(running=1, seconds=1)
     assert state.desired == 1
     assert setting.drained() == {"p1", "p2"}
 
 
-async def test_an_unready_worker_with_empty_hands_goes_beside_a_busy_unready_one(setting: Setting) -> None:
-    """Both are not ready, so the price decides between them."""
+async def test_an_unready_idle_worker_goes_beside_a_busy_unready_one(setting: Setting) -> None:
+    """Both are not ready, so the deletion cost decides between them."""
     setting.with_pool(replicas=3)
     setting.busy(p0=1, p1=0, p2=0)
     setting.show_pod("p0", ready=False)
     setting.show_pod("p1", ready=False)
-    await setting.look(running=1)
-    state = await setting.look(running=1, seconds=31)
+    await setting.scale(running=1)
+    state = await setting.scale(running=1, seconds=31)
     assert (state.desired, setting.drained()) == (2, {"p1"})
 
 
@@ -151,8 +156,8 @@ async def test_pods_chosen_a_moment_ago_are_not_counted_a_second_time(setting: S
     """The number is 2 already but 5 pods are still there: three of them are spoken for."""
     setting.with_pool(replicas=2, pods=5)
     setting.busy(p0=1, p1=1, p2=0, p3=0, p4=0)
-    await setting.look(running=2)
-    state = await setting.look(running=2, seconds=31)
+    await setting.scale(running=2)
+    state = await setting.scale(running=2, seconds=31)
     assert state.desired == 2, "lowering it further would take a busy pod"
     assert setting.drained() == {"p2", "p3", "p4"}
 
@@ -161,113 +166,196 @@ async def test_pods_without_a_worker_go_before_any_worker_is_drained(setting: Se
     setting.with_pool(replicas=3, pods=1)
     setting.add_pod("starting-1", registered=False)
     setting.add_pod("starting-2", registered=False)
-    await setting.look(running=1)
-    state = await setting.look(running=1, seconds=31)
+    await setting.scale(running=1)
+    state = await setting.scale(running=1, seconds=31)
     assert state.desired == 1
     assert setting.drained() == set()
-    assert setting.priced() == {"starting-1", "starting-2"}
+    assert setting.cheapest_to_delete() == {"starting-1", "starting-2"}
+
+
+async def test_a_worker_that_starts_does_not_count_as_idle(setting: Setting) -> None:
+    """Kubernetes deletes pods that are not ready first: the one that starts, which may just have claimed steps."""
+    setting.with_pool(replicas=2, pods=1)
+    setting.show_pod("starting", ready=False, phase="Running")
+    await setting.scale()
+    state = await setting.scale(seconds=100)
+    assert state.desired == 2
+    assert "waiting for starting worker starting to be ready" in state.reason
+    assert setting.drained() == setting.cheapest_to_delete() == set()
+    # One that has not registered in all the time that it may take to start never will.
+    setting.kit.pass_time(START_SECONDS)
+    assert (await setting.scale(seconds=1)).desired == 0
+
+
+async def test_a_worker_that_cannot_run_is_no_reason_to_wait(setting: Setting) -> None:
+    setting.with_pool(replicas=2, pods=1)
+    setting.show_pod("crashing", ready=False, phase="Running", waiting="CrashLoopBackOff")
+    await setting.scale()
+    assert (await setting.scale(seconds=100)).desired == 0
+
+
+async def test_demand_is_asked_for_under_the_current_pod_template(setting: Setting) -> None:
+    manifest = setting.kit.give(pool())
+    await setting.scale()
+    assert setting.kit.engine.template_hashes == {}, "nothing was applied yet"
+    await setting.kit.pool_reconciler().reconcile(key_of(manifest))
+    await setting.scale()
+    environment = setting.kit.cluster.objects["Deployment", "default", "tasker-worker-default"]["spec"]["template"][
+        "spec"
+    ]["containers"][0]["env"]
+    [applied] = [variable["value"] for variable in environment if variable["name"] == "TASKER_POD_TEMPLATE_HASH"]
+    assert setting.kit.engine.template_hashes == {("default", "default"): applied}
+
+
+async def test_the_age_of_the_oldest_step_moves_on_while_nothing_else_does(setting: Setting) -> None:
+    """As it is when no pod can be made."""
+    setting.with_pool(replicas=1, pods=0)
+    pools = setting.kit.queue("pools")
+    queued = make_demand("default", "default", queued=1)
+    for age, shown_anew in ((59.0, True), (59.5, False), (61.0, True), (61.5, False), (130.0, True)):
+        setting.kit.engine.demand["default", "default"] = replace(queued, oldest_ready_seconds=age)
+        pools.take()
+        await setting.scaler.reconcile_scale()
+        assert (pools.take() != []) is shown_anew, age
+
+
+@pytest.mark.parametrize(
+    ("spec", "conflict"),
+    [
+        ({}, False),
+        ({"handlersFrom": {"configMapRef": {"name": "shop"}}}, True),
+    ],
+    ids=["nothing in common", "a conflict"],
+)
+@pytest.mark.parametrize("unseen_by", ["the event", "the read before the apply"])
+async def test_a_pool_that_a_person_writes_at_that_moment_is_left_as_it_is(
+    setting: Setting, spec: dict[str, Any], conflict: bool, unseen_by: str
+) -> None:
+    kit = setting.kit
+    kit.give(template())
+    kit.cluster.store({"kind": "Namespace", "metadata": {"name": "default"}})
+    kit.pass_time(60)
+    written = pool(labels={"team": "shop"}, slots=3, **spec)
+    path = WORKER_POOL.path("default")
+    own = await kit.cluster._request("POST", path, query={"fieldManager": "kubectl-create"}, body=written)
+    if unseen_by != "the event":
+        get = kit.cluster.get
+
+        async def too_early(resource: Any, namespace: str | None, name: str) -> Manifest | None:
+            return None if resource is WORKER_POOL else await get(resource, namespace, name)
+
+        kit.cluster.get = too_early  # type: ignore[method-assign]
+        if conflict:
+            with pytest.raises(ClusterError, match="conflict"):
+                await setting.namespaces.reconcile(NAMESPACE)
+    if not (conflict and unseen_by != "the event"):
+        await setting.namespaces.reconcile(NAMESPACE)
+    live = kit.live(own)
+    assert live["spec"] == own["spec"]
+    assert live["metadata"]["labels"] == {"team": "shop"}
 
 
 async def test_an_idle_pool_goes_to_zero_after_its_idle_time(setting: Setting) -> None:
     setting.with_pool(replicas=2, scaling={"idleSeconds": 5})
-    await setting.look()
-    assert (await setting.look(seconds=4)).desired == 2
-    assert (await setting.look(seconds=1)).desired == 0
+    await setting.scale()
+    assert (await setting.scale(seconds=4)).desired == 2
+    assert (await setting.scale(seconds=1)).desired == 0
 
 
 async def test_workers_that_were_to_go_are_kept_when_work_comes_back(setting: Setting) -> None:
     setting.with_pool(replicas=1, pods=3)
     setting.busy(p0=10)
     for name in ("p1", "p2"):
-        setting.world.fake_engine.registered_workers[name] = make_worker(name, draining=True)
-    state = await setting.look(queued=5, running=10, draining=2)
+        setting.kit.engine.registered_workers[name] = make_worker(name, draining=True)
+    state = await setting.scale(queued=5, running=10, draining=2)
     assert state.desired == 2
     assert len(setting.drained()) == 1, "one of the two is wanted after all"
 
 
 async def test_an_external_pool_without_a_number_is_never_touched(setting: Setting) -> None:
     setting.with_pool(replicas=7, scaling={"mode": "external"})
-    state = await setting.look(queued=500)
+    state = await setting.scale(queued=500)
     assert state.desired is None
-    assert setting.world.queue("pools").take()
-    assert (await setting.look(queued=500, seconds=300)).desired is None
+    assert setting.kit.queue("pools").take()
+    assert (await setting.scale(queued=500, seconds=300)).desired is None
 
 
 async def test_a_number_set_through_the_scale_subresource_is_followed(setting: Setting) -> None:
     setting.with_pool(replicas=2, scaling={"mode": "external"})
-    setting.world.give(setting.intake, pool(scaling={"mode": "external"}, replicas=5))
-    assert (await setting.look()).desired == 5
-    setting.world.give(setting.intake, pool(scaling={"mode": "manual"}, replicas=1))
-    assert (await setting.look()).desired == 1
+    setting.kit.give(pool(scaling={"mode": "external"}, replicas=5))
+    assert (await setting.scale()).desired == 5
+    setting.kit.give(pool(scaling={"mode": "manual"}, replicas=1))
+    assert (await setting.scale()).desired == 1
 
 
 async def test_a_manual_pool_without_a_number_has_its_minimum(setting: Setting) -> None:
     setting.with_pool(scaling={"mode": "manual"}, minReplicas=2)
-    assert (await setting.look(queued=100)).desired == 2
+    assert (await setting.scale(queued=100)).desired == 2
 
 
-async def test_a_change_is_counted_and_told(setting: Setting) -> None:
+async def test_a_change_is_counted(setting: Setting) -> None:
     setting.with_pool()
-    await setting.look(queued=11)
-    sample = setting.world.metrics.registry.get_sample_value
+    await setting.scale(queued=11)
+    sample = setting.kit.metrics.registry.get_sample_value
     assert sample("tasker_operator_scale_decisions_total", {"direction": "up", "mode": "operator"}) == 1
 
 
 async def test_a_namespace_with_templates_gets_a_pool_after_a_moment_of_grace(setting: Setting) -> None:
-    setting.world.fake_cluster.store({"kind": "Namespace", "metadata": {"name": "default"}})
-    setting.world.give(setting.intake, template())
+    setting.kit.cluster.store({"kind": "Namespace", "metadata": {"name": "default"}})
+    setting.kit.give(template())
     assert await setting.namespaces.reconcile(NAMESPACE) == 5.0
-    setting.world.pass_time(5)
+    setting.kit.pass_time(5)
     await setting.namespaces.reconcile(NAMESPACE)
-    made = setting.world.fake_cluster.objects[WORKER_POOL.kind, "default", "default"]
+    made = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
     assert made["metadata"]["labels"][MANAGED_POOL_LABEL] == "true"
-    assert made["spec"] == {"handlersFrom": {"configMapRef": {"name": "tasker-handlers"}}}
+    assert made["spec"]["handlersFrom"] == {"configMapRef": {"name": "tasker-handlers"}}
 
 
 async def test_a_namespace_whose_person_wrote_a_pool_gets_none(setting: Setting) -> None:
-    setting.world.fake_cluster.store({"kind": "Namespace", "metadata": {"name": "default"}})
-    setting.world.give(setting.intake, template())
-    setting.world.give(setting.intake, pool("mine"))
-    setting.world.pass_time(60)
+    setting.kit.cluster.store({"kind": "Namespace", "metadata": {"name": "default"}})
+    setting.kit.give(template())
+    setting.kit.give(pool("mine"))
+    setting.kit.pass_time(60)
     assert await setting.namespaces.reconcile(NAMESPACE) is None
-    assert (WORKER_POOL.kind, "default", "default") not in setting.world.fake_cluster.objects
+    assert (WORKER_POOL.kind, "default", "default") not in setting.kit.cluster.objects
 
 
-async def test_the_managed_pool_goes_only_when_its_hands_are_empty(setting: Setting) -> None:
-    setting.world.give(setting.intake, template())
-    managed = setting.world.give(setting.intake, pool(labels={MANAGED_POOL_LABEL: "true"}))
+async def test_the_managed_pool_goes_only_when_its_workers_are_idle(setting: Setting) -> None:
+    setting.kit.give(template())
+    managed = setting.kit.give(pool(labels={MANAGED_POOL_LABEL: "true"}))
     setting.with_replicas(2)
     setting.busy(p0=1, p1=0)
-    setting.world.give(setting.intake, pool("mine"))
+    setting.kit.give(pool("mine"))
     assert await setting.namespaces.reconcile(NAMESPACE) is not None
-    await setting.look(running=1, queued=30)
+    await setting.scale(running=1, queued=30)
     await setting.namespaces.reconcile(NAMESPACE)
-    state = await setting.look(running=1, queued=30)
+    state = await setting.scale(running=1, queued=30)
     assert state.retiring
     assert setting.drained() == {"p0", "p1"}, "busy workers take nothing more"
     assert state.desired == 1, "but only the idle one goes"
     assert await setting.namespaces.reconcile(NAMESPACE) is not None
     setting.remove_pod("p1")
-    setting.world.fake_engine.registered_workers["p0"] = make_worker("p0", draining=True)
-    assert (await setting.look(queued=30)).desired == 0
+    setting.kit.engine.registered_workers["p0"] = make_worker("p0", draining=True)
+    assert (await setting.scale(queued=30)).desired == 0
     await setting.namespaces.reconcile(NAMESPACE)
-    assert setting.world.fake_cluster.objects.get((WORKER_POOL.kind, "default", managed["metadata"]["name"])) is None
+    assert setting.kit.cluster.objects.get((WORKER_POOL.kind, "default", managed["metadata"]["name"])) is None
 
 
 async def test_a_managed_pool_stays_while_templates_need_it(setting: Setting) -> None:
-    setting.world.give(setting.intake, template())
-    setting.world.give(setting.intake, pool(labels={MANAGED_POOL_LABEL: "true"}))
-    await setting.look()
+    setting.kit.give(template())
+    setting.kit.give(pool(labels={MANAGED_POOL_LABEL: "true"}))
+    await setting.scale()
     assert await setting.namespaces.reconcile(NAMESPACE) is None
-    assert (WORKER_POOL.kind, "default", "default") in setting.world.fake_cluster.objects
+    assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects
 
 
 async def test_a_namespace_that_goes_has_its_runs_cancelled(setting: Setting) -> None:
-    setting.world.fake_engine.runs["u"] = make_run()
-    setting.intake.namespace({"metadata": {"name": "default"}, "status": {"phase": "Terminating"}}, "MODIFIED")
-    assert setting.world.queue("namespaces").take() == [NAMESPACE]
+    setting.kit.engine.runs["u"] = make_run()
+    terminating = {"metadata": {"name": "default", "uid": "1"}, "status": {"phase": "Terminating"}}
+    setting.kit.router.namespace(terminating, "MODIFIED")
+    assert setting.kit.queue("namespaces").take() == [NAMESPACE]
     await setting.namespaces.reconcile(NAMESPACE)
-    assert setting.world.fake_engine.runs["u"].finished
+    assert setting.kit.engine.runs["u"].finished
     assert key_of({"metadata": {"name": "default"}}) == NAMESPACE
 
 
@@ -282,5 +370,7 @@ async def test_a_namespace_that_goes_has_its_runs_cancelled(setting: Setting) ->
         ({"scaling": {"mode": "manual"}, "replicas": 3}, 5, 3),
     ],
 )
-def test_what_is_asked_for_before_the_first_look(spec: dict[str, Any], live: int | None, expected: int | None) -> None:
-    assert PoolBounds.of(pool(**spec)).first_replicas(live) == expected
+def test_what_is_asked_for_before_the_first_round(spec: dict[str, Any], live: int | None, expected: int | None) -> None:
+    given = pool(**spec)
+    given["metadata"]["uid"] = "1"
+    assert initial_replicas(WorkerPool.parse(given).spec, live) == expected

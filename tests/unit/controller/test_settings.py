@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasker.errors import ConfigurationError
-from tasker.settings import OperatorSettings
+from tasker.settings import DatabaseSettings, OperatorSettings
 
 
 def read(**environment: str) -> OperatorSettings:
@@ -60,6 +60,22 @@ def test_a_wrong_value_is_named(name: str, value: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read(**{name: value})
     assert message in str(caught.value)
+
+
+def test_the_limits_of_connections_can_be_set() -> None:
+    settings = DatabaseSettings.from_environment(
+        {
+            "DATABASE_URL": "postgresql:///x",
+            "TASKER_DATABASE_STATEMENT_TIMEOUT_SECONDS": "20",
+            "TASKER_DATABASE_LOCK_TIMEOUT_SECONDS": "0.5",
+            "TASKER_MIGRATION_STATEMENT_TIMEOUT_SECONDS": "3600",
+        }
+    )
+    assert (settings.limits.statement_timeout_seconds, settings.limits.lock_timeout_seconds) == (20.0, 0.5)
+    assert settings.migration_limits.statement_timeout_seconds == 3600.0
+    assert settings.migration_limits.lock_timeout_seconds is None
+    with pytest.raises(ConfigurationError, match="TASKER_DATABASE_LOCK_TIMEOUT_SECONDS='soon' is not a number above 0"):
+        DatabaseSettings.from_environment({"DATABASE_URL": "x", "TASKER_DATABASE_LOCK_TIMEOUT_SECONDS": "soon"})
 
 
 def test_settings_never_show_the_password() -> None:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
+from support.controller_fakes import FakeEngine
+from support.fake_cluster import FakeCluster
+from tasker.controller import app
+from tasker.controller.assembly import assemble
+from tasker.controller.kube.client import Cluster
 from tasker.controller.kube.events import Reason
+from tasker.controller.runtime import metrics
 from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.repeat import ROUND_SECONDS
+from tasker.controller.runtime.termination import END_SECONDS, ExitCode, Signals
+from tasker.controller.runtime.work_queue import RECONCILE_SECONDS, STALL_SECONDS
+from tasker.engine import Engine
+from tasker.settings import OperatorSettings
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
@@ -24,6 +36,34 @@ def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
     families = OperatorMetrics().registry.collect()
     in_code = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     assert set(re.findall(r"`(tasker_operator_[a-z_]+)`", README)) == in_code
+
+
+def test_every_metric_is_described_where_it_is_made() -> None:
+    families = OperatorMetrics().registry.collect()
+    in_code = {family.name + ("_total" if family.type == "counter" else ""): family.type for family in families}
+    rows = re.findall(r"^\| (tasker_operator_[a-z_]+) \| (\w+) \|", metrics.__doc__ or "", re.MULTILINE)
+    assert dict(rows) == in_code
+
+
+def test_every_exit_code_is_documented_and_every_documented_one_exists() -> None:
+    section = README.partition("\n## Exit codes\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| (\d+) \|", section, re.MULTILINE) == [str(code.value) for code in ExitCode]
+
+
+async def test_every_part_is_documented_with_what_a_stall_of_it_is() -> None:
+    settings = OperatorSettings(worker_image="tasker-worker:1", worker_database_url="postgresql:///x")
+    engine, metrics = cast("Engine", FakeEngine()), OperatorMetrics()
+    parts = assemble(cast("Cluster", FakeCluster()), engine, settings, metrics)
+    table = README.partition("| part | does |")[2].partition("\n## ")[0]
+    documented = re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in table.splitlines()[2:] if line))
+    supervised = app._supervised(parts, engine, settings, metrics, Signals())
+    assert documented == [*(part.name for part in supervised), "supervision"]
+    for seconds in (STALL_SECONDS, RECONCILE_SECONDS):
+        assert f"{seconds:.0f} s" in table
+    for seconds in (ROUND_SECONDS, app.RESYNC_ROUND_SECONDS):
+        assert f"a round takes {seconds:.0f} s longer than its period" in table
+    assert f"more than {END_SECONDS:.0f} seconds" in README
+    assert f"silent for {app.SILENT_DATABASE_SECONDS:.0f} seconds" in README
 
 
 def test_every_reason_of_an_event_is_documented() -> None:

@@ -75,6 +75,7 @@ def test_the_deadline_is_the_timeout_or_the_tasks_whichever_is_sooner() -> None:
     assert with_timeout.deadline is not None
     assert with_timeout.deadline < soon
     assert 0 < with_timeout.seconds_left <= 1
+    assert make_context(deadline=soon).deadline == soon
     assert make_context().deadline is None
     assert make_context().seconds_left == float("inf")
 

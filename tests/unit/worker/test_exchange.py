@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
-from support.worker_engine import Rig, make_claim
-from tasker_worker import HandlerRegistry, StepContext
-from tasker_worker.claims import OutcomeKind
+from support.worker_engine import NOTHING_LOST, Rig, make_claim
+from tasker_worker import HandlerRegistry, StepContext, settling
+from tasker_worker import exchange as exchange_module
+from tasker_worker.attempts import AttemptState
+from tasker_worker.claims import Claim, OutcomeKind
 from tasker_worker.gateway import Refused, Unavailable
 
 
@@ -184,15 +187,14 @@ async def test_a_lost_lease_tells_the_handler_and_its_result_is_not_even_sent(ca
         rig.engine.queue.append(claim)
         rig.exchange.hint()
         await rig.until(lambda: gated.began == 1)
-        rig.exchange.lose([claim.fence, 999_999])
-        rig.exchange.lose([claim.fence])
+        attempt = rig.exchange.held[claim.fence]
+        assert [attempt.lose(), attempt.lose()] == [True, False]
         assert gated.contexts[0].cancelled
-        assert rig.metrics.leases_lost == 1
         gated.go.set()
         await rig.until(lambda: not rig.exchange.held)
         assert claim.fence not in rig.engine.settled
         assert rig.metrics.results_discarded == 1
-        assert "the lease of a running step is lost" in caplog.text
+        assert "a result is discarded: the lease was lost" in caplog.text
 
 
 async def test_a_handler_told_to_stop_by_the_local_clock_gives_its_step_back_rather_than_failing_it() -> None:
@@ -202,8 +204,7 @@ async def test_a_handler_told_to_stop_by_the_local_clock_gives_its_step_back_rat
         rig.engine.queue.append(claim)
         rig.exchange.hint()
         await rig.until(lambda: gated.began == 1)
-        attempt = rig.exchange.held[claim.fence]
-        attempt.expired = attempt.context.cancelled = True
+        assert rig.exchange.held[claim.fence].expire()
         gated.go.set()
         await rig.until(lambda: not rig.exchange.held)
         assert rig.engine.settled[claim.fence].kind is OutcomeKind.RELEASE
@@ -247,6 +248,226 @@ async def test_an_outcome_refused_in_every_shape_is_dropped_loudly_and_work_goes
         assert bad.fence not in rig.exchange.held
         assert rig.metrics.results_discarded == 1
         assert "the database refuses to record outcomes" in caplog.text
+
+
+async def _claimed(rig: Rig, gated: Gated, *claims: Claim) -> None:
+    """Wait until the handlers of these claims have begun."""
+    expected = gated.began + len(claims)
+    rig.engine.queue.extend(claims)
+    rig.exchange.hint()
+    await rig.until(lambda: gated.began == expected)
+
+
+async def test_a_task_that_somebody_holds_keeps_its_own_outcomes_waiting_and_no_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated, quick=quick)) as rig:
+        held, beside = make_claim("gated", task_uuid="held"), make_claim("gated", task_uuid="free")
+        await _claimed(rig, gated, held, beside)
+        rig.engine.locked.add(held.fence)
+        gated.go.set()
+        await rig.until(lambda: beside.fence in rig.engine.settled)
+        later, others = make_claim("quick", task_uuid="held"), [make_claim("quick") for _ in range(5)]
+        rig.engine.locked.add(later.fence)
+        await rig.work_off(*others, later_than=(later,))
+        assert rig.exchange.outcomes_waiting == 2
+        assert rig.exchange.connected
+        await rig.until(lambda: rig.engine_for_locked.lock_timeouts >= 2)
+        assert rig.engine.lock_timeouts == 1, "the conversation meets it once"
+        assert not any(claim.fence in rig.engine.settled for claim in (held, later))
+        rig.engine.locked.clear()
+        await rig.until(lambda: not rig.exchange.held)
+        assert rig.engine.result_of(held) == "done"
+        assert rig.engine.result_of(later) == {"step": "quick"}
+        assert rig.metrics.results_discarded == rig.metrics.outcomes_unsure == 0
+        assert caplog.text.count("a task is held by another session of the database; its outcomes wait") == 1
+
+
+async def test_tasks_that_are_held_are_tried_in_turn_and_each_goes_through_when_it_is_let_go() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claims = [make_claim("gated", task_uuid=f"task-{place}") for place in range(3)]
+        await _claimed(rig, gated, *claims)
+        rig.engine.locked.update(claim.fence for claim in claims)
+        gated.go.set()
+        await rig.until(lambda: len(rig.engine_for_locked.calls) >= 4)
+        for claim in reversed(claims):
+            rig.engine.locked.discard(claim.fence)
+            await rig.until(lambda fence=claim.fence: fence in rig.engine.settled)
+        await rig.until(lambda: not rig.exchange.held)
+
+
+async def test_what_was_sent_with_an_unknown_effect_before_its_task_was_held_is_not_called_discarded() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claim = make_claim("gated")
+        await _claimed(rig, gated, claim)
+        rig.engine.late_settle_faults.append(Unavailable("the connection is lost"))
+        rig.engine.locked_after.add(claim.fence)
+        gated.go.set()
+        await rig.until(lambda: len(rig.engine_for_locked.calls) >= 1)
+        rig.engine.locked.clear()
+        await rig.until(lambda: not rig.exchange.held)
+        assert rig.engine.result_of(claim) == "done"
+        assert (rig.metrics.results_discarded, rig.metrics.outcomes_unsure) == (0, 1)
+
+
+async def test_nothing_is_claimed_while_too_much_waits_for_tasks_that_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_module, "_LOCKED_OUTCOMES", 2)
+    gated = Gated()
+    async with Rig(registry_of(gated=gated, quick=quick)) as rig:
+        claims = [make_claim("gated", task_uuid=f"task-{place}") for place in range(3)]
+        await _claimed(rig, gated, *claims)
+        rig.engine.locked.update(claim.fence for claim in claims)
+        gated.go.set()
+        await rig.until(lambda: len(rig.engine_for_locked.calls) >= 1)
+        unclaimed = make_claim("quick")
+        rig.engine.queue.append(unclaimed)
+        before = len(rig.engine.calls)
+        rig.exchange.hint()
+        await rig.until(lambda: len(rig.engine_for_locked.calls) >= 5)
+        assert len(rig.engine.calls) == before
+        rig.engine.locked.clear()
+        await rig.until(lambda: unclaimed.fence in rig.engine.settled)
+
+
+async def test_a_large_group_of_a_task_that_is_held_goes_in_bounded_calls_and_a_refused_one_fails_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settling, "_BATCH_OUTCOMES", 2)
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claims = [make_claim("gated") for _ in range(5)]
+        await _claimed(rig, gated, *claims)
+        rig.engine.locked.update(claim.fence for claim in claims)
+        rig.engine.refused[claims[3].fence] = Refused("no such character")
+        gated.go.set()
+        await rig.until(lambda: len(rig.engine_for_locked.calls) >= 2)
+        rig.engine.locked.clear()
+        await rig.until(lambda: not rig.exchange.held)
+        assert [rig.engine.result_of(claims[place]) for place in (0, 1, 2, 4)] == ["done"] * 4
+        assert rig.engine.error_of(claims[3])["message"].endswith("no such character")
+        assert max(outcomes for _, outcomes, _ in rig.engine_for_locked.calls) == 2
+
+
+async def test_stopping_waits_for_tasks_that_are_held_until_its_time_is_up() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claims = [make_claim("gated", task_uuid=uuid) for uuid in ("first", "second")]
+        await _claimed(rig, gated, *claims)
+        rig.engine.locked.update(claim.fence for claim in claims)
+        gated.go.set()
+        await rig.until(lambda: len(rig.engine_for_locked.calls) >= 1)
+        rig.exchange.stop(give_up_at=float("inf"))
+        rig.engine.locked.discard(claims[0].fence)
+        await rig.until(lambda: claims[0].fence in rig.engine.settled)
+        assert rig.task is not None
+        assert not rig.task.done()
+        rig.exchange.stop(give_up_at=time.monotonic() + 0.05)
+        await asyncio.wait_for(rig.task, 5)
+        assert rig.exchange.outcomes_waiting == 1
+        assert claims[1].fence not in rig.engine.settled
+
+
+async def test_stopping_ends_when_the_leases_of_what_was_held_are_lost() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claim = make_claim("gated")
+        await _claimed(rig, gated, claim)
+        attempt = rig.exchange.held[claim.fence]
+        rig.engine.locked.add(claim.fence)
+        gated.go.set()
+        await rig.until(lambda: rig.engine_for_locked.lock_timeouts >= 1)
+        rig.exchange.stop(give_up_at=float("inf"))
+        await rig.until(attempt.lose)  # between two calls
+        assert rig.task is not None
+        await asyncio.wait_for(rig.task, 5)
+        assert rig.metrics.results_discarded == 1
+
+
+async def test_a_fault_in_handing_in_what_was_held_ends_the_exchange_rather_than_lose_it() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claim = make_claim("gated")
+        await _claimed(rig, gated, claim)
+        rig.engine.locked.add(claim.fence)
+        rig.engine_for_locked.settle_faults.append(ZeroDivisionError("a fault of ours"))
+        gated.go.set()
+        assert rig.task is not None
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(rig.task, 5)
+        rig.task = asyncio.get_running_loop().create_task(asyncio.sleep(0))
+
+
+async def test_a_lease_called_lost_while_its_outcome_is_under_way_is_not_lost() -> None:
+    """It is gone because it was settled: the answer to that says so, and may come later than the renewal's."""
+    gated = Gated()
+    async with Rig(registry_of(gated=gated)) as rig:
+        sending, unsure = make_claim("gated"), make_claim("gated")
+        await _claimed(rig, gated, sending, unsure)
+        rig.engine.late_settle_faults.append(Unavailable("the connection is lost"))
+        gated.go.set()
+        attempts = [rig.exchange.held[claim.fence] for claim in (sending, unsure)]
+        await rig.until(lambda: all(attempt.state is AttemptState.UNSURE for attempt in attempts))
+        assert [attempt.lose() for attempt in attempts] == [False, False]
+        await rig.until(lambda: not rig.exchange.held)
+        assert not any(attempt.context.cancelled for attempt in attempts)
+        assert (rig.metrics.results_discarded, rig.metrics.outcomes_unsure) == (0, 2)
+
+
+@pytest.mark.parametrize("characters", [100, 10_000], ids=["one too many", "together"])
+async def test_large_results_are_settled_in_calls_of_bounded_size(
+    monkeypatch: pytest.MonkeyPatch, characters: int
+) -> None:
+    monkeypatch.setattr(settling, "_BATCH_CHARACTERS", characters)
+
+    class Large(Gated):
+        async def __call__(self, context: StepContext) -> Any:
+            return {"text": "x" * 150, "step": await super().__call__(context)}
+
+    gated = Large()
+    async with Rig(registry_of(gated=gated)) as rig:
+        claims = [make_claim("gated") for _ in range(4)]
+        await _claimed(rig, gated, *claims)
+        before = len(rig.engine.calls)
+        rig.engine.gate.clear()
+        gated.go.set()
+        await rig.until(lambda: rig.exchange.outcomes_waiting == 4)
+        rig.engine.gate.set()
+        await rig.until(lambda: not rig.exchange.held)
+        settled = [outcomes for name, outcomes, _ in rig.engine.calls[before:] if name == "settle"]
+        assert sum(settled) == 4
+        assert max(settled) == (1 if characters == 100 else 4)
+
+
+@pytest.mark.parametrize("settles", [False, True], ids=["claiming", "settling"])
+async def test_a_call_that_has_brought_nothing_is_not_under_way_any_more(settles: bool) -> None:
+    """A renewal says since when a claim call is under way: with none, all that it does not name is unknown."""
+    async with Rig(registry_of(work=quick), poll_min=3600, poll_max=3600) as rig:
+        if settles:
+            await rig.work_off(make_claim("work"))
+        await rig.until(lambda: rig.exchange._waiter is not None)
+        assert rig.engine.calls[-1][0] == ("settle" if settles else "claim")
+        rig.exchange.held.renewed(NOTHING_LOST, valid_until=float("inf"))
+        assert rig.exchange.held.to_renew(time.monotonic(), 15).claiming_since == NOTHING_LOST.renewed_at
+
+
+async def test_a_claim_whose_answer_comes_after_it_was_given_up_is_not_started_and_goes_back() -> None:
+    gated = Gated()
+    async with Rig(registry_of(gated=gated, quick=quick), poll_min=0.001) as rig:
+        late = make_claim("gated")
+        rig.engine.queue.append(late)
+        rig.engine.gate.clear()
+        rig.engine.called.clear()
+        await asyncio.wait_for(rig.engine.called.wait(), 5)
+        rig.exchange.held.to_renew(time.monotonic() + 16, patience=15)
+        rig.engine.gate.set()
+        await rig.until(lambda: late.fence in rig.engine.settled)
+        assert rig.engine.settled[late.fence].kind is OutcomeKind.RELEASE
+        assert gated.began == rig.executor.running == 0
+        assert rig.metrics.claims_late == 1
+        await rig.work_off(make_claim("quick"))
 
 
 async def test_draining_stops_claiming_until_it_is_taken_back() -> None:

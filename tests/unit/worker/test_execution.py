@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import pytest_asyncio
@@ -17,10 +18,12 @@ import pytest_asyncio
 from support.waiting import eventually_async
 from support.worker_engine import Collected, make_claim
 from tasker_worker import HandlerRegistry, PermanentError, RetryableError, StepContext, StepHandler, execution
-from tasker_worker.claims import OutcomeKind
-from tasker_worker.execution import Attempt, Executor
+from tasker_worker.attempts import Attempt, AttemptState
+from tasker_worker.claims import RELEASE, OutcomeKind
+from tasker_worker.execution import Executor
 from tasker_worker.logging import current_step
 from tasker_worker.metrics import WorkerMetrics
+from tasker_worker.outcomes import timeout
 
 
 class Bench:
@@ -30,7 +33,14 @@ class Bench:
         self.registry = HandlerRegistry()
         self.metrics = WorkerMetrics()
         self.finished = Collected()
-        self.executor = Executor(self.registry, slots=slots, metrics=self.metrics, on_finished=self.finished)
+        self.threads_back = asyncio.Event()
+        self.executor = Executor(
+            self.registry,
+            slots=slots,
+            metrics=self.metrics,
+            on_finished=self.finished,
+            on_threads_back=self.threads_back.set,
+        )
 
     def start(self, *callables: str, **columns: Any) -> list[Attempt]:
         attempts = [Attempt(make_claim(name, **columns), time.monotonic()) for name in callables]
@@ -148,9 +158,9 @@ async def test_errors_that_cannot_be_told_are_told_all_the_same(bench: Bench) ->
 
 
 async def test_a_result_that_is_not_json_fails_for_good_with_its_place(bench: Bench) -> None:
-    for handler in _in_both_kinds(lambda context: {"items": [0, 1, {2}]}):
+    for handler in _in_both_kinds(lambda context: {"items": [0, 1, object()]}):
         told = await bench.run(handler)
-        assert told["message"] == "result of step 'work' is not JSON: $.items[2] is a set"
+        assert told["message"] == "result of step 'work' is not JSON: $.items[2] is an object"
         assert not told["retryable"]
 
 
@@ -234,7 +244,8 @@ async def test_a_timeout_tells_whole_seconds_without_a_fraction(bench: Bench) ->
     await asyncio.sleep(0)
     bench.executor._on_timeout(attempt)
     too_early = attempt.outcome
-    attempt.started -= 300
+    assert attempt.began_at is not None
+    attempt.began_at -= 300
     bench.executor._on_timeout(attempt)
     assert too_early is None
     assert attempt.outcome is not None
@@ -266,15 +277,15 @@ async def test_what_cannot_be_resolved_fails_for_good_with_the_reason(bench: Ben
     ]
 
 
-async def test_async_handlers_that_never_wait_all_run_in_one_turn_of_the_loop(
+async def test_async_handlers_that_never_wait_share_a_few_turns_of_the_loop_and_no_task(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A turn ends by time too; on a machine that is busy with other things a hundred handlers can take that long.
     monkeypatch.setattr(execution, "_TURN_SECONDS", 60)
-    tasks = set()
+    tasks: list[asyncio.Task[Any] | None] = []
 
     async def handler(context: StepContext) -> Any:
-        tasks.add(asyncio.current_task())
+        tasks.append(asyncio.current_task())
 
     bench.registry.register("work", handler)
     turns = 0
@@ -290,7 +301,7 @@ async def test_async_handlers_that_never_wait_all_run_in_one_turn_of_the_loop(
     await bench.finished.wait(100)
     counter.cancel()
     assert turns <= 5
-    assert len(tasks) == 1
+    assert len(set(tasks)) == 100
     assert None not in tasks
 
 
@@ -338,15 +349,178 @@ async def test_asyncio_timeouts_and_tasks_work_inside_a_handler(bench: Bench) ->
 _leaking: contextvars.ContextVar[int] = contextvars.ContextVar("leaking", default=0)
 
 
-async def test_what_a_handler_leaves_in_its_context_reaches_no_other(bench: Bench) -> None:
+async def test_what_a_handler_leaves_in_its_context_reaches_no_other_and_what_the_program_has_reaches_none(
+    bench: Bench,
+) -> None:
     def handler(context: StepContext) -> Any:
         before = _leaking.get()
         _leaking.set(before + 1)
         return before
 
-    for each in _in_both_kinds(handler):
-        for _ in range(3):
-            assert (await bench.run(each))["result"] == 0
+    outside = _leaking.set(7)
+    try:
+        for each in _in_both_kinds(handler):
+            for _ in range(3):
+                assert (await bench.run(each))["result"] == 0
+    finally:
+        _leaking.reset(outside)
+
+
+_by_task: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
+
+
+async def test_what_a_library_keeps_by_task_reaches_no_other_attempt(bench: Bench) -> None:
+    """Handlers that wait and handlers that do not: each has a task to itself."""
+
+    async def handler(context: StepContext) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        found = _by_task.setdefault(task, context.step_uuid)
+        if context.attempt % 2:
+            await asyncio.sleep(0)
+        return found == context.step_uuid
+
+    bench.registry.register("work", handler)
+    for number in range(20):
+        bench.start("work", step_uuid=f"step-{number}", attempt=number)
+    for attempt in await bench.finished.wait(20):
+        assert attempt.outcome == (OutcomeKind.SUCCESS, '{"result":true}', None, None)
+
+
+async def test_cancelling_its_own_task_ends_the_attempt_and_no_other(bench: Bench) -> None:
+    async def handler(context: StepContext) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    assert (await bench.run(handler))["message"] == "handler raised CancelledError"
+    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+
+
+@pytest.mark.parametrize("kind", ["loop", "thread"])
+async def test_a_claim_that_was_lost_before_its_turn_is_not_started(bench: Bench, kind: str) -> None:
+    ran: list[str] = []
+
+    async def on_the_loop(context: StepContext) -> None:
+        ran.append(context.step_uuid)
+
+    bench.registry.register("work", on_the_loop if kind == "loop" else lambda context: ran.append(context.step_uuid))
+    attempts = [Attempt(make_claim("work", step_uuid=uuid), time.monotonic()) for uuid in ("lost", "expired", "held")]
+    attempts[0].lose()
+    attempts[1].expire()
+    bench.executor.start(attempts)
+    await bench.finished.wait(3)
+    assert ran == ["held"]
+    assert [(attempt.state, attempt.outcome and attempt.outcome.kind) for attempt in attempts[:2]] == [
+        (AttemptState.LOST, OutcomeKind.RELEASE),
+        (AttemptState.FINISHED, OutcomeKind.RELEASE),
+    ]
+    assert bench.executor.running == 0
+    assert (bench.metrics.released, bench.metrics.succeeded) == (2, 1)
+
+
+async def test_a_result_that_came_in_time_counts_though_the_loop_is_late_to_see_it(bench: Bench) -> None:
+    ended = threading.Event()
+
+    def handler(context: StepContext) -> str:
+        return "in time"
+
+    bench.registry.register("work", handler)
+    call_soon = bench.executor._call_collect
+
+    def told_later() -> None:  # the loop is busy with other things
+        ended.set()
+
+    bench.executor._call_collect = told_later  # type: ignore[method-assign]
+    [attempt] = bench.start("work")
+    assert await asyncio.to_thread(ended.wait, 5)
+    bench.executor._on_timeout(attempt)
+    assert attempt.outcome is not None
+    assert (attempt.outcome.kind, attempt.state) == (OutcomeKind.SUCCESS, AttemptState.FINISHED)
+    bench.executor._call_collect = call_soon  # type: ignore[method-assign]
+
+
+async def test_an_attempt_timed_out_from_outside_is_handed_back_once_with_that_outcome(bench: Bench) -> None:
+    """Its handler blocked the loop, and waits for something in the end."""
+    entered = asyncio.Event()
+
+    async def handler(context: StepContext) -> None:
+        [attempt] = bench.executor._active
+        attempt.time_out(timeout("work", 20))  # as the lease thread does meanwhile
+        attempt.began_at = time.monotonic() - 1
+        entered.set()
+        await asyncio.Event().wait()
+
+    bench.registry.register("work", handler)
+    [attempt] = bench.start("work", timeout_ms=20)
+    await asyncio.wait_for(entered.wait(), 5)
+    await bench.finished.wait(1)
+    assert attempt.task is not None
+    await asyncio.wait([attempt.task], timeout=5)
+    assert bench.finished.attempts == [attempt]
+    assert (attempt.state, attempt.context.cancelled) == (AttemptState.UNSURE, True)
+    assert bench.metrics.timed_out == 1
+
+
+async def test_steps_for_which_there_is_no_thread_are_given_back_and_nothing_is_claimed_until_there_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(execution, "_THREAD_PAUSE_SECONDS", (0.001, 0.002))
+    monkeypatch.setattr(bench.executor, "_thread_pause", 0.001)
+    pauses: list[float] = []  # as they are at each start of a thread
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        pauses.append(bench.executor._thread_pause)
+        if len(pauses) <= 4:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    bench.registry.register("work", lambda context: "done")
+    attempts = bench.start("work", "work")
+    await bench.finished.wait(2)
+    assert [attempt.outcome for attempt in attempts] == [RELEASE, RELEASE]
+    short = bench.executor.out_of_threads
+    assert short
+    assert bench.executor.running == 0
+    assert "the system has no thread for a handler" in caplog.text
+    await asyncio.wait_for(bench.threads_back.wait(), 5)
+    assert not bench.executor.out_of_threads
+    assert pauses == [0.001, 0.001, 0.001, 0.002, 0.002]
+    assert bench.executor._thread_pause == 0.001
+    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+
+
+async def test_a_step_to_which_no_thread_comes_in_all_its_time_is_given_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "_START_SECONDS", 0.03)
+    monkeypatch.setattr(bench.executor._threads, "_wake_one", lambda: None)
+    bench.registry.register("work", lambda context: "done")
+    [attempt] = bench.start("work", timeout_ms=20)
+    await bench.finished.wait(1)
+    assert (attempt.outcome, attempt.timer) == (RELEASE, None)
+    monkeypatch.undo()
+    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    assert len(bench.finished.attempts) == 2
+
+
+async def test_shares_of_async_handlers_grow_while_they_are_quick_and_shrink_when_they_are_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handler(context: StepContext) -> None: ...
+
+    bench.registry.register("work", handler)
+    monkeypatch.setattr(execution, "_TURN_SECONDS", 60)
+    bench.start(*["work"] * 500)
+    await bench.finished.wait(500)
+    assert bench.executor._share == 64
+    monkeypatch.setattr(execution, "_TURN_SECONDS", -1)
+    bench.start(*["work"] * 500)
+    await bench.finished.wait(1000)
+    assert bench.executor._share == 1
 
 
 async def test_the_current_step_is_known_wherever_the_handler_runs(bench: Bench) -> None:

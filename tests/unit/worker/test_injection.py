@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pydantic
@@ -170,9 +177,266 @@ def test_a_parameter_that_nothing_is_known_of_is_refused_when_it_is_registered()
     with pytest.raises(ConfigurationError) as refusal:
         HandlerRegistry().register("pay", handler)
     assert str(refusal.value) == (
-        "handler 'pay': nothing says what its parameter 'cart' is for; "
+        f"{_place(handler)}: handler 'pay': nothing says what its parameter 'cart' is for; "
         "name it in @inputs or @depends_on, or give it a default"
     )
+
+
+def test_a_parameter_by_place_only_is_refused_when_more_than_the_context_is_asked_for() -> None:
+    @inputs("count")
+    def handler(count: int, /, context: StepContext) -> None: ...
+
+    with pytest.raises(ConfigurationError) as refusal:
+        HandlerRegistry().register("pay", handler)
+    assert str(refusal.value) == (
+        f"{_place(handler)}: handler 'pay': its parameter 'count' cannot be given by name; drop the '/'"
+    )
+
+
+# Annotations: `module` writes source files, for annotations are text in them, as `from __future__` has it.
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """Makes a module of its text, whose annotations are text too; gives its names."""
+
+    def run(text: str) -> dict[str, Any]:
+        file = tmp_path / "handlers.py"
+        file.write_text(f"from __future__ import annotations\n{textwrap.dedent(text)}")
+        made = ModuleType("handlers_of_a_test")
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+        exec(compile(file.read_text(), str(file), "exec"), vars(made))
+        return vars(made)
+
+    return run
+
+
+Module = Callable[[str], dict[str, Any]]
+
+
+def test_an_annotation_that_cannot_be_resolved_is_refused_at_its_line(module: Module, tmp_path: Path) -> None:
+    names = module(
+        """
+        from tasker_worker import depends_on, inputs
+
+        @depends_on(cart="validate_cart")
+        @inputs("count")
+        def handler(cart: Misspelt, count: int): ...
+        """
+    )
+    with pytest.raises(ConfigurationError) as refusal:
+        HandlerRegistry().register("pay", names["handler"])
+    assert str(refusal.value) == (
+        f"{tmp_path}/handlers.py:5: handler 'pay': the annotation 'Misspelt' of its parameter 'cart' cannot be"
+        " resolved: NameError: name 'Misspelt' is not defined; it is read when the program runs, in the module of the"
+        " handler"
+    )
+
+
+@pytest.mark.parametrize(
+    "annotation", ["list[Misspelt]", "Misspelt | None", "typing.Misspelt", "int[", "Annotated[Misspelt, 1]", "1/0"]
+)
+def test_whatever_is_wrong_with_an_annotation_it_is_named(module: Module, annotation: str) -> None:
+    if annotation == "int[":  # written as text by hand, for the file itself is to be Python
+        annotation = "'int['"
+    names = module(
+        f"""
+        import typing
+        from typing import Annotated
+        from tasker_worker import inputs
+
+        @inputs("count")
+        def handler(count: {annotation}): ...
+        """
+    )
+    with pytest.raises(ConfigurationError, match=r"handlers\.py:7: handler 'pay': the annotation .* of its parameter"):
+        HandlerRegistry().register("pay", names["handler"])
+
+
+def test_one_annotation_that_is_not_needed_leaves_all_others_in_force(module: Module) -> None:
+    names = module(
+        """
+        from tasker_worker import inputs
+
+        @inputs("count")
+        def handler(count: int, context: Unresolvable) -> AlsoUnresolvable:
+            return count
+        """
+    )
+    assert run_handler(names["handler"], make_context(task_context={"count": "3"})).result == 3
+    assert _refusal(names["handler"], make_context(task_context={"count": "many"})).error_type == "ValidationError"
+
+
+@pytest.mark.parametrize("annotation", ["StepContext", "tasker_worker.StepContext"])
+def test_a_context_that_only_type_checkers_import_is_one(module: Module, annotation: str) -> None:
+    names = module(
+        f"""
+        from typing import TYPE_CHECKING
+        from tasker_worker import inputs
+        if TYPE_CHECKING:
+            import tasker_worker
+            from tasker_worker import StepContext
+
+        @inputs("count")
+        def handler(count: int, this: {annotation}, other=5):
+            return [count, this.attempt]
+        """
+    )
+    assert run_handler(names["handler"], make_context(task_context={"count": 3}, attempt=2)).result == [3, 2]
+
+
+def test_the_context_is_known_by_its_annotation_whatever_it_is_called(module: Module) -> None:
+    names = module(
+        """
+        from tasker_worker import StepContext as Given
+
+        def handler(dependency_results: dict, this: Given):
+            return this.attempt
+        """
+    )
+    assert run_handler(names["handler"], make_context(attempt=2)).result == 2
+
+
+def test_constraints_of_an_annotation_hold(module: Module) -> None:
+    names = module(
+        """
+        from typing import Annotated
+        from pydantic import Field
+        from tasker_worker import inputs
+
+        @inputs("count")
+        def handler(count: Annotated[int, Field(gt=0)]):
+            return count
+        """
+    )
+    assert run_handler(names["handler"], make_context(task_context={"count": 1})).result == 1
+    result = _refusal(names["handler"], make_context(task_context={"count": 0}))
+    assert result.error_message == "step 'step': input 'count' does not fit: value: Input should be greater than 0"
+
+
+def test_names_of_the_handler_s_class_are_known_and_hide_no_others(module: Module) -> None:
+    names = module(
+        """
+        from datetime import date
+        from pydantic import BaseModel
+        from tasker_worker import StepHandler, inputs
+
+        class Base(StepHandler):
+            class Line(BaseModel):
+                product: str
+
+        class Handler(Base):
+            date = "an attribute that is named like a type"
+            int = 5
+
+            @inputs("line", "on", "count")
+            def call(self, line: Line, on: date, count: int):
+                return [line.product, on.year, count]
+        """
+    )
+    context = make_context(task_context={"line": {"product": "tea"}, "on": "2026-01-01", "count": "3"})
+    for handler in (names["Handler"], names["Handler"](), names["Handler"]().call):
+        assert run_handler(handler, context).result == ["tea", 2026, 3]
+
+
+def test_annotations_are_found_beneath_whatever_a_function_is_wrapped_in(module: Module) -> None:
+    names = module(
+        """
+        import functools
+        from tasker_worker import inputs
+
+        class Line(int): ...
+
+        @inputs("count")
+        def plain(count: int, factor: int = 2, context=None):
+            return count * factor
+
+        def decorated(function):
+            @functools.wraps(function)
+            def wrapper(*args, **kwargs):
+                return function(*args, **kwargs)
+            return wrapper
+
+        class Callable:
+            @inputs("count")
+            def __call__(self, count: int):
+                return count * 2
+        """
+    )
+    partial = inputs("count")(functools.partial(names["plain"], context=None))
+    callable_object = inputs("count")(names["Callable"]())
+    for handler in (names["plain"], names["decorated"](names["plain"]), partial, callable_object):
+        assert run_handler(handler, make_context(task_context={"count": "3"})).result == 6
+        assert _refusal(handler, make_context(task_context={"count": "x"})).error_type == "ValidationError"
+
+
+def test_a_model_may_be_named_in_text_and_come_later_in_its_module(module: Module) -> None:
+    names = module(
+        """
+        from pydantic import BaseModel
+        from tasker_worker import depends_on
+
+        @depends_on(cart=("validate_cart", "Cart"))
+        def handler(cart):
+            return cart.line.product
+
+        class Cart(BaseModel):
+            line: Line
+
+        class Line(BaseModel):
+            product: str
+        """
+    )
+    context = make_context(dependency_results={"validate_cart": {"line": {"product": "tea"}}})
+    assert run_handler(names["handler"], context).result == "tea"
+
+
+class Client:
+    """A type that pydantic knows nothing of."""
+
+
+class Unfinished(pydantic.BaseModel):
+    line: "Misspelt"  # type: ignore[name-defined]  # noqa: F821, UP037
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Client, r"values cannot be validated against 'Client', which its parameter 'cart' is to be: Pydantic"),
+        (
+            list[Client],
+            r"values cannot be validated against list\[.*\.Client\], which its parameter 'cart' is to be: P",
+        ),
+        (
+            Unfinished,
+            r"values cannot be validated against 'Unfinished', .*: PydanticUndefinedAnnotation: name 'Misspelt' is not",
+        ),
+        (
+            5,
+            r"values cannot be validated against 5, which its parameter 'cart' is to be: PydanticSchemaGenerationError",
+        ),
+        ("Misspelt", r"the annotation 'Misspelt' of its parameter 'cart' cannot be resolved: NameError"),
+    ],
+    ids=["class", "items", "unfinished model", "number", "text"],
+)
+def test_what_values_cannot_be_held_to_is_refused_when_it_is_registered(model: Any, reason: str) -> None:
+    @depends_on(cart=("validate_cart", model))
+    def in_decorator(cart: Any) -> None: ...
+
+    @depends_on(cart="validate_cart")
+    def in_annotation(cart: Any) -> None: ...
+
+    @depends_on(cart=("validate_cart", model))
+    def of_keywords(**carts: Any) -> None: ...
+
+    in_annotation.__annotations__["cart"] = model
+    for handler in (in_decorator, in_annotation, of_keywords):
+        with pytest.raises(ConfigurationError, match=rf"^{re.escape(_place(handler))}: handler 'pay': {reason}"):
+            HandlerRegistry().register("pay", handler)
+
+
+def _place(function: Any) -> str:
+    return f"{__file__}:{function.__code__.co_firstlineno}"
 
 
 def test_decorators_refuse_parameters_that_are_not_there_or_asked_for_twice() -> None:
@@ -183,9 +447,37 @@ def test_decorators_refuse_parameters_that_are_not_there_or_asked_for_twice() ->
     depends_on(cart="validate_cart")(handler)
     with pytest.raises(ConfigurationError, match=r"parameter 'cart' of .* is asked for twice"):
         inputs("cart")(handler)
-    wrong: Any = 5
-    with pytest.raises(ConfigurationError, match=r"takes a step's name or \(name, model\), not 5"):
+
+
+@pytest.mark.parametrize("wrong", [5, None, "", " ", (), ("validate_cart",), ("", Cart), (5, Cart)], ids=repr)
+def test_decorators_refuse_what_names_nothing(wrong: Any) -> None:
+    shown = re.escape(repr(wrong))
+    with pytest.raises(ConfigurationError, match=rf"^depends_on\(cart=…\) takes a step's name or .*, not {shown}$"):
         depends_on(cart=wrong)
+    with pytest.raises(ConfigurationError, match=rf"^inputs\(cart=…\) takes an input's name or .*, not {shown}$"):
+        inputs(cart=wrong)
+
+
+@pytest.mark.parametrize("wrong", [5, None, "", " ", Cart], ids=repr)
+def test_inputs_are_named_by_texts(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^inputs needs an input's name, not {re.escape(repr(wrong))}$"):
+        inputs("count", wrong)
+
+
+def test_decorators_are_refused_without_their_parentheses_and_on_classes() -> None:
+    def handler(cart: Any) -> None: ...
+
+    anything: Any = inputs
+    with pytest.raises(ConfigurationError, match=r"^inputs needs an input's name, not <function"):
+        anything(handler)
+    anything = step_handler
+    with pytest.raises(ConfigurationError, match=r"^step_handler needs the callable's name, not <function"):
+        anything(handler)
+    with pytest.raises(ConfigurationError, match=r"are for functions and methods: decorate `call` of .*Idle$"):
+
+        @inputs("cart")
+        class Idle(StepHandler):
+            pass
 
 
 def test_keywords_take_what_no_parameter_names() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from support.worker_engine import MemoryLeaseEngine, Rig, make_claim
+from support.worker_engine import NOTHING_LOST, MemoryLeaseEngine, Rig, make_claim
 from tasker_worker import HandlerRegistry, StepContext
-from tasker_worker.execution import Attempt
-from tasker_worker.gateway import Offer, Renewal, Unavailable
+from tasker_worker.attempts import Attempt, AttemptState
+from tasker_worker.claims import RELEASE, OutcomeKind, Settlement
+from tasker_worker.gateway import Offer, Unavailable
 from tasker_worker.leases import LeaseKeeper
 
 
@@ -31,23 +32,21 @@ class Keeper:
         self.engine = MemoryLeaseEngine()
         self.clock = Clock()
         self.revision = 1
-        self.repaired = 0
+        self.settlements: list[Settlement] = []
         offer = Offer("worker", "default", "pool", 10, "1.0.0", ["work"], 30.0)
         self.keeper = LeaseKeeper(
             self.engine,
             offer=lambda: offer,
             offered_revision=1,
             offer_revision=lambda: self.revision,
-            exchange=rig.exchange,
+            held=rig.exchange.held,
+            settle=self.settlements.extend,
+            on_draining=rig.exchange.set_draining,
             watch=rig.executor.watch,
             loop=asyncio.get_running_loop(),
-            on_repairs=self._count_repair,
             metrics=rig.metrics,
             clock=self.clock,
         )
-
-    def _count_repair(self) -> None:
-        self.repaired += 1
 
     async def tick(self, seconds: float = 0.0) -> None:
         """Move the clock, tick, and let the loop do what it was asked."""
@@ -95,6 +94,79 @@ async def test_leases_are_renewed_every_third_of_their_time_with_all_that_is_hel
         assert len(keeper.engine.renewals) == 2
 
 
+async def test_a_lease_counts_from_before_the_call_that_renewed_it() -> None:
+    """The database may have renewed at once and been slow to say so."""
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+
+        def answer_slowly() -> None:
+            keeper.clock.now += 4
+
+        keeper.engine.during_renewal = answer_slowly
+        await keeper.tick(11)
+        assert keeper.keeper.valid_until == keeper.clock.now - 4 + 30
+        await keeper.tick(5.9)
+        assert len(keeper.engine.renewals) == 1
+        await keeper.tick(0.2)
+        assert len(keeper.engine.renewals) == 2
+
+
+async def test_claims_that_never_arrived_are_given_back_and_those_under_way_are_not_unknown() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        [attempt] = await _holding(rig, handler, 1)
+        lost = make_claim("work")
+        keeper.engine.renewal = NOTHING_LOST._replace(unknown_step_ids=[lost.step_id], unknown_fences=[lost.fence])
+        await keeper.tick(11)
+        assert [(each.step_id, each.fence, each.outcome.kind) for each in keeper.settlements] == [
+            (lost.step_id, lost.fence, OutcomeKind.RELEASE)
+        ]
+        await keeper.tick(11)
+        assert keeper.engine.claiming_since == [None, NOTHING_LOST.renewed_at]
+        assert attempt.state is AttemptState.RUNNING
+
+
+async def test_a_claim_call_under_way_for_half_a_lease_is_given_up_by_the_next_renewal() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler), slots=1) as rig:
+        keeper = Keeper(rig)
+        rig.engine.gate.clear()
+        rig.engine.called.clear()
+        await asyncio.wait_for(rig.engine.called.wait(), 5)
+        late = make_claim("work")
+        rig.engine.queue.append(late)
+        await keeper.tick(11)
+        await keeper.tick(11)
+        rig.engine.gate.set()
+        await rig.until(lambda: late.fence in rig.engine.settled)
+        assert rig.engine.settled[late.fence].kind is OutcomeKind.RELEASE
+        assert handler.contexts == []
+
+
+async def test_leases_that_run_out_while_a_renewal_hangs_let_no_claim_start_until_they_are_renewed() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler), slots=1) as rig:
+        keeper = Keeper(rig)
+        rig.engine.gate.clear()
+        rig.engine.called.clear()
+        await asyncio.wait_for(rig.engine.called.wait(), 5)
+        late, later = make_claim("work"), make_claim("work")
+        rig.engine.queue.append(late)
+        rig.exchange.held.valid_until = 0.0  # as the clock has it; the lease thread has not come to see it
+        rig.engine.gate.set()
+        await rig.until(lambda: late.fence in rig.engine.settled)
+        assert rig.engine.settled[late.fence].kind is OutcomeKind.RELEASE
+        rig.engine.queue.append(later)
+        rig.exchange.hint()
+        before = len(rig.engine.calls)
+        await rig.until(lambda: rig.exchange._waiter is not None)
+        assert [limit for _, _, limit in rig.engine.calls[before:] if limit] == []
+        assert handler.contexts == []
+        await keeper.tick(11)
+        await rig.until(lambda: len(handler.contexts) == 1)
+
+
 async def test_results_that_are_not_settled_yet_are_renewed_too() -> None:
     handler = Waiting()
     async with Rig(_registry(handler)) as rig:
@@ -122,25 +194,28 @@ async def test_a_renewal_that_fails_is_tried_again_soon_and_leases_that_run_out_
         assert rig.metrics.renewal_failures == 2
         assert not attempt.context.cancelled
         await keeper.tick(19.5)
-        assert attempt.expired
+        assert attempt.state is AttemptState.EXPIRED
         assert handler.contexts[0].cancelled
         assert rig.metrics.leases_lost == 1
-        assert "the leases ran out before they could be renewed" in caplog.text
+        await keeper.tick(0.3)
+        assert caplog.text.count("the leases ran out before they could be renewed") == 1
         keeper.engine.faults.clear()
         await keeper.tick(1)
         assert keeper.keeper.valid_until == keeper.clock.now + 30
 
 
-async def test_fences_that_the_database_calls_lost_are_told_to_their_handlers() -> None:
+async def test_fences_that_the_database_calls_lost_are_told_to_their_handlers(caplog: pytest.LogCaptureFixture) -> None:
     handler = Waiting()
     async with Rig(_registry(handler)) as rig:
         keeper = Keeper(rig)
         first, second = await _holding(rig, handler, 2)
-        keeper.engine.renewal = Renewal(known=True, draining=False, lost_fences=[first.claim.fence])
+        keeper.engine.renewal = NOTHING_LOST._replace(lost_fences=[first.claim.fence])
         await keeper.tick(11)
-        assert (first.lost, second.lost) == (True, False)
+        assert (first.state, second.state) == (AttemptState.LOST, AttemptState.RUNNING)
         assert first.context.cancelled
-        keeper.engine.renewal = Renewal(known=True, draining=False, lost_fences=[])
+        assert rig.metrics.leases_lost == 1
+        assert "the lease of a running step is lost; its handler is told" in caplog.text
+        keeper.engine.renewal = NOTHING_LOST
         await keeper.tick(11)
         assert keeper.engine.renewals[-1] == [(second.claim.step_id, second.claim.fence)]
 
@@ -148,7 +223,7 @@ async def test_fences_that_the_database_calls_lost_are_told_to_their_handlers() 
 async def test_an_unknown_worker_registers_again() -> None:
     async with Rig(_registry(Waiting())) as rig:
         keeper = Keeper(rig)
-        keeper.engine.renewal = Renewal(known=False, draining=False, lost_fences=[])
+        keeper.engine.renewal = NOTHING_LOST._replace(known=False)
         await keeper.tick(11)
         assert [offer.worker for offer in keeper.engine.registered] == ["worker"]
 
@@ -171,22 +246,9 @@ async def test_draining_reaches_the_exchange_and_is_taken_back() -> None:
     async with Rig(_registry(Waiting())) as rig:
         keeper = Keeper(rig)
         for draining in (True, False):
-            keeper.engine.renewal = Renewal(known=True, draining=draining, lost_fences=[])
+            keeper.engine.renewal = NOTHING_LOST._replace(draining=draining)
             await keeper.tick(11)
             assert rig.exchange.draining is draining
-
-
-async def test_it_sweeps_about_once_a_second_and_tells_of_repairs() -> None:
-    async with Rig(_registry(Waiting())) as rig:
-        keeper = Keeper(rig)
-        for _ in range(1000):
-            await keeper.tick(0.1)
-        assert 75 <= keeper.engine.sweeps <= 145
-        assert keeper.repaired == 0
-        keeper.engine.repairs = {"retries_due": 2}
-        await keeper.tick(1.4)
-        assert keeper.repaired == 1
-        assert rig.metrics.repairs == {"retries_due": 2}
 
 
 async def test_a_blocked_loop_is_reported_once_with_the_step_at_fault(caplog: pytest.LogCaptureFixture) -> None:
@@ -203,7 +265,7 @@ async def test_a_blocked_loop_is_reported_once_with_the_step_at_fault(caplog: py
         [record] = [each for each in caplog.records if "the event loop is blocked" in each.message]
         assert record.tasker_fields["step"] == "work"  # type: ignore[attr-defined]
         assert ".py:" in record.tasker_fields["at"]  # type: ignore[attr-defined]
-        assert keeper.engine.settlements == []
+        assert keeper.settlements == []
         rig.executor.watch.stepping = None
         await asyncio.sleep(0)
         await keeper.tick()
@@ -215,30 +277,56 @@ async def test_a_handler_that_blocks_the_loop_past_its_timeout_is_timed_out_from
     async with Rig(_registry(Waiting())) as rig:
         keeper = Keeper(rig)
         attempt = Attempt(make_claim("work", timeout_ms=5_000), keeper.clock.now)
+        assert attempt.begin()
         keeper.keeper.tick()
         rig.executor.watch.stepping = attempt
         for _ in range(4):
             keeper.clock.now += 2
             keeper.keeper.tick()
-        [settlement] = keeper.engine.settlements
+        [settlement] = keeper.settlements
         assert settlement.fence == attempt.claim.fence
+        assert attempt.state is AttemptState.UNSURE
         assert settlement.outcome.message == "step 'work' exceeded its timeout of 5 s"
         assert attempt.context.cancelled
         rig.executor.watch.stepping = None
 
 
+async def test_what_waits_for_a_loop_that_is_blocked_for_half_a_lease_is_given_back_and_never_started() -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        keeper.keeper.tick()  # asks the loop, which gets no chance to answer
+        rig.exchange.held.call_begins(keeper.clock.now)
+        attempts, _ = rig.exchange.held.call_ends([make_claim("work") for _ in range(2)], keeper.clock.now)
+        assert attempts[0].begin()
+        rig.executor.start(attempts[1:])
+        for seconds in (9, 6, 0.1, 0.1):
+            assert keeper.settlements == []
+            keeper.clock.now += seconds
+            keeper.keeper.tick()
+            if keeper.keeper.loop_lag > 15:
+                break
+        assert [(each.fence, each.outcome) for each in keeper.settlements] == [(attempts[1].claim.fence, RELEASE)]
+        keeper.keeper.tick()
+        assert len(keeper.settlements) == 1
+        await rig.until(lambda: attempts[1].claim.fence in rig.engine.settled)
+        assert handler.contexts == []
+        assert attempts[0].state is AttemptState.RUNNING
+        rig.exchange.held.drop(attempts[0])
+
+
 async def test_a_claim_that_nobody_comes_to_run_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     async with Rig(_registry(Waiting())) as rig:
         keeper = Keeper(rig)
-        attempt = Attempt(make_claim("work"), keeper.clock.now)
-        rig.exchange.held[attempt.claim.fence] = attempt
+        rig.exchange.held.call_begins(keeper.clock.now)
+        [attempt], _ = rig.exchange.held.call_ends([make_claim("work")], keeper.clock.now)
         await keeper.tick(9)
         assert rig.metrics.steps_starved == 0
         await keeper.tick(2)
         await keeper.tick(2)
         assert rig.metrics.steps_starved == 1
         assert "a claimed step waits for its handler to be called" in caplog.text
-        rig.exchange.held.clear()
+        rig.exchange.held.drop(attempt)
 
 
 async def test_the_thread_lives_through_anything_and_closes_its_connection() -> None:

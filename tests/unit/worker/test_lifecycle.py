@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from tasker_worker import lifecycle
+from tasker_worker import HandlerRegistry, lifecycle
 from tasker_worker.errors import ConfigurationError, WorkerError
+from tasker_worker.eventloop import run_unharmed
 from tasker_worker.lifecycle import BootstrapConfig, ShutdownController
-from tasker_worker.process import run_unharmed
 
 
 def test_without_a_worker_status_and_stop_are_answers_and_graceful_shutdown_is_an_error() -> None:
@@ -35,6 +40,120 @@ def test_a_worker_that_cannot_be_started_leaves_an_error_and_nothing_running(mon
     with pytest.raises(ConfigurationError, match="TASKER_CONFIG_PATH"):
         lifecycle.bootstrap_worker(BootstrapConfig(database_url=url, config_path=Path("/none.toml")))
     assert not lifecycle.get_worker_status().running
+
+
+class Interrupter(logging.Handler):
+    """Sends SIGINT to the main thread, as Ctrl-C does, when a message is logged first, from whatever thread."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self._message = message
+        self._sent = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() == self._message and not self._sent:
+            self._sent = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+@pytest.fixture
+def interrupt_at() -> Iterator[Callable[[str], None]]:
+    """Call it with the message that is to be logged when the interrupt comes."""
+    logger = logging.getLogger("tasker_worker")
+    handlers: list[Interrupter] = []
+
+    def arm(message: str) -> None:
+        handlers.append(Interrupter(message))
+        logger.addHandler(handlers[-1])
+
+    yield arm
+    for handler in handlers:
+        logger.removeHandler(handler)
+
+
+def _threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()} & {"worker", "web", "leases"}
+
+
+def _unreachable(folder: Path, **changes: Any) -> BootstrapConfig:
+    """A worker that would wait for its database for ten minutes."""
+    registry = HandlerRegistry()
+    registry.register("do", lambda context: None)
+    url = f"postgresql://nobody@/none?host={folder}"
+    return BootstrapConfig(registry=registry, database_url=url, **{"web_enabled": False, **changes})
+
+
+def test_an_interrupt_of_the_start_ends_what_was_started(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupt_at: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("TASKER_STARTUP_SECONDS", "600")
+    monkeypatch.setenv("TASKER_WEB_HOST", "127.0.0.1")
+    monkeypatch.setenv("PORT", "0")
+    interrupt_at("waiting for the database")
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle.bootstrap_worker(_unreachable(tmp_path, web_enabled=True))
+    assert _threads() == set()
+    assert "still ending" not in caplog.text
+    assert not lifecycle.get_worker_status().running
+    assert lifecycle.stop_worker().message == "no worker was running"
+
+
+def test_an_interrupt_does_not_wait_for_a_module_that_never_comes_to_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared: Any = ModuleType("shared_with_the_handlers")
+    shared.go = threading.Event()
+    monkeypatch.setitem(sys.modules, shared.__name__, shared)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(lifecycle, "_ABANDON_SECONDS", 0.0)
+    (tmp_path / "endless_handlers.py").write_text(
+        "import signal, threading, shared_with_the_handlers\n"
+        "signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)\n"
+        "shared_with_the_handlers.go.wait(20)\n"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle.bootstrap_worker(_unreachable(tmp_path, modules=["endless_handlers"]))
+    assert "a worker whose start was interrupted is still ending" in caplog.text
+    [left] = [thread for thread in threading.enumerate() if thread.name == "worker"]
+    shared.go.set()
+    left.join(10)
+    assert _threads() == set()
+
+
+def test_an_interrupt_that_a_module_raises_is_an_error_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "interrupted_handlers.py").write_text("raise KeyboardInterrupt('of the module')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(WorkerError, match=r"^KeyboardInterrupt: of the module$"):
+        lifecycle.bootstrap_worker(_unreachable(tmp_path, modules=["interrupted_handlers"]))
+    assert _threads() == set()
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fails)
+        with pytest.raises(WorkerError, match=r"^RuntimeError: can't start new thread$"):
+            lifecycle.bootstrap_worker(_unreachable(tmp_path))
+    assert not lifecycle.get_worker_status().running
+
+
+def test_a_wrong_url_for_listening_is_told_as_that_and_nothing_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKER_LISTEN_DATABASE_URL", "postgresql://me:hunter2@[/x")
+    with pytest.raises(ConfigurationError) as refusal:
+        lifecycle.bootstrap_worker(_unreachable(tmp_path))
+    assert str(refusal.value) == "TASKER_LISTEN_DATABASE_URL is not a Postgres connection URL"
+    assert _threads() == set()
 
 
 def test_the_password_is_not_in_the_text_of_the_configuration() -> None:
@@ -77,6 +196,41 @@ def test_a_callback_that_fails_keeps_no_other_from_being_told(controller: Shutdo
     assert told == ["told"]
 
 
+def test_a_callback_that_comes_late_is_called_at_once(controller: ShutdownController) -> None:
+    called: list[str] = []
+    controller.trigger()
+    controller.on_shutdown(lambda: called.append("called"))
+    controller.trigger()
+    assert called == ["called"]
+
+
+def test_every_callback_is_called_once_however_many_ask_at_a_time(controller: ShutdownController) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    called: deque[int] = deque()
+    together = threading.Barrier(4)
+
+    def adds(first: int) -> None:
+        together.wait()
+        for number in range(first, first + 500):
+            controller.on_shutdown(lambda number=number: called.append(number))  # type: ignore[misc]
+
+    def triggers() -> None:
+        together.wait()
+        controller.trigger()
+
+    threads = [threading.Thread(target=adds, args=(first,)) for first in (0, 500)]
+    threads += [threading.Thread(target=triggers) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(called) == list(range(1000))
+
+
 async def test_an_event_loop_can_wait_for_shutdown_too(controller: ShutdownController) -> None:
     waiting = asyncio.get_running_loop().create_task(controller.wait_for_shutdown_async())
     await asyncio.sleep(0)
@@ -94,3 +248,47 @@ def test_a_task_of_a_handler_that_exits_does_not_end_the_loop(error: BaseExcepti
         return [*await asyncio.gather(asyncio.get_running_loop().create_task(exits()), return_exceptions=True)]
 
     assert run_unharmed(work()) == [error]
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_a_task_that_a_handler_left_behind_and_that_exits_when_cancelled_costs_nothing(error: BaseException) -> None:
+    ended: list[str] = []
+
+    async def exits() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise error
+
+    async def ends() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("ended")
+
+    async def generates() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            ended.append("closed")
+
+    left: list[Any] = []
+
+    async def work() -> str:
+        loop = asyncio.get_running_loop()
+        left.extend([loop.create_task(exits()), loop.create_task(ends()), generates()])
+        await anext(left[2])
+        await asyncio.sleep(0)
+        return "done"
+
+    assert run_unharmed(work()) == "done"
+    assert ended == ["ended", "closed"]
+    assert left[0].exception() is error
+
+
+def test_what_the_work_itself_raises_comes_out() -> None:
+    async def work() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        run_unharmed(work())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from datetime import date
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -46,9 +49,15 @@ def test_a_handler_can_be_tried_alone() -> None:
     )
 
 
+def test_results_and_contexts_are_given_as_json_gives_them() -> None:
+    context = make_context(task_context={"at": date(2026, 1, 1)}, dependency_results={"a": {Decimal("1.5")}})
+    result = run_handler(lambda context: [context.get_input("at"), context.dependency_results, UUID(int=1)], context)
+    assert result.result == ["2026-01-01", {"a": ["1.5"]}, str(UUID(int=1))]
+
+
 def test_what_the_engine_would_refuse_is_a_failure_here_too() -> None:
-    result = run_handler(lambda context: {"items": {1}})
-    assert result.error_message == "result of step 'step' is not JSON: $.items is a set"
+    result = run_handler(lambda context: {"items": object()})
+    assert result.error_message == "result of step 'step' is not JSON: $.items is an object"
     assert run_handler(lambda context: exit(3)).error_message == "handler called sys.exit(3)"
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -78,13 +79,77 @@ def test_an_error_inside_an_except_block_brings_its_traceback(lines: Any) -> Non
     assert "traceback" not in said
 
 
-def test_what_is_not_json_is_written_as_text_and_secrets_not_at_all(lines: Any) -> None:
+def test_fields_are_written_as_results_are_and_secrets_not_at_all(lines: Any) -> None:
     read = lines()
-    log_info("x", thing={1, 2}, api_token="abc", Password="def", message="mine")
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    log_info("x", thing={1}, at=at, api_token="abc", Password="def", input_tokens=1500, login={"password": "ghi"})
     [line] = read()
-    assert line["thing"] == "{1, 2}"
-    assert (line["api_token"], line["Password"]) == ("***", "***")
+    assert (line["thing"], line["at"], line["input_tokens"]) == ([1], "2026-01-01T00:00:00Z", 1500)
+    assert (line["api_token"], line["Password"], line["login"]) == ("***", "***", {"password": "***"})
+
+
+def test_a_field_takes_no_other_ones_place(lines: Any) -> None:
+    read = lines()
+    log_info("x", message="mine", worker="w-1")
+    [line] = read()
     assert (line["message"], line["field_message"]) == ("x", "mine")
+    assert "field_worker" not in line
+
+
+class Hostile:
+    """Raises whenever anything is done with it."""
+
+    def __str__(self) -> str:
+        raise OSError("no")
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        raise OSError("no")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class HostileError(Exception):
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        raise OSError("no")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (float("nan"), "nan"),
+        ({(1, 2): 3}, {"(1, 2)": 3}),
+        ("\ud800", "\\ud800"),
+        (Hostile(), "(Hostile, which cannot be read)"),
+        ([Hostile()], ["(Hostile, which cannot be read)"]),
+    ],
+    ids=["nan", "key", "half a character", "hostile", "hostile in a list"],
+)
+def test_no_value_costs_the_line_or_makes_it_something_else_than_json(lines: Any, value: Any, written: Any) -> None:
+    read = lines()
+    log_info("x", value=value, message=value)
+    [line] = read()
+    assert (line["message"], line["value"], line["field_message"]) == ("x", written, written)
+
+
+def test_no_message_and_no_exception_costs_the_line_either(lines: Any) -> None:
+    read = lines()
+    logger = logging.getLogger("some.library")
+    logger.warning("%d of %d", "one")
+    logger.warning("half \ud800")
+    logger.warning(Hostile())
+    try:
+        raise HostileError("\ud800")
+    except HostileError:
+        log_error("failed")
+    [unfit, half, hostile, failed] = read()
+    assert unfit["message"] == "%d of %d (its arguments do not fit: ['one'])"
+    assert half["message"] == "half \\ud800"
+    assert hostile["message"].startswith("(Hostile, which cannot be read)")
+    assert failed["message"] == "failed"
+    assert "HostileError" in failed["traceback"]
 
 
 def test_an_unknown_level_is_refused() -> None:

@@ -113,6 +113,12 @@ def test_what_is_no_handler_is_refused(name: str, handler: Any, reason: str) -> 
         HandlerRegistry().register(name, handler)
 
 
+@pytest.mark.parametrize("wrong", [Order, 5, None])
+def test_register_fn_is_for_functions(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^register_fn\('x'\) takes a function, not "):
+        HandlerRegistry().register_fn("x", wrong)
+
+
 def test_a_handler_without_a_name_cannot_be_registered_without_one() -> None:
     with pytest.raises(ConfigurationError, match="does not say its name"):
         HandlerRegistry().register_all([lambda context: None])
@@ -147,6 +153,16 @@ def test_resolvers_are_asked_in_the_order_of_their_priority() -> None:
     assert isinstance(registry.resolve("custom"), Refund)
     with pytest.raises(ConfigurationError, match="there is a resolver 'custom' already"):
         registry.add_resolver("custom", late)
+
+
+def test_a_resolver_stands_beside_what_was_discovered_when_nothing_else_is_said(package: Any) -> None:
+    name = package(handlers="def order(context):\n    return 'dotted'")
+    registry = HandlerRegistry()
+    registry.add_resolver("custom", {"order": Order, f"{name}.handlers.order": Refund}.get)
+    assert isinstance(registry.resolve("order"), Order)
+    assert isinstance(registry.resolve(f"{name}.handlers.order"), Refund)
+    registry.register("order", Refund)
+    assert isinstance(registry.resolve("order"), Refund)
 
 
 def test_what_a_program_registers_itself_wins_over_what_was_discovered(package: Any) -> None:
@@ -270,12 +286,72 @@ def test_two_handlers_of_one_name_are_found_out_at_discovery(package: Any) -> No
         ("x = (", r"bad\.py:1: SyntaxError: '\(' was never closed"),
         ("\nraise SystemExit(4)", r"bad\.py:2: it calls sys\.exit\(4\)"),
         ("\n\n1 / 0", r"bad\.py:3: ZeroDivisionError: division by zero"),
+        ("\nassert False", r"bad\.py:2: AssertionError$"),
+        ("\nraise GeneratorExit", r"bad\.py:2: GeneratorExit$"),
+        ("if 1:\n\tx = 1\n        y = 2", r"bad\.py:3: TabError: inconsistent use of tabs and spaces"),
+        # what fails inside of the standard library, of an installed library, of this SDK, is told at the user's line
+        ("\nimport json\njson.loads('{')", r"bad\.py:3: JSONDecodeError: Expecting property name"),
+        ("\nimport ast\nast.parse('x = (')", r"bad\.py:3: SyntaxError: '\(' was never closed \(<unknown>, line 1\)$"),
+        ("\nfrom installed_library import broken", r"bad\.py:2: RuntimeError: of the library"),
+        ("\nfrom installed_library import no_python", r"bad\.py:2: SyntaxError: .*\(no_python\.py, line 2\)$"),
+        (
+            "from tasker_worker import step_handler\n\n\n@step_handler('x')\nclass Wrong: ...",
+            r"bad\.py:4: @step_handler\('x'\) is for functions",
+        ),
+        (
+            "from tasker_worker import depends_on\n\n@depends_on(cart='')\ndef pay(cart): ...",
+            r"bad\.py:3: depends_on\(cart=…\) takes a step's name",
+        ),
+        (
+            "from tasker_worker import depends_on\n\n@depends_on(basket='x')\ndef pay(cart): ...",
+            r"bad\.py:3: pay has no parameter 'basket' for the dependency 'x'$",
+        ),
+        (
+            "from tasker_worker import depends_on\n\n@depends_on('x')\ndef pay(cart): ...",
+            r"bad\.py:3: TypeError: depends_on\(\) takes 0 positional",
+        ),
+        ("from .helper import helped\n\nhelped()", r"helper\.py:2: ValueError: of the helper$"),
     ],
 )
-def test_a_module_that_cannot_be_imported_is_named_with_line_and_reason(package: Any, text: str, reason: str) -> None:
-    name = package(bad=text)
+def test_a_module_that_cannot_be_imported_is_named_with_line_and_reason(
+    package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    library = tmp_path / "site-packages" / "installed_library"
+    library.mkdir(parents=True)
+    (library / "__init__.py").touch()
+    (library / "broken.py").write_text("raise RuntimeError('of the library')")
+    (library / "no_python.py").write_text("\nx = (")
+    monkeypatch.syspath_prepend(library.parent)
+    name = package(bad=text, helper="def helped():\n    raise ValueError('of the helper')")
     with pytest.raises(ConfigurationError, match=rf"the handlers module '{name}\.bad' cannot be imported: .*{reason}"):
         HandlerRegistry().discover(name)
+
+
+def test_a_package_that_is_installed_is_the_user_s_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "site-packages" / "installed_shop"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "handlers.py").write_text("\nimport json\njson.loads('{')")
+    monkeypatch.syspath_prepend(folder.parent)
+    with pytest.raises(ConfigurationError, match=r"installed_shop/handlers\.py:3: JSONDecodeError"):
+        HandlerRegistry().discover("installed_shop")
+
+
+def test_a_file_that_cannot_even_be_compiled_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "null_handlers.py").write_bytes(b"x = 1\0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ConfigurationError, match=r"null_handlers\.py: \w+Error: source code string cannot contain null"
+    ):
+        HandlerRegistry().discover("null_handlers")
+
+
+def test_an_interrupt_during_an_import_is_no_fault_of_the_module(package: Any) -> None:
+    name = package(interrupted="raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        HandlerRegistry().discover(name)
+    with pytest.raises(KeyboardInterrupt):
+        HandlerRegistry().resolve(f"{name}.interrupted.handler")
 
 
 def test_a_worker_offers_names_and_the_dotted_paths_of_the_same_handlers() -> None:
@@ -302,13 +378,55 @@ def test_versions_are_told_for_classes() -> None:
     assert registry.versions() == {"order": "2.1.0", "refund": "1.0.0", "double": None}
 
 
-def test_every_change_is_noticed_and_takes_effect_at_once() -> None:
+@pytest.mark.parametrize(
+    ("change", "result"),
+    [
+        (lambda registry: registry.register("order", Refund, replace=True), "refund"),
+        (lambda registry: registry.unregister("order"), None),
+        (lambda registry: registry.add_resolver("first", {"order": Refund}.get, priority=1), "refund"),
+    ],
+    ids=["replace", "unregister", "resolver"],
+)
+def test_every_change_is_noticed_and_takes_effect_at_once(change: Any, result: str | None) -> None:
     registry = HandlerRegistry()
     registry.register("order", Order)
     before = registry.revision
     registry.invocation("order")
-    registry.register("order", Refund, replace=True)
+    change(registry)
     assert registry.revision > before
+    if result is None:
+        with pytest.raises(ConfigurationError, match="no handler is registered for the callable 'order'"):
+            registry.invocation("order")
+    else:
+        assert registry.invocation("order").run(make_context()) == result
+
+
+def test_what_changes_nothing_is_no_change() -> None:
+    registry = HandlerRegistry()
+    registry.register("order", Order)
+    before = registry.revision
+    registry.register("order", Order)
+    with pytest.raises(ConfigurationError):
+        registry.register("order", Refund)
+    assert not registry.unregister("unknown")
+    assert registry.revision == before
+
+
+def test_a_change_in_the_middle_of_a_look_up_is_not_forgotten() -> None:
+    registry = HandlerRegistry()
+    registry.register("order", Order)
+    asked: list[str] = []
+
+    def changes(name: str) -> Any:
+        """Gives what was true before the change that it makes, once: so it is for a thread that looks up meanwhile."""
+        asked.append(name)
+        if len(asked) > 1:
+            return None
+        registry.register("order", Refund, replace=True)
+        return Order
+
+    registry.add_resolver("changes", changes, priority=1)
+    assert registry.invocation("order").is_async
     assert registry.invocation("order").run(make_context()) == "refund"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from tasker_worker.errors import ConfigurationError
 from tasker_worker.process import main
-from tasker_worker.settings import about_settings, load_settings
+from tasker_worker.settings import WorkerSettings, about_settings, load_settings
 
 URL = {"DATABASE_URL": "postgresql://localhost/x"}
 
@@ -45,6 +46,7 @@ def test_every_variable_of_the_contract_is_read() -> None:
             "TASKER_WEB_ENABLED": "no",
             "TASKER_WEB_HOST": "::",
             "TASKER_STARTUP_SECONDS": "3",
+            "TASKER_TERMINATION_LOG": "/tmp/last-words",
         }
     )
     assert (settings.namespace, settings.pool, settings.name, settings.slots) == ("shop", "big", "pod-1", 7)
@@ -53,6 +55,7 @@ def test_every_variable_of_the_contract_is_read() -> None:
     assert (settings.lease_seconds, settings.poll_min_ms, settings.poll_max_ms) == (2.5, 5, 500)
     assert (settings.notifications, settings.listen_database_url) == (False, "postgresql://localhost/y")
     assert (settings.web_enabled, settings.web_host, settings.startup_seconds) == (False, "::", 3)
+    assert settings.termination_log == "/tmp/last-words"
 
 
 def test_the_environment_wins_over_the_file_and_arguments_over_both(tmp_path: Path) -> None:
@@ -79,6 +82,11 @@ def test_the_environment_wins_over_the_file_and_arguments_over_both(tmp_path: Pa
     ("environment", "message"),
     [
         ({}, "DATABASE_URL is required: the URL of the engine's Postgres database"),
+        ({"DATABASE_URL": "me:hunter2"}, "DATABASE_URL is not a Postgres connection URL"),
+        (
+            {**URL, "TASKER_LISTEN_DATABASE_URL": "me:hunter2"},
+            "TASKER_LISTEN_DATABASE_URL is not a Postgres connection URL",
+        ),
         ({**URL, "TASKER_SLOTS": "many"}, "TASKER_SLOTS is to be a number, not 'many'"),
         ({**URL, "TASKER_SLOTS": "0"}, "TASKER_SLOTS is to be a whole number from 1 to 10000, not '0'"),
         ({**URL, "TASKER_SLOTS": "1.5"}, "TASKER_SLOTS is to be a number, not '1.5'"),
@@ -101,6 +109,10 @@ def test_a_wrong_value_is_named_with_its_variable(environment: dict[str, str], m
     ("text", "message"),
     [
         ("[worker]\nslots = true", "{path}: worker.slots is to be a number, not True"),
+        (
+            "[worker]\n[database]\nlisten_url = 'me:hunter2'",
+            "{path}: database.listen_url is not a Postgres connection URL",
+        ),
         ("[worker]\nslotz = 3", "{path}: worker.slotz is no setting of a worker"),
         ("slots = 3\n[worker]", "{path}: slots is no setting of a worker"),
         ("[web]\nport = 1", "{path}: the section [worker] is missing"),
@@ -113,6 +125,14 @@ def test_a_wrong_file_is_named_with_key_and_reason(tmp_path: Path, text: str, me
     with pytest.raises(ConfigurationError) as refusal:
         load_settings({**URL, "TASKER_CONFIG_PATH": str(file)})
     assert str(refusal.value).startswith(message.format(path=file))
+
+
+@pytest.mark.parametrize("name", ["database_url", "listen_database_url"])
+def test_settings_that_a_program_makes_itself_are_held_to_the_same(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^(TASKER_LISTEN_)?DATABASE_URL is not a Postgres connection URL$"):
+        WorkerSettings(**{"database_url": "postgresql://localhost/x", name: "me:hunter2"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"TASKER_POLL_MIN_MS \(2000\) is more than"):
+        dataclasses.replace(load_settings(URL), poll_min_ms=2000)
 
 
 def test_an_argument_that_is_no_setting_is_refused() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.waiting import eventually
-from tasker_worker.threads import HandlerThreads
+from tasker_worker.threads import HandlerThreads, Job
 
 
 @pytest.fixture
@@ -16,6 +16,10 @@ def threads() -> Iterator[HandlerThreads]:
     pool = HandlerThreads(2)
     yield pool
     pool.close()
+
+
+def unexpected() -> None:
+    raise AssertionError("there is a thread for it")
 
 
 class Held:
@@ -43,7 +47,7 @@ class Held:
 def test_jobs_that_block_run_beside_each_other_up_to_the_size(threads: HandlerThreads) -> None:
     held = Held()
     for _ in range(3):
-        threads.submit(held)
+        threads.submit(held, unexpected)
     assert held.wait_begun(2)
     assert not held.began.acquire(blocking=False)
     held.go.set()
@@ -54,10 +58,10 @@ def test_jobs_that_block_run_beside_each_other_up_to_the_size(threads: HandlerTh
 
 def test_a_thread_that_is_stuck_is_replaced_and_ends_when_it_is_let_go(threads: HandlerThreads) -> None:
     stuck, next_ones = Held(), Held()
-    jobs = [threads.submit(stuck) for _ in range(2)]
+    jobs = [threads.submit(stuck, unexpected) for _ in range(2)]
     assert stuck.wait_begun(2)
     for _ in range(2):
-        threads.submit(next_ones)
+        threads.submit(next_ones, unexpected)
     for job in jobs:
         threads.give_up(job)
         threads.give_up(job)  # once is enough
@@ -74,10 +78,10 @@ def test_a_thread_that_is_stuck_is_replaced_and_ends_when_it_is_let_go(threads: 
 def test_a_job_given_up_before_it_began_never_runs(threads: HandlerThreads) -> None:
     held, never, after = Held(), Held(), Held()
     for _ in range(2):
-        threads.submit(held)
+        threads.submit(held, unexpected)
     assert held.wait_begun(2)
-    given_up = threads.submit(never)
-    threads.submit(after)
+    given_up = threads.submit(never, unexpected)
+    threads.submit(after, unexpected)
     threads.give_up(given_up)
     assert threads.stuck == 0
     held.go.set()
@@ -89,20 +93,20 @@ def test_a_job_given_up_before_it_began_never_runs(threads: HandlerThreads) -> N
 def test_giving_up_a_job_that_has_ended_changes_nothing(threads: HandlerThreads) -> None:
     held = Held()
     held.go.set()
-    job = threads.submit(held)
+    job = threads.submit(held, unexpected)
     eventually(lambda: job.ended)
     threads.give_up(job)
     assert threads.stuck == 0
     again = Held()
     again.go.set()
-    threads.submit(again)
+    threads.submit(again, unexpected)
     assert again.wait_ended(1)
 
 
 def test_a_batch_of_short_jobs_loses_none(threads: HandlerThreads) -> None:
     done = threading.Semaphore(0)
     for _ in range(2000):
-        threads.submit(done.release)
+        threads.submit(done.release, unexpected)
     assert all(done.acquire(timeout=5) for _ in range(2000))
 
 
@@ -110,10 +114,84 @@ def test_closing_ends_idle_threads_at_once_and_the_others_after_their_job() -> N
     pool = HandlerThreads(2)
     held, short = Held(), Held()
     short.go.set()
-    pool.submit(short)
+    pool.submit(short, unexpected)
     assert short.wait_ended(1)
-    pool.submit(held)
+    pool.submit(held, unexpected)
     assert held.wait_begun(1)
     pool.close()
     held.go.set()
     eventually(lambda: not any(thread.is_alive() for thread in (*held.where, *short.where)))
+
+
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """An event: while it is set, the system has no thread to give, as `Thread.start` tells it."""
+    missing = threading.Event()
+    start = threading.Thread.start
+
+    def start_if_there_is_one(thread: threading.Thread) -> None:
+        if missing.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_one)
+    yield missing
+    missing.clear()
+
+
+def test_a_job_for_which_there_is_no_thread_is_refused_once_and_the_next_one_runs(
+    threads: HandlerThreads, no_thread: threading.Event
+) -> None:
+    refused, held = threading.Semaphore(0), Held()
+    no_thread.set()
+    assert not threads.can_start()
+    threads.submit(held, refused.release)
+    assert [refused.acquire(blocking=False) for _ in range(2)] == [True, False]
+    no_thread.clear()
+    assert threads.can_start()
+    held.go.set()
+    threads.submit(held, unexpected)
+    assert held.wait_ended(1)
+    assert len(held.where) == 1
+
+
+def test_a_thread_that_finds_no_neighbour_for_the_jobs_behind_its_own_runs_its_own(
+    threads: HandlerThreads, no_thread: threading.Event
+) -> None:
+    """The job in hand is the one that must not be lost."""
+    first, behind = Held(), Held()
+    refused = threading.Semaphore(0)
+    first.go.set()
+    with threads._lock:  # so that the thread begins when both are there
+        no_thread.clear()
+        threads._jobs.extend([Job(first, unexpected), Job(behind, refused.release), Job(behind, refused.release)])
+        threads._wake_one()
+        no_thread.set()
+    assert first.wait_ended(1)
+    assert all(refused.acquire(timeout=5) for _ in range(2))
+    assert not behind.where
+    behind.go.set()
+    threads.submit(behind, unexpected)  # by the thread that is there
+    assert behind.wait_ended(1)
+    assert behind.where == first.where
+
+
+def test_jobs_that_wait_for_a_stuck_thread_are_refused_when_it_cannot_be_replaced(
+    threads: HandlerThreads, no_thread: threading.Event
+) -> None:
+    stuck, waiting = Held(), Held()
+    refused = threading.Semaphore(0)
+    jobs = [threads.submit(stuck, unexpected) for _ in range(2)]
+    assert stuck.wait_begun(2)
+    given_up = threads.submit(waiting, unexpected)
+    threads.submit(waiting, refused.release)
+    threads.give_up(given_up)
+    no_thread.set()
+    threads.give_up(jobs[0])
+    assert [refused.acquire(blocking=False) for _ in range(2)] == [True, False]
+    stuck.go.set()
+    eventually(lambda: threads.stuck == 0)
+    waiting.go.set()
+    no_thread.clear()
+    threads.submit(waiting, unexpected)
+    assert waiting.wait_ended(1)

@@ -18,6 +18,7 @@ from tasker_worker.web import WebServer
 class Subject:
     live = True
     ready = True
+    fault: BaseException | None = None
 
     def is_live(self) -> bool:
         return self.live
@@ -26,7 +27,9 @@ class Subject:
         return self.ready
 
     def status(self) -> dict[str, Any]:
-        return {"worker": "w-1", "heartbeat": {1}}
+        if self.fault is not None:
+            raise self.fault
+        return {"worker": "w-1", "handlers": {"make_token": "1.0.0"}, "heartbeat": {(1, 2): {float("nan")}}}
 
     def metrics_text(self) -> bytes:
         return b"tasker_worker_slots 1\n"
@@ -49,12 +52,27 @@ def _get(server: WebServer, path: str, method: str = "GET") -> tuple[int, bytes]
         connection.close()
 
 
+@pytest.mark.parametrize("fault", [SystemExit(3), ValueError("no version")])
+def test_a_status_that_a_handler_s_code_keeps_from_being_told_is_an_answer_too(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    monkeypatch.setattr(Subject, "fault", fault)
+    status, body = _get(server, "/health/detailed")
+    assert (status, json.loads(body)) == (
+        500,
+        {"error": f"the status cannot be read: {type(fault).__name__}: {fault}"},
+    )
+
+
 def test_every_path_answers(server: WebServer) -> None:
     assert _get(server, "/health") == (200, b'{"status": "healthy"}')
     assert _get(server, "/health/live?x=1") == (200, b'{"live": true}')
     assert _get(server, "/health/ready") == (200, b'{"ready": true}')
     status, body = _get(server, "/health/detailed")
-    assert (status, json.loads(body)) == (200, {"worker": "w-1", "heartbeat": "{1}"})
+    assert (status, json.loads(body)) == (
+        200,
+        {"worker": "w-1", "handlers": {"make_token": "1.0.0"}, "heartbeat": {"(1, 2)": ["nan"]}},
+    )
     assert _get(server, "/metrics") == (200, b"tasker_worker_slots 1\n")
     assert _get(server, "/other")[0] == 404
     assert _get(server, "/health", method="HEAD") == (200, b"")

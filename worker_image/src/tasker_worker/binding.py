@@ -2,21 +2,25 @@
 
 `@inputs` and `@depends_on` note what they want on the function; `bind` reads that together with the signature once,
 when the handler is resolved, so that an attempt only looks values up. A parameter's annotation is its contract: the
-value is validated against it, and a misfit names the step, the parameter and the field.
+value is validated against it, and a misfit names the step, the parameter and the field. One that cannot be read or held
+to is refused when the handler is registered, at the line of the user's: nothing is let through unvalidated unsaid.
 """
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pydantic
 
 from .context import StepContext
 from .errors import ConfigurationError, ValidationError
+from .places import place_of, underlying
 
 _WANTS = "__tasker_wants__"
 _CONTEXT_NAME = "context"
@@ -29,11 +33,15 @@ class Want:
 
     kind: typing.Literal["input", "dependency"]
     key: str  # of the input, or the step's name
-    model: Any = None
+    model: Any = None  # in place of the annotation; None leaves it to that
 
 
 def add_wants(function: Callable[..., Any], wants: dict[str, Want]) -> None:
     """Note what parameters of `function` ask for; raises ConfigurationError when it has no such parameter."""
+    if inspect.isclass(function):
+        raise ConfigurationError(
+            f"@inputs and @depends_on are for functions and methods: decorate `call` of {function.__qualname__}"
+        )
     signature = inspect.signature(function)
     takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
     known: dict[str, Want] = getattr(function, _WANTS, {})
@@ -81,10 +89,10 @@ class _Argument:
 
 def _first_faults(error: pydantic.ValidationError, shown: int = 5) -> str:
     faults = error.errors(include_url=False, include_input=False)
-    told = "; ".join(
+    listed = "; ".join(
         f"{'.'.join(str(part) for part in fault['loc']) or 'value'}: {fault['msg']}" for fault in faults[:shown]
     )
-    return told if len(faults) <= shown else f"{told}; and {len(faults) - shown} more"
+    return listed if len(faults) <= shown else f"{listed}; and {len(faults) - shown} more"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,20 +115,20 @@ class Binding:
         return function(**values)
 
 
-def bind(function: Callable[..., Any], name: str, *, skip_self: bool = False) -> Binding:
-    """Read what `function` asks for; `skip_self` for a method taken from its class, `name` for errors.
+def bind(function: Callable[..., Any], name: str, *, owner: type | None = None) -> Binding:
+    """Read what `function` asks for; `owner` for a method taken from its class, `name` for errors.
 
     A parameter that nothing is known of gets the context when it is the only such one; otherwise ConfigurationError
-    names it.
+    names it. So it does an annotation that cannot be resolved or validated against, each with the function's place.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"handler {name!r}: the signature of {function!r} cannot be read") from error
-    if skip_self:
+    if owner is not None:
         del parameters[:1]
+    hints = _Hints(function, name, owner)
     wants: dict[str, Want] = getattr(function, _WANTS, {})
-    hints = _hints(function)
     contexts: list[str] = []
     results: list[str] = []
     unknown: list[str] = []
@@ -128,27 +136,24 @@ def bind(function: Callable[..., Any], name: str, *, skip_self: bool = False) ->
     for parameter in parameters:
         if parameter.name in wants:
             want = wants[parameter.name]
-            annotation = want.model if want.model is not None else hints.get(parameter.name)
-            arguments.append(_Argument(parameter.name, want, _adapter(annotation), parameter.default))
+            arguments.append(_Argument(parameter.name, want, hints.adapter(parameter, want), parameter.default))
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        elif parameter.name == _CONTEXT_NAME or hints.get(parameter.name) is StepContext:
-            contexts.append(parameter.name)
         elif parameter.name == _RESULTS_NAME:
             results.append(parameter.name)
+        elif parameter.name == _CONTEXT_NAME or hints.is_context(parameter):
+            contexts.append(parameter.name)
         elif parameter.default is parameter.empty:
             unknown.append(parameter.name)
     named = {parameter.name for parameter in parameters}
-    arguments += [  # for **keywords; add_wants has refused them where there is none
-        _Argument(wanted, want, _adapter(want.model), inspect.Parameter.empty)
-        for wanted, want in wants.items()
-        if wanted not in named
-    ]
+    for keyword in wants.keys() - named:  # for **keywords; add_wants has refused them where there is none
+        parameter = inspect.Parameter(keyword, inspect.Parameter.KEYWORD_ONLY)
+        arguments.append(_Argument(keyword, wants[keyword], hints.adapter(parameter, wants[keyword]), parameter.empty))
     if len(unknown) == 1 and not contexts:
         contexts, unknown = unknown, []
     if unknown:
-        raise ConfigurationError(
-            f"handler {name!r}: nothing says what its parameter {unknown[0]!r} is for;"
+        raise hints.refusal(
+            f"nothing says what its parameter {unknown[0]!r} is for;"
             " name it in @inputs or @depends_on, or give it a default"
         )
     first = parameters[0] if parameters else None
@@ -161,26 +166,78 @@ def bind(function: Callable[..., Any], name: str, *, skip_self: bool = False) ->
     )
     by_place_only = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
     if by_place_only and not plain:
-        raise ConfigurationError(
-            f"handler {name!r}: its parameter {by_place_only[0]!r} cannot be given by name; drop the '/'"
-        )
+        raise hints.refusal(f"its parameter {by_place_only[0]!r} cannot be given by name; drop the '/'")
     return Binding(contexts=tuple(contexts), results=tuple(results), arguments=tuple(arguments), plain=plain)
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Evaluated annotations; none where they cannot be evaluated, for then they are no contract either."""
-    target = inspect.unwrap(getattr(function, "__func__", function))
-    try:
-        return typing.get_type_hints(target)
-    except (NameError, TypeError, AttributeError, SyntaxError):
-        return {}
+class _Hints:
+    """The annotations of one handler's parameters, each evaluated when it is asked for and by itself."""
+
+    def __init__(self, function: Callable[..., Any], name: str, owner: type | None) -> None:
+        written = underlying(function)
+        self._handler = name
+        self._place = place_of(function)
+        self._globals: dict[str, Any] = getattr(written, "__globals__", {})
+        self._locals = {each.__name__: each for each in getattr(written, "__type_params__", ())}
+        bound_to = getattr(function, "__self__", None)
+        if owner is None and bound_to is not None:
+            owner = bound_to if isinstance(bound_to, type) else type(bound_to)
+        for each in reversed(owner.__mro__) if owner is not None else ():
+            # What the class's body could see too, as far as it hides nothing: attributes are often named like a type.
+            self._locals |= {
+                key: value
+                for key, value in vars(each).items()
+                if key not in self._globals and not hasattr(builtins, key)
+            }
+
+    def refusal(self, text: str) -> ConfigurationError:
+        """`text` behind the place and the name of the handler that it is about."""
+        place = "" if self._place is None else f"{self._place}: "
+        return ConfigurationError(f"{place}handler {self._handler!r}: {text}")
+
+    def is_context(self, parameter: inspect.Parameter) -> bool:
+        """Whether a parameter is annotated as the context, be that imported for type checkers only."""
+        annotation = parameter.annotation
+        if isinstance(annotation, str) and annotation.rpartition(".")[2] == StepContext.__name__:
+            return True
+        return self._evaluated(annotation, parameter.name) is StepContext
+
+    def adapter(self, parameter: inspect.Parameter, want: Want) -> pydantic.TypeAdapter[Any] | None:
+        """What validates a parameter's value; None where nothing is said of it that a value could be held to."""
+        given = parameter.annotation if want.model is None else want.model
+        evaluated = self._evaluated(given, parameter.name)
+        if evaluated is Any or evaluated is inspect.Parameter.empty:
+            return None
+        try:
+            adapter = pydantic.TypeAdapter(evaluated)
+            if not adapter.pydantic_complete:  # a model with names in it that did not exist when it was made
+                adapter.rebuild(force=True, raise_errors=True)
+        except Exception as error:  # of pydantic, or of the type's own code
+            raise self.refusal(
+                f"values cannot be validated against {_shown(given)}, which its parameter {parameter.name!r} is to be:"
+                f" {_first_line(error)}"
+            ) from error
+        return adapter
+
+    def _evaluated(self, annotation: Any, parameter: str) -> Any:
+        if annotation is inspect.Parameter.empty:
+            return annotation
+        holder = SimpleNamespace(__annotations__={parameter: annotation})
+        try:
+            return typing.get_type_hints(holder, self._globals, self._locals, include_extras=True)[parameter]
+        except Exception as error:  # evaluating runs the user's expression
+            raise self.refusal(
+                f"the annotation {_shown(annotation)} of its parameter {parameter!r} cannot be resolved:"
+                f" {_first_line(error)}; it is read when the program runs, in the module of the handler"
+            ) from error
 
 
-def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any] | None:
-    """A validator for the annotation; None where there is nothing to hold a value to."""
-    if annotation is None or annotation is Any or annotation is inspect.Parameter.empty:
-        return None
-    try:
-        return pydantic.TypeAdapter(annotation)
-    except pydantic.errors.PydanticSchemaGenerationError:
-        return None
+def _shown(annotation: Any) -> str:
+    if isinstance(annotation, str):
+        return repr(annotation)
+    return repr(annotation.__qualname__) if isinstance(annotation, type) else repr(annotation)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -2,10 +2,9 @@
 
 The exchange hands claims to `Executor.start` and gets every attempt back, once, through `on_finished`, with an outcome.
 
-Async handlers run in a few long-lived tasks, the runners, which take attempts from a queue. A handler that finishes
-without ever waiting costs no turn of the loop and no task: its runner just goes on with the next attempt. As soon as a
-handler waits, another runner, woken beforehand, takes over the queue. That is what eager tasks give on Python 3.12, at
-3.11 and with the current task set, so that `asyncio.timeout` and its like work in the handler.
+Every async attempt is a task of its own, in a context of its own, so that nothing that a library keeps by task or by
+context goes from step to step. The tasks are begun a share at a time: handlers that never wait would else keep the loop
+to themselves for as long as a whole batch of claims takes.
 """
 
 from __future__ import annotations
@@ -22,64 +21,20 @@ from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any
 
 from . import outcomes
-from .claims import RELEASE, Claim, Outcome, OutcomeKind
-from .context import StepContext
+from .attempts import Attempt, AttemptState, log_fields
+from .claims import RELEASE, Outcome, OutcomeKind
 from .errors import ConfigurationError, ErrorType
 from .logging import current_step, with_fields
 from .metrics import WorkerMetrics
 from .registry import HandlerRegistry, Invocation
-from .threads import HandlerThreads, Job
+from .threads import HandlerThreads
 
 logger = logging.getLogger("tasker_worker.execution")
 
-# A runner that has kept the loop for this long, with handlers that never wait, lets others have a turn.
-_TURN_SECONDS = 0.005
-
-
-class Attempt:
-    """A claim in this worker's hands, from the claim to its settling."""
-
-    __slots__ = (
-        "begun",
-        "claim",
-        "context",
-        "detail",
-        "expired",
-        "job",
-        "lost",
-        "outcome",
-        "refused",
-        "started",
-        "starved",
-        "task",
-        "timer",
-        "unsure",
-    )
-
-    def __init__(self, claim: Claim, started: float) -> None:
-        self.claim = claim
-        self.context = StepContext(claim, on_heartbeat=self._heartbeat)
-        self.started = started  # monotonic seconds: of the claim, then of the handler's beginning
-        self.begun = False  # its handler was called
-        self.outcome: Outcome | None = None  # None while the handler runs
-        self.lost = False  # the engine says that the lease is no longer this worker's
-        self.expired = False  # it ran out by the local clock, and the handler was told
-        self.unsure = False  # its outcome was sent once, with an effect that is not known
-        self.starved = False  # it was warned of
-        self.refused = False  # by the database, which got an error in its place
-        self.detail: object = None  # of the last heartbeat
-        self.timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None  # the runner, once the handler has waited for something
-        self.job: Job | None = None
-
-    def begin(self) -> None:
-        """Its handler is about to be called: from here its time counts."""
-        self.begun = True
-        self.started = time.monotonic()
-        self.context.begin()
-
-    def _heartbeat(self, detail: object) -> None:
-        self.detail = detail
+_TURN_SECONDS = 0.005  # a share of async attempts that takes the loop for longer is followed by a smaller one
+_SHARE = (1, 8, 64)  # attempts begun in one turn of the loop: fewest, first, most
+_START_SECONDS = 5.0  # for a thread to come to a handler, should its timeout be shorter than that
+_THREAD_PAUSE_SECONDS = (1.0, 30.0)  # until a thread is tried again after the system had none, first and longest
 
 
 class LoopWatch:
@@ -91,7 +46,7 @@ class LoopWatch:
 
 
 class Executor:
-    """All running attempts of a worker. Everything but `live_attempts` belongs to the loop's thread."""
+    """All running attempts of a worker. Belongs to the loop's thread."""
 
     def __init__(
         self,
@@ -100,22 +55,34 @@ class Executor:
         slots: int,
         metrics: WorkerMetrics,
         on_finished: Callable[[Attempt], None],
+        on_threads_back: Callable[[], None],
     ) -> None:
+        """`on_finished` gets every attempt with its outcome; `on_threads_back` is called when `out_of_threads` ends."""
         self._registry = registry
         self._metrics = metrics
         self._on_finished = on_finished
+        self._on_threads_back = on_threads_back
         self._loop = asyncio.get_running_loop()
-        self._clean_context = contextvars.Context()
-        self._queue: deque[tuple[Attempt, Invocation]] = deque()
-        self._idle: list[asyncio.Future[None]] = []
-        self._waking = False
-        self._runners: set[asyncio.Task[None]] = set()
+        self._active: set[Attempt] = set()  # those that have a slot
+        self._queue: deque[tuple[Attempt, Invocation]] = deque()  # of async attempts, without a task yet
+        self._share = _SHARE[1]
+        self._share_began: float | None = None  # None while no share is under way
+        self._tasks: set[asyncio.Task[None]] = set()
         self._threads = HandlerThreads(slots)
+        # What threads have to say, and whether the loop was called to hear it.
         self._thread_results: deque[tuple[Attempt, Outcome, float]] = deque()
+        self._refused: deque[Attempt] = deque()
         self._collecting = False
+        self._thread_pause = _THREAD_PAUSE_SECONDS[0]
         self._closed = False
-        self.running = 0
+        #: The system had no thread for a handler, last time one was wanted. Nothing new should be claimed.
+        self.out_of_threads = False
         self.watch = LoopWatch()
+
+    @property
+    def running(self) -> int:
+        """Attempts that have a slot."""
+        return len(self._active)
 
     @property
     def stuck_threads(self) -> int:
@@ -125,7 +92,7 @@ class Executor:
         """Begin to run attempts. Those that cannot be run are finished at once, with the reason as their outcome."""
         for attempt in attempts:
             claim = attempt.claim
-            self.running += 1
+            self._active.add(attempt)
             try:
                 invocation = self._registry.invocation(claim.callable, claim.method, claim.resolver)
             except ConfigurationError as error:
@@ -138,88 +105,70 @@ class Executor:
                 self._queue.append((attempt, invocation))
             else:
                 self._start_in_thread(attempt, invocation)
-        if self._queue:
-            self._wake_runner()
+        if self._queue and self._share_began is None:
+            self._begin_share()
 
     def release(self, attempt: Attempt) -> None:
         """Stop waiting for a running attempt and give its claim back; its handler is told and cancelled."""
-        if attempt.outcome is None:
+        if attempt in self._active:
             self._finish(attempt, RELEASE)
             self._abandon(attempt)
 
     async def close(self) -> None:
-        """End runners and idle threads. What still runs was released before."""
+        """End tasks and idle threads. What still runs was released before."""
         self._closed = True
         self._threads.close()
-        for runner in self._runners:
-            runner.cancel()
-        if self._runners:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
             # A handler that swallows its cancellation is left behind.
-            await asyncio.wait(self._runners, timeout=0.2)
+            await asyncio.wait(self._tasks, timeout=0.2)
 
     # async handlers
 
-    def _wake_runner(self) -> None:
-        if self._waking:
+    def _begin_share(self) -> None:
+        """Begin some of what is queued, as many as the last share shows to be right, and come back for the rest."""
+        if self._share_began is not None:
+            slow = time.monotonic() - self._share_began > _TURN_SECONDS
+            self._share = max(self._share // 2, _SHARE[0]) if slow else min(self._share * 2, _SHARE[2])
+        for _ in range(min(self._share, len(self._queue))):
+            self._begin_task(*self._queue.popleft())
+        if self._queue:
+            self._share_began = time.monotonic()
+            # Behind the first steps of the tasks just made, in the same turn of the loop.
+            self._loop.call_soon(self._begin_share)
+        else:
+            self._share_began = None
+
+    def _begin_task(self, attempt: Attempt, invocation: Invocation) -> None:
+        if attempt not in self._active or self._closed:
             return
-        self._waking = True
-        while self._idle:
-            idle = self._idle.pop()
-            if not idle.done():
-                idle.set_result(None)
-                return
-        runner = self._loop.create_task(self._run_queue(), name="handlers", context=self._clean_context.copy())
-        self._runners.add(runner)
-        runner.add_done_callback(self._runners.discard)
+        task = self._loop.create_task(
+            self._run_async(attempt, invocation), name="handler", context=contextvars.Context()
+        )
+        attempt.task = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _run_queue(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        clean = contextvars.copy_context()
-        while not self._closed:
-            self._waking = False
-            turn_began = time.monotonic()
-            while self._queue:
-                attempt, invocation = self._queue.popleft()
-                if attempt.outcome is not None:
-                    continue
-                if self._queue:
-                    self._wake_runner()
-                now = await self._run_async(attempt, invocation, task)
-                if task.cancelling() or contextvars.copy_context() != clean:
-                    # What a handler left in this task must not reach the next one.
-                    if self._queue:
-                        self._wake_runner()
-                    return
-                if now - turn_began > _TURN_SECONDS:
-                    await asyncio.sleep(0)
-                    turn_began = time.monotonic()
-            idle = self._loop.create_future()
-            self._idle.append(idle)
-            await idle
-
-    async def _run_async(self, attempt: Attempt, invocation: Invocation, task: asyncio.Task[None]) -> float:
-        token = current_step.set(attempt.context)
-        attempt.begin()
+    async def _run_async(self, attempt: Attempt, invocation: Invocation) -> None:
+        if not attempt.begin():  # its lease was lost before its turn came
+            self._finish(attempt, RELEASE)
+            return
+        current_step.set(attempt.context)
         try:
-            value = await self._steps_of(attempt, invocation, task)
+            value = await self._steps_of(attempt, invocation)
         except BaseException as error:
-            if attempt.outcome is not None:  # timed out or released: this is the end of its cancellation
-                return time.monotonic()
+            if attempt not in self._active:  # timed out or released: this is the end of its cancellation
+                return
             if self._closed and isinstance(error, asyncio.CancelledError | GeneratorExit):
                 raise
             outcome = outcomes.from_exception(error)
         else:
             outcome = outcomes.from_value(attempt.claim.step_name, value)
-        finally:
-            current_step.reset(token)
-        ended = time.monotonic()
-        if attempt.outcome is None:
-            self._finish(attempt, outcome, ended)
-        return ended
+        self._finish(attempt, outcome)
 
     @types.coroutine
-    def _steps_of(self, attempt: Attempt, invocation: Invocation, task: asyncio.Task[None]) -> Generator[Any, Any, Any]:
+    def _steps_of(self, attempt: Attempt, invocation: Invocation) -> Generator[Any, Any, Any]:
         """Step a handler's coroutine, noting whenever its code has the loop. The timer starts when it first waits."""
         watch = self.watch
         watch.stepping = attempt
@@ -234,8 +183,8 @@ class Executor:
             return stop.value
         finally:
             watch.stepping = None
-        attempt.task = task
-        attempt.timer = self._loop.call_at(attempt.started + attempt.claim.timeout_ms / 1000, self._on_timeout, attempt)
+        if attempt in self._active:
+            self._set_timer(attempt)
         while True:
             error: BaseException | None = None
             try:
@@ -256,15 +205,22 @@ class Executor:
     # sync handlers
 
     def _start_in_thread(self, attempt: Attempt, invocation: Invocation) -> None:
-        attempt.timer = self._loop.call_at(attempt.started + attempt.claim.timeout_ms / 1000, self._on_timeout, attempt)
-        try:
-            attempt.job = self._threads.submit(lambda: self._run_in_thread(attempt, invocation))
-        except RuntimeError as error:  # the system is out of threads
-            self._finish(attempt, outcomes.from_exception(OSError(str(error))))
+        self._set_timer(attempt)
+        attempt.job = self._threads.submit(
+            lambda: self._run_in_thread(attempt, invocation), lambda: self._refuse(attempt)
+        )
 
     def _run_in_thread(self, attempt: Attempt, invocation: Invocation) -> None:
         outcome = contextvars.Context().run(_call, attempt, invocation)
         self._thread_results.append((attempt, outcome, time.monotonic()))
+        self._call_collect()
+
+    def _refuse(self, attempt: Attempt) -> None:
+        """The system has no thread for it. In any thread."""
+        self._refused.append(attempt)
+        self._call_collect()
+
+    def _call_collect(self) -> None:
         if not self._collecting:
             self._collecting = True
             try:
@@ -275,23 +231,56 @@ class Executor:
     def _collect(self) -> None:
         self._collecting = False  # before looking, so that a result put in from now on calls again
         while self._thread_results:
-            attempt, outcome, ended = self._thread_results.popleft()
-            if attempt.outcome is None:
-                self._finish(attempt, outcome, ended)
+            self._finish(*self._thread_results.popleft())
+        if self._refused:
+            self._give_back_refused()
+
+    def _give_back_refused(self) -> None:
+        count = len(self._refused)
+        while self._refused:
+            self.release(self._refused.popleft())
+        if not self.out_of_threads:
+            self.out_of_threads = True
+            logger.error(
+                "the system has no thread for a handler: steps are given back and none is claimed until it has",
+                extra=with_fields(steps=count),
+            )
+            self._loop.call_later(self._thread_pause, self._try_thread)
+
+    def _try_thread(self) -> None:
+        if self._closed:
+            return
+        if not self._threads.can_start():
+            self._thread_pause = min(self._thread_pause * 2, _THREAD_PAUSE_SECONDS[1])
+            self._loop.call_later(self._thread_pause, self._try_thread)
+            return
+        self._thread_pause = _THREAD_PAUSE_SECONDS[0]
+        self.out_of_threads = False
+        logger.info("the system has threads again")
+        self._on_threads_back()
 
     # the end of an attempt
 
+    def _set_timer(self, attempt: Attempt) -> None:
+        at = attempt.since + attempt.claim.timeout_ms / 1000
+        attempt.timer = self._loop.call_at(at, self._on_timeout, attempt)
+
     def _on_timeout(self, attempt: Attempt) -> None:
         self._collect()  # it may have ended in time, and the loop been late
-        if attempt.outcome is not None:
+        if attempt not in self._active:
             return
-        if not attempt.begun:
-            attempt.started = time.monotonic()  # no thread has come to it; its time has not begun
-        ends = attempt.started + attempt.claim.timeout_ms / 1000
-        if ends > self._loop.time():
-            attempt.timer = self._loop.call_at(ends, self._on_timeout, attempt)
+        now = self._loop.time()
+        if attempt.state is AttemptState.WAITING and now < attempt.claimed_at + _START_SECONDS:
+            attempt.timer = self._loop.call_at(attempt.claimed_at + _START_SECONDS, self._on_timeout, attempt)
             return
-        self._finish(attempt, outcomes.timeout(attempt.claim.step_name, attempt.claim.timeout_ms))
+        if attempt.give_back():
+            # No thread has come to it in all this time: another worker may have one.
+            self._free_slot(attempt, now)
+        elif attempt.since + attempt.claim.timeout_ms / 1000 > now:
+            self._set_timer(attempt)  # its time began later than its claim
+            return
+        else:
+            self._finish(attempt, outcomes.timeout(attempt.claim.step_name, attempt.claim.timeout_ms))
         self._abandon(attempt)
 
     def _abandon(self, attempt: Attempt) -> None:
@@ -315,49 +304,53 @@ class Executor:
             )
 
     def _finish(self, attempt: Attempt, outcome: Outcome, ended: float | None = None) -> None:
+        """An attempt has come to this end, at the monotonic time `ended` (now). Does nothing once its slot is free."""
+        if attempt not in self._active:
+            return
+        if ended is None:
+            ended = time.monotonic()
         claim = attempt.claim
-        seconds = (ended or time.monotonic()) - attempt.started
-        if outcome.kind is OutcomeKind.SUCCESS and seconds * 1000 > claim.timeout_ms:
+        if outcome.kind is OutcomeKind.SUCCESS and (ended - attempt.since) * 1000 > claim.timeout_ms:
             # It kept the loop or the interpreter to itself past its time, so that no timer could say so.
             outcome = outcomes.timeout(claim.step_name, claim.timeout_ms)
+        attempt.finish(outcome)
+        self._free_slot(attempt, ended)
+
+    def _free_slot(self, attempt: Attempt, ended: float) -> None:
+        """An attempt has its outcome, and its slot is free."""
+        self._active.discard(attempt)
         if attempt.timer is not None:
             attempt.timer.cancel()
             attempt.timer = None
-        attempt.outcome = outcome
-        self.running -= 1
+        outcome = attempt.outcome
+        assert outcome is not None
+        seconds = ended - attempt.since
         metrics = self._metrics
         metrics.run_seconds.observe(seconds)
         if outcome.kind is OutcomeKind.SUCCESS:
             metrics.succeeded += 1
             if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("step done", extra=with_fields(**_ids(attempt), seconds=round(seconds, 6)))
+                logger.debug("step done", extra=with_fields(**log_fields(attempt), seconds=round(seconds, 6)))
         elif outcome.kind is OutcomeKind.ERROR:
             metrics.failed += 1
             metrics.timed_out += outcome.error_type == ErrorType.TIMEOUT
-            told = with_fields(
-                **_ids(attempt), seconds=round(seconds, 6), error_type=outcome.error_type, error=outcome.message
+            fields = with_fields(
+                **log_fields(attempt),
+                seconds=round(seconds, 6),
+                error_type=outcome.error_type,
+                error=outcome.message,
             )
-            logger.warning("step failed", extra=told)
+            logger.warning("step failed", extra=fields)
         else:
             metrics.released += 1
         self._on_finished(attempt)
 
 
-def _ids(attempt: Attempt) -> dict[str, Any]:
-    claim = attempt.claim
-    return {
-        "task_uuid": claim.task_uuid,
-        "step_uuid": claim.step_uuid,
-        "step": claim.step_name,
-        "attempt": claim.attempt,
-        "correlation_id": claim.correlation_id,
-    }
-
-
 def _call(attempt: Attempt, invocation: Invocation) -> Outcome:
     """Run a sync handler, in its thread and in a context of its own."""
+    if not attempt.begin():  # its lease was lost, or it was given back, before a thread came to it
+        return RELEASE
     current_step.set(attempt.context)
-    attempt.begin()
     try:
         return outcomes.from_value(attempt.claim.step_name, invocation.run(attempt.context))
     except BaseException as error:

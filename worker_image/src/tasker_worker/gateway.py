@@ -1,14 +1,15 @@
 """The worker's side of the database: one class a connection, each call one of the engine's functions.
 
-The exchange uses `Gateway` from the event loop, the lease keeper `SyncGateway` from its thread. Foreign errors are
-translated here: `Unavailable` when repeating the call may help (with whether it may have taken effect), `Refused` when
-the database has understood and says no.
+The exchange uses `Gateway` from the event loop, the lease keeper and the sweeper `SyncGateway` from their threads.
+Foreign errors are translated here: `Unavailable` when repeating the call may help (it may have taken effect, unless it
+is `Locked`), `Refused` when the database has understood and says no.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
@@ -30,6 +31,10 @@ class Unavailable(DatabaseError):
     """The database cannot be asked now; asking again may work."""
 
 
+class Locked(Unavailable):
+    """Another session holds a row that the call needs; it had no effect, and may work later."""
+
+
 class Refused(DatabaseError):
     """The database refuses the call as it is."""
 
@@ -48,12 +53,18 @@ class Offer(NamedTuple):
     version: str
     callables: Sequence[str]
     lease_seconds: float
+    template_hash: str = ""
 
 
 class Renewal(NamedTuple):
+    """The answer of `tasker.renew_worker`."""
+
     known: bool
     draining: bool
-    lost_fences: list[int]
+    lost_fences: list[int]  # of the claims that were told
+    unknown_step_ids: list[int]  # of claims that were not told and should have been; parallel to the next
+    unknown_fences: list[int]
+    renewed_at: datetime  # by the database's clock
 
 
 def connection_settings(url: str, role: str, lease_seconds: float) -> dict[str, Any]:
@@ -89,6 +100,8 @@ def _translated(error: psycopg.Error) -> DatabaseError:
     match error:
         case psycopg.errors.UndefinedFunction() | psycopg.errors.InvalidSchemaName() | psycopg.errors.UndefinedTable():
             return SchemaMissing(f"{SchemaMissing.__doc__} ({text})")
+        case psycopg.errors.LockNotAvailable() | psycopg.errors.DeadlockDetected():
+            return Locked(text)
         case (
             psycopg.errors.DataError()
             | psycopg.errors.IntegrityError()
@@ -101,6 +114,10 @@ def _translated(error: psycopg.Error) -> DatabaseError:
         case _:
             # Trouble of the connection or the server, or a missing right: nothing that other arguments would mend.
             return Unavailable(text)
+
+
+def _needs_a_new_session(error: DatabaseError) -> bool:
+    return isinstance(error, Unavailable) and not isinstance(error, Locked)
 
 
 _PREPARED_ELSEWHERE = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
@@ -133,7 +150,7 @@ class Gateway:
             await connection.close()
 
     async def register(self, offer: Offer) -> None:
-        await self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
+        await self._rows("register_worker", (*offer[:5], list(offer.callables), *offer[6:]))
 
     async def expire_predecessor(self, worker: str) -> int:
         """For a process that begins: how many steps an earlier one of this name had left. They go elsewhere at once."""
@@ -194,16 +211,16 @@ class Gateway:
                 await self.close()
                 raise Unavailable(str(error)) from error
             translated = _translated(error)
-            if self._connection.closed or isinstance(translated, Unavailable):
+            if self._connection.closed or _needs_a_new_session(translated):
                 await self.close()
             raise translated from error
 
 
 class SyncGateway:
-    """Renewing and sweeping over a connection of a thread's own."""
+    """The engine's functions over a connection of a thread's own."""
 
-    def __init__(self, url: str, *, lease_seconds: float) -> None:
-        self._settings = connection_settings(url, "leases", lease_seconds)
+    def __init__(self, url: str, *, lease_seconds: float, role: str) -> None:
+        self._settings = connection_settings(url, role, lease_seconds)
         self._connection: psycopg.Connection[Any] | None = None
 
     def close(self) -> None:
@@ -212,11 +229,15 @@ class SyncGateway:
             connection.close()
 
     def register(self, offer: Offer) -> None:
-        self._rows("register_worker", (*offer[:5], list(offer.callables), offer.lease_seconds))
+        self._rows("register_worker", (*offer[:5], list(offer.callables), *offer[6:]))
 
-    def renew(self, worker: str, held: Sequence[tuple[int, int]]) -> Renewal:
-        """Keep the leases alive; `held` is the (step id, fence) of each."""
-        parameters = (worker, _array([step for step, _ in held]), _array([fence for _, fence in held]))
+    def renew(self, worker: str, claims: Sequence[tuple[int, int]], claiming_since: datetime | None) -> Renewal:
+        """Keep the leases of `claims`, the (step id, fence) of each, alive.
+
+        Of what the worker holds beside these, all that it claimed before `claiming_since` comes back as unknown.
+        """
+        step_ids, fences = _array([step for step, _ in claims]), _array([fence for _, fence in claims])
+        parameters = (worker, step_ids, fences, claiming_since)
         return Renewal._make(self._rows("renew_worker", parameters)[0])
 
     def settle(self, worker: str, settlement: Settlement) -> None:
@@ -247,6 +268,6 @@ class SyncGateway:
             return self._connection.execute(QUERIES[name], parameters).fetchall()
         except psycopg.Error as error:
             translated = _translated(error)
-            if isinstance(translated, Unavailable):
+            if _needs_a_new_session(translated):
                 self.close()
             raise translated from error

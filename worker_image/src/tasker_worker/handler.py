@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from .binding import Want, add_wants
 from .errors import ConfigurationError, ErrorType
@@ -22,7 +22,7 @@ def step_handler(name: str) -> Callable[[Function], Function]:
     annotated `StepContext`, or the only one that nothing else is known of), `dependency_results` by that name, and what
     `@inputs` and `@depends_on` ask for. What it returns is the step's result; raising is how it fails.
     """
-    _check_name(name, "step_handler")
+    _check_name(name, "step_handler", "the callable's name")
 
     def decorate(function: Function) -> Function:
         if inspect.isclass(function) or not callable(function):
@@ -47,18 +47,12 @@ def depends_on(**parameters: str | tuple[str, Any]) -> Callable[[Function], Func
     The result is validated against the model, or without one against the parameter's annotation. A missing result
     fails the step for good, unless the parameter has a default.
     """
-    wants = {}
-    for parameter, source in parameters.items():
-        match source:
-            case str():
-                wants[parameter] = Want(kind="dependency", key=source)
-            case (str() as step, model):
-                wants[parameter] = Want(kind="dependency", key=step, model=model)
-            case _:
-                raise ConfigurationError(
-                    f"depends_on({parameter}=…) takes a step's name or (name, model), not {source!r}"
-                )
-    return _decorator(wants)
+    return _decorator(
+        {
+            parameter: _want("dependency", f"depends_on({parameter}=…) takes a step's name", source)
+            for parameter, source in parameters.items()
+        }
+    )
 
 
 def inputs(*names: str, **parameters: str | tuple[str, Any]) -> Callable[[Function], Function]:
@@ -66,18 +60,23 @@ def inputs(*names: str, **parameters: str | tuple[str, Any]) -> Callable[[Functi
 
     An input is looked up in the step's own inputs, then in the task's context, and validated as in `depends_on`.
     """
-    wants = {name: Want(kind="input", key=name) for name in names}
+    wants = {}
+    for name in names:
+        _check_name(name, "inputs", "an input's name")
+        wants[name] = Want(kind="input", key=name)
     for parameter, source in parameters.items():
-        match source:
-            case str():
-                wants[parameter] = Want(kind="input", key=source)
-            case (str() as key, model):
-                wants[parameter] = Want(kind="input", key=key, model=model)
-            case _:
-                raise ConfigurationError(
-                    f"inputs({parameter}=…) takes an input's name or (name, model), not {source!r}"
-                )
+        wants[parameter] = _want("input", f"inputs({parameter}=…) takes an input's name", source)
     return _decorator(wants)
+
+
+def _want(kind: Literal["input", "dependency"], rule: str, source: Any) -> Want:
+    match source:
+        case str() if source.strip():
+            return Want(kind=kind, key=source)
+        case (str() as key, model) if key.strip():
+            return Want(kind=kind, key=key, model=model)
+        case _:
+            raise ConfigurationError(f"{rule} or (name, model), not {source!r}")
 
 
 def _decorator(wants: dict[str, Want]) -> Callable[[Function], Function]:
@@ -88,9 +87,9 @@ def _decorator(wants: dict[str, Want]) -> Callable[[Function], Function]:
     return decorate
 
 
-def _check_name(name: object, where: str) -> None:
+def _check_name(name: object, where: str, what: str) -> None:
     if not isinstance(name, str) or not name.strip():
-        raise ConfigurationError(f"{where} needs the callable's name, not {name!r}")
+        raise ConfigurationError(f"{where} needs {what}, not {name!r}")
 
 
 class StepHandler:

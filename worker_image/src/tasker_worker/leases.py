@@ -1,27 +1,28 @@
 """The lease thread: keeps a worker's leases alive whatever its handlers do, and watches the event loop for them.
 
-It has its own thread and its own connection, so that a handler that blocks the loop costs the others their turn but
-not their leases. About once a second it also asks the engine to sweep, in turn with every other worker.
+It has its own thread and its own connection, so that a handler that blocks the loop costs the others their turn but not
+their leases. What it calls waits for no row that settling holds or waits for; all else is the sweep thread's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from . import outcomes
-from .claims import Settlement
+from .attempts import Attempt, AttemptState, log_fields
+from .claims import RELEASE, Settlement
 from .errors import DatabaseError
-from .exchange import Exchange
-from .execution import Attempt, LoopWatch
+from .execution import LoopWatch
 from .gateway import Offer, Renewal
+from .held import HeldClaims
 from .logging import with_fields
 from .metrics import WorkerMetrics
 
@@ -30,23 +31,20 @@ logger = logging.getLogger("tasker_worker.leases")
 _TICK_SECONDS = 0.25
 _LAG_WARNING_SECONDS = 1.0
 _STARVED_SECONDS = 10.0
-_SWEEP_SECONDS = (0.7, 1.3)  # between two sweeps of one worker, drawn anew each time
-_SWEEP_LIMIT = 500
+_STARVED_CHECK_SECONDS = 1.0  # between two searches for starved attempts
 _RETRY_SECONDS = 0.5  # after a renewal that failed
 
 
 class LeaseEngine(Protocol):
-    """The engine's functions that this thread needs; `SyncGateway` is them."""
+    """The engine's functions that this thread needs; `SyncGateway` has them."""
 
     def register(self, offer: Offer) -> None: ...
-    def renew(self, worker: str, held: Sequence[tuple[int, int]]) -> Renewal: ...
-    def settle(self, worker: str, settlement: Settlement) -> None: ...
-    def sweep(self, limit: int) -> dict[str, int]: ...
+    def renew(self, worker: str, claims: Sequence[tuple[int, int]], claiming_since: datetime | None) -> Renewal: ...
     def close(self) -> None: ...
 
 
 class LeaseKeeper:
-    """Renews, sweeps and watches. `tick` does what is due; the thread calls it until stopped."""
+    """Renews and watches. `tick` does what is due; the thread calls it until stopped."""
 
     def __init__(
         self,
@@ -55,20 +53,23 @@ class LeaseKeeper:
         offer: Callable[[], Offer],
         offered_revision: int,
         offer_revision: Callable[[], int],
-        exchange: Exchange,
+        held: HeldClaims,
+        settle: Callable[[Iterable[Settlement]], None],
+        on_draining: Callable[[bool], None],
         watch: LoopWatch,
         loop: asyncio.AbstractEventLoop,
-        on_repairs: Callable[[], None],
         metrics: WorkerMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`settle` gets outcomes that the loop cannot settle, from this thread; `on_draining` is called in the loop."""
         self._engine = engine
         self._offer = offer
         self._offer_revision = offer_revision
-        self._exchange = exchange
+        self._held = held
+        self._settle = settle
+        self._on_draining = on_draining
         self._watch = watch
         self._loop = loop
-        self._on_repairs = on_repairs
         self._metrics = metrics
         self._clock = clock
         self._lease_seconds = offer().lease_seconds
@@ -77,26 +78,31 @@ class LeaseKeeper:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         now = clock()
-        #: Monotonic time at which the leases run out unless renewed. The worker has just been registered.
-        self.valid_until = now + self._lease_seconds
+        held.valid_until = now + self._lease_seconds  # the worker has just been registered
         self._expired = False
         self._renewal_failing = False
         self._next_renewal = now + self._lease_seconds / 3
-        self._next_sweep = now + random.uniform(0, _SWEEP_SECONDS[1])  # noqa: S311 - spreads load
+        self._next_starved_check = now + _STARVED_CHECK_SECONDS
+        self._starved: set[int] = set()  # fences of attempts that were warned of
         self._asked_at: float | None = None  # when the loop was asked to answer, while it has not
         self._warned = False
-        self._settled_for_loop: Attempt | None = None
         #: How long the loop took to answer last time, or has not answered by now; seconds.
         self.loop_lag = 0.0
 
+    @property
+    def valid_until(self) -> float:
+        """Monotonic time at which the leases run out unless renewed."""
+        return self._held.valid_until
+
     def start(self) -> None:
+        """RuntimeError when the system has no thread left."""
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
         """End the thread, waiting for it no longer than `timeout` seconds: it may be inside a call."""
         self._stopping.set()
-        if self._thread is not None:
+        if self.alive and self._thread is not None:
             self._thread.join(timeout)
 
     @property
@@ -123,9 +129,8 @@ class LeaseKeeper:
             self._renew()
         if not self._expired and self._clock() >= self.valid_until:
             self._expire()
-        if self._clock() >= self._next_sweep:
+        if self._clock() >= self._next_starved_check:
             self._find_starved()
-            self._sweep()
 
     # leases
 
@@ -139,15 +144,11 @@ class LeaseKeeper:
             self._registered_revision = revision
 
     def _renew(self) -> None:
-        held = [
-            (attempt.claim.step_id, attempt.claim.fence)
-            for attempt in tuple(self._exchange.held.values())
-            if not attempt.lost
-        ]
         sent = self._clock()
+        claims, claiming_since = self._held.to_renew(sent, self._lease_seconds / 2)
         self._metrics.renewals += 1
         try:
-            renewal = self._engine.renew(self._worker, held)
+            renewal = self._engine.renew(self._worker, claims, claiming_since)
             if not renewal.known:
                 logger.warning("the database does not know this worker (any more); registering again")
                 self._engine.register(self._offer())
@@ -161,50 +162,50 @@ class LeaseKeeper:
         if self._renewal_failing:
             logger.info("leases are renewed again")
         self._renewal_failing = self._expired = False
-        self.valid_until = sent + self._lease_seconds
         self._next_renewal = sent + self._lease_seconds / 3
-        self._in_loop(self._exchange.set_draining, renewal.draining)
-        if renewal.lost_fences:
-            self._in_loop(self._exchange.lose, renewal.lost_fences)
+        # From the time before the call on, for the database may have renewed at once and been slow to say so.
+        lost, unknown = self._held.renewed(renewal, sent + self._lease_seconds)
+        self._in_loop(self._on_draining, renewal.draining)
+        self._log_lost(lost)
+        if unknown:
+            logger.warning("claims that never arrived here are given back", extra=with_fields(count=len(unknown)))
+            self._settle(Settlement(step_id, fence, RELEASE) for step_id, fence in unknown)
+
+    def _log_lost(self, lost: list[Attempt]) -> None:
+        self._metrics.leases_lost += len(lost)
+        for attempt in lost:
+            if attempt.outcome is None:
+                logger.warning(
+                    "the lease of a running step is lost; its handler is told",
+                    extra=with_fields(**log_fields(attempt)),
+                )
 
     def _expire(self) -> None:
         """The leases ran out by this worker's clock: the steps may be in other hands now."""
         self._expired = True
-        running = [attempt for attempt in tuple(self._exchange.held.values()) if attempt.outcome is None]
-        for attempt in running:
-            attempt.expired = True
-            attempt.context.cancelled = True
+        running = self._held.expire()
         self._metrics.leases_lost += len(running)
         logger.error("the leases ran out before they could be renewed", extra=with_fields(running=len(running)))
-
-    def _sweep(self) -> None:
-        self._metrics.sweeps += 1
-        try:
-            repairs = self._engine.sweep(_SWEEP_LIMIT)
-        except DatabaseError as error:
-            logger.debug("no sweep", extra=with_fields(reason=str(error)))
-            repairs = {}
-        self._next_sweep = self._clock() + random.uniform(*_SWEEP_SECONDS)  # noqa: S311
-        if repairs:
-            for repair, count in repairs.items():
-                self._metrics.repairs[repair] = self._metrics.repairs.get(repair, 0) + count
-            logger.info("repaired", extra=with_fields(**repairs))
-            self._in_loop(self._on_repairs)
 
     # the loop
 
     def _find_starved(self) -> None:
         """Warn of claims whose handler nobody came to call, once each."""
         now = self._clock()
-        for attempt in tuple(self._exchange.held.values()):
-            waiting = not attempt.begun and attempt.outcome is None and now - attempt.started > _STARVED_SECONDS
-            if waiting and not attempt.starved:
-                attempt.starved = True
-                self._metrics.steps_starved += 1
-                logger.warning(
-                    "a claimed step waits for its handler to be called: the worker is too busy for its slots",
-                    extra=with_fields(step=attempt.claim.step_name, seconds=round(now - attempt.started, 1)),
-                )
+        self._next_starved_check = now + _STARVED_CHECK_SECONDS
+        waiting = {
+            attempt.claim.fence: attempt
+            for attempt in self._held.attempts()
+            if attempt.state is AttemptState.WAITING and now - attempt.claimed_at > _STARVED_SECONDS
+        }
+        for fence in waiting.keys() - self._starved:
+            attempt = waiting[fence]
+            self._metrics.steps_starved += 1
+            logger.warning(
+                "a claimed step waits for its handler to be called: the worker is too busy for its slots",
+                extra=with_fields(step=attempt.claim.step_name, seconds=round(now - attempt.claimed_at, 1)),
+            )
+        self._starved = set(waiting)
 
     def _watch_loop(self) -> None:
         now = self._clock()
@@ -225,13 +226,10 @@ class LeaseKeeper:
                     at=_place_of(self._watch.loop_thread),
                 ),
             )
-        if (
-            attempt is not None
-            and attempt is not self._settled_for_loop
-            and attempt.outcome is None
-            and now - attempt.started > attempt.claim.timeout_ms / 1000
-        ):
-            self._settle_for_loop(attempt)
+        if attempt is not None and now - attempt.since > attempt.claim.timeout_ms / 1000:
+            self._time_out(attempt)
+        if self.loop_lag > self._lease_seconds / 2:
+            self._give_back_waiting()
 
     def _answer(self, asked_at: float) -> None:
         """Runs in the loop."""
@@ -239,18 +237,22 @@ class LeaseKeeper:
         self._asked_at = None
         self._warned = False
 
-    def _settle_for_loop(self, attempt: Attempt) -> None:
+    def _time_out(self, attempt: Attempt) -> None:
         """A handler blocks the loop past its timeout, so no timer can end it and nobody else can tell the engine."""
-        attempt.context.cancelled = True
         claim = attempt.claim
         outcome = outcomes.timeout(claim.step_name, claim.timeout_ms)
-        try:
-            self._engine.settle(self._worker, Settlement(claim.step_id, claim.fence, outcome))
-        except DatabaseError as error:
-            logger.warning("a blocked attempt could not be settled yet", extra=with_fields(reason=str(error)))
-        else:
-            self._settled_for_loop = attempt
-            logger.warning("a step that blocks the event loop was timed out", extra=with_fields(step=claim.step_name))
+        if attempt.time_out(outcome):
+            logger.warning("a step that blocks the event loop is timed out", extra=with_fields(step=claim.step_name))
+            self._settle([Settlement(claim.step_id, claim.fence, outcome)])
+
+    def _give_back_waiting(self) -> None:
+        """A loop that is blocked for so long calls no handler: what waits for one goes back, to run elsewhere."""
+        waiting = [attempt for attempt in self._held.attempts() if attempt.give_back()]
+        if waiting:
+            logger.warning(
+                "steps that wait for a blocked event loop are given back", extra=with_fields(count=len(waiting))
+            )
+            self._settle(Settlement(each.claim.step_id, each.claim.fence, RELEASE) for each in waiting)
 
     def _in_loop(self, function: Callable[..., None], *arguments: object) -> None:
         try:

@@ -1,6 +1,7 @@
 """A worker inside another program: started, asked about and stopped by plain function calls, one a process.
 
-The worker runs on an event loop in a thread of its own. Nothing but a TaskerError ever leaves these functions.
+The worker runs on an event loop in a thread of its own. Nothing but a TaskerError ever leaves these functions, except
+for the KeyboardInterrupt of a person who waits for one of them.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ import logging
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import TaskerError, WorkerError
+from .eventloop import run_unharmed
 from .registry import HandlerRegistry
 from .settings import load_settings
 from .worker import Worker
 
 logger = logging.getLogger("tasker_worker.lifecycle")
+
+_ABANDON_SECONDS = 10.0  # for a worker whose start was interrupted to end, before the interrupt goes on without it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +47,14 @@ class BootstrapConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerStatus:
-    """How the worker of this process is; `details` as in /health/detailed, empty when none runs."""
+    """How the worker of this process is."""
 
     running: bool
     message: str
     details: dict[str, Any] = field(default_factory=dict)
+    """As in /health/detailed; empty when none runs, a `fault` beside the `state` when the handlers' code forbids it."""
+    failure: str | None = None
+    """Why the last worker ended, when it did not end as it should; until the next one is started or `stop_worker`."""
 
 
 class _Running:
@@ -57,13 +65,37 @@ class _Running:
         self.started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.thread = threading.Thread(target=self._live, name="worker", daemon=True)
+        self.stop_requested = False
+
+    def request_stop(self) -> None:
+        self.stop_requested = True
+        self.worker.request_stop()
+
+    def abandon(self) -> None:
+        """Have a worker end that nobody will know of. From here it claims nothing, however far its start has come."""
+        self.request_stop()
+        if self.thread.ident is not None:
+            self.thread.join(_ABANDON_SECONDS)
+            if self.thread.is_alive():
+                logger.warning("a worker whose start was interrupted is still ending")
+
+    def failure(self) -> BaseException | None:
+        """What the worker ended with; None while it runs, and when it ended as it should."""
+        return self.ended.exception() if self.ended.done() else None
+
+    def status(self, message: str) -> WorkerStatus:
+        """`message` with the worker's details, which it asks the handlers for, too: their code must do no harm here."""
+        try:
+            details = self.worker.status()
+        except (Exception, SystemExit) as error:
+            logger.error("the status of the worker cannot be read", exc_info=error)
+            details = {"state": self.worker.state, "fault": _text(error)}
+        return WorkerStatus(running=True, message=message, details=details)
 
     def _live(self) -> None:
-        from .process import run_unharmed  # it imports this module
-
         try:
             run_unharmed(self._work())
-        except BaseException as error:  # told to whoever waits, not to the thread's hook
+        except BaseException as error:  # for whoever waits, not for the thread's hook
             if not self.started.done():
                 self.started.set_exception(error)
             self.ended.set_exception(error)
@@ -76,6 +108,8 @@ class _Running:
         await self.worker.run_started()
 
 
+# Who starts or stops a worker holds the lock. Readers of `_running` need none: they take it once, and what it names
+# only ever goes from running to ended.
 _lock = threading.Lock()
 _running: _Running | None = None
 
@@ -84,66 +118,82 @@ def bootstrap_worker(config: BootstrapConfig | None = None) -> WorkerStatus:
     """Start this process's worker and return when it works. A second call finds it running and starts nothing.
 
     Raises ConfigurationError, WorkerError (port taken) or DatabaseError (unreachable); one may try again after each.
+    When it is interrupted (Ctrl-C), what it has started ends before the interrupt goes on.
     """
     global _running
     with _lock:
         if _running is not None and not _running.ended.done():
-            return WorkerStatus(running=True, message="a worker is running already", details=_running.worker.status())
+            return _running.status("a worker is running already")
         try:
             running = _Running(_worker_for(config or BootstrapConfig()))
+        except (Exception, SystemExit) as error:
+            _raise(error)
+        try:
             running.thread.start()
-            running.started.result()
-        except TaskerError:
-            raise
+            # What the worker's thread raised comes back as a value; what is raised here is this thread's own.
+            failure = running.started.exception()
+            if failure is not None:
+                _raise(failure)
+            _running = running
+            return running.status("the worker runs")
         except BaseException as error:
-            raise _unforeseen(error) from error
-        _running = running
-        return WorkerStatus(running=True, message="the worker runs", details=running.worker.status())
+            running.abandon()
+            if isinstance(error, Exception):
+                _raise(error)
+            raise
 
 
 def get_worker_status() -> WorkerStatus:
-    """How the worker is; `running` is false, without an error, when there is none."""
+    """How the worker is. `running` is false, without an error, when there is none; `failure` says why it broke."""
     running = _running
     if running is None or running.ended.done():
-        return WorkerStatus(running=False, message="no worker is running")
-    try:
-        details = running.worker.status()
-    except Exception as error:
-        raise _unforeseen(error) from error
-    return WorkerStatus(running=True, message=f"the worker is {details['state']}", details=details)
+        return _not_running("no worker is running", running)
+    return running.status(f"the worker is {running.worker.state}")
 
 
 def transition_to_graceful_shutdown() -> WorkerStatus:
     """Tell the worker to take no more work and to stop when its handlers have ended, without waiting for that.
 
-    Raises WorkerError when none is running.
+    What goes wrong with that is raised by `stop_worker`, and told by `get_worker_status`. Raises WorkerError when none
+    is running.
     """
     running = _running
     if running is None or running.ended.done():
-        raise WorkerError("there is no running worker to shut down")
-    running.worker.request_stop()
-    return WorkerStatus(running=True, message="the worker is stopping", details=running.worker.status())
+        raise WorkerError(_not_running("there is no running worker to shut down", running).message)
+    running.request_stop()
+    return running.status("the worker is stopping")
 
 
 def stop_worker() -> WorkerStatus:
-    """Stop the worker and wait until it has: handlers end within the grace first. Without a worker, a success too."""
+    """Stop the worker and wait until it has: handlers end within the grace first. Without a worker, a success too.
+
+    Raises DatabaseError when outcomes could not be settled, WorkerError for all else that kept it from ending as it
+    should, also when it was asked to stop before by `transition_to_graceful_shutdown`; once. A worker that broke by
+    itself is none any more: that is a success, with the `failure`.
+    """
     global _running
     with _lock:
         running = _running
-        if running is None or running.ended.done():
-            _running = None
-            return WorkerStatus(running=False, message="no worker was running")
-        running.worker.request_stop()
-        try:
-            running.ended.result()
-        except TaskerError:
-            raise
-        except BaseException as error:
-            raise _unforeseen(error) from error
-        finally:
-            running.thread.join()
-            _running = None
-        return WorkerStatus(running=False, message="the worker has stopped")
+        if running is None:
+            return _not_running("no worker was running", None)
+        was_running = not running.ended.done()
+        if was_running:
+            running.request_stop()
+        failure = running.ended.exception()  # waits; an interrupt leaves it stopping, for another call to wait for
+        running.thread.join()
+        _running = None
+        if failure is not None and running.stop_requested:
+            _raise(failure)
+        return _not_running("the worker has stopped" if was_running else "no worker was running", running)
+
+
+def _not_running(message: str, last: _Running | None) -> WorkerStatus:
+    failure = None if last is None else last.failure()
+    if failure is None:
+        return WorkerStatus(running=False, message=message)
+    return WorkerStatus(
+        running=False, message=f"{message}; the last one failed: {_text(failure)}", failure=_text(failure)
+    )
 
 
 def _worker_for(config: BootstrapConfig) -> Worker:
@@ -158,9 +208,16 @@ def _worker_for(config: BootstrapConfig) -> Worker:
     return Worker(config.registry, modules=config.modules, settings=load_settings(environment, **given))
 
 
-def _unforeseen(error: BaseException) -> TaskerError:
+def _raise(error: BaseException) -> NoReturn:
+    """Raise the error as one of the tree's; what is of no kind that the SDK foresees is logged with its traceback."""
+    if isinstance(error, TaskerError):
+        raise error
     logger.error("a worker met something unforeseen", exc_info=error)
-    return WorkerError(f"{type(error).__name__}: {error}")
+    raise WorkerError(_text(error)) from error
+
+
+def _text(error: BaseException) -> str:
+    return str(error) if isinstance(error, TaskerError) else f"{type(error).__name__}: {error}"
 
 
 class ShutdownController:
@@ -168,12 +225,16 @@ class ShutdownController:
 
     def __init__(self) -> None:
         self._requested = threading.Event()
-        self._callbacks: list[Callable[[], None]] = []
+        # Taken out one by one, which is atomic: whoever gets one calls it, be it a thread or the signal handler that
+        # interrupts it, so each is called once. A lock would deadlock there.
+        self._callbacks: deque[Callable[[], None]] = deque()
         self._before: dict[signal.Signals, Any] = {}
 
     def on_shutdown(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once when shutdown is requested. It must return at once; it may not raise."""
+        """Have `callback` called once when shutdown is requested, or now when it was. It is to return at once."""
         self._callbacks.append(callback)
+        if self._requested.is_set():
+            self._call_all()
 
     def register_signal_handlers(self) -> None:
         """Listen for SIGTERM and SIGINT; only in the main thread."""
@@ -187,13 +248,8 @@ class ShutdownController:
 
     def trigger(self) -> None:
         """Request shutdown from within the program."""
-        if not self._requested.is_set():
-            self._requested.set()
-            for callback in self._callbacks:
-                try:
-                    callback()
-                except Exception:
-                    logger.exception("a shutdown callback failed")
+        self._requested.set()
+        self._call_all()
 
     def is_shutdown_requested(self) -> bool:
         return self._requested.is_set()
@@ -211,8 +267,18 @@ class ShutdownController:
             loop.call_soon_threadsafe(requested.set)
 
         self.on_shutdown(tell)
-        if not self._requested.is_set():
-            await requested.wait()
+        await requested.wait()
+
+    def _call_all(self) -> None:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.popleft()
+            except IndexError:  # another one took the last
+                return
+            try:
+                callback()
+            except Exception:
+                logger.exception("a shutdown callback failed")
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._requested.is_set():

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from .context import StepContext
 from .errors import ConfigurationError
+from .readable import readable
 
 TRACE = 5
 LEVELS = {
@@ -34,7 +35,6 @@ current_step: contextvars.ContextVar[StepContext | None] = contextvars.ContextVa
 
 _logger = logging.getLogger("tasker_worker.handler")
 _FIELDS = "tasker_fields"
-_SECRET_WORDS = ("password", "secret", "token", "authorization", "api_key")
 
 
 @contextlib.contextmanager
@@ -77,19 +77,20 @@ def with_fields(**fields: Any) -> dict[str, Any]:
 class JsonLines(logging.Formatter):
     """One JSON object a line: timestamp, level, logger, message, what is bound, and the fields of the call.
 
-    A field whose name tells of a secret is written as ``***``. A value that is not JSON is written as its text.
+    A field whose name tells of a secret is written as ``***``, at whatever depth (see `readable`). Values are written
+    as a result's would be; those that are not JSON by any rule as their text. Whatever is logged, there is a line.
     """
 
     def __init__(self, **bound: Any) -> None:
         super().__init__()
-        self._bound = bound
+        self._bound = readable(bound)
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": "trace" if record.levelno < logging.DEBUG else record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
             **self._bound,
         }
         step = current_step.get()
@@ -101,14 +102,27 @@ class JsonLines(logging.Formatter):
                 "attempt": step.attempt,
                 "correlation_id": step.correlation_id,
             }
-        for name, value in getattr(record, _FIELDS, {}).items():
-            if any(word in name.lower() for word in _SECRET_WORDS):
-                line[name] = "***"
-            elif line.setdefault(name, value) != value:
+        for name, value in readable(getattr(record, _FIELDS, {})).items():
+            if line.setdefault(name, value) != value:
                 line[f"field_{name}"] = value
         if record.exc_info and record.exc_info[0] is not None:
-            line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        return json.dumps(line, ensure_ascii=False, default=str)
+            line["traceback"] = _traceback(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The message with its arguments put in; beside them when they do not fit, for a line is worth more than none."""
+    try:
+        return str(readable(record.getMessage()))
+    except Exception:
+        return f"{readable(record.msg)} (its arguments do not fit: {readable(record.args)})"
+
+
+def _traceback(exc_info: Any) -> str:
+    try:
+        return str(readable("".join(traceback.format_exception(*exc_info))))
+    except Exception as fault:  # formatting calls code of the exception's class
+        return f"{exc_info[0].__name__} (its traceback cannot be formatted: {type(fault).__name__})"
 
 
 def configure(level: str, *, stream: TextIO | None = None, **bound: Any) -> None:

@@ -36,10 +36,11 @@ class Histogram:
 
 
 class WorkerMetrics:
-    """Counters of one worker. Written by its loop and its lease thread, each its own fields."""
+    """Counters of one worker. Written by its loop, its lease thread and its sweep thread, each its own fields."""
 
     def __init__(self) -> None:
         self.claimed = 0
+        self.claims_late = 0  # given back unrun, also counted as claimed
         self.succeeded = 0
         self.failed = 0
         self.timed_out = 0  # also counted as failed
@@ -47,6 +48,7 @@ class WorkerMetrics:
         self.run_seconds = Histogram()
         self.calls = 0
         self.call_failures = 0
+        self.lock_timeouts = 0
         self.results_discarded = 0  # the fence was stale: somebody else has the step
         self.results_refused = 0  # by the database, and failed for that
         self.outcomes_unsure = 0  # stale after a call whose effect was unknown: recorded then, most likely
@@ -86,9 +88,15 @@ class _Families(Collector):
         yield steps
         for name, text, count in (
             ("steps_claimed", "Steps claimed.", counted.claimed),
+            ("claims_late", "Claims given back unrun, because their answer came too late.", counted.claims_late),
             ("step_timeouts", "Attempts that exceeded their timeout.", counted.timed_out),
             ("calls", "Calls of the engine's claim and settle functions.", counted.calls),
             ("call_failures", "Such calls that failed and were repeated.", counted.call_failures),
+            (
+                "lock_timeouts",
+                "Settlements that met a task which another session held, and wait for it.",
+                counted.lock_timeouts,
+            ),
             ("results_discarded", "Results dropped because the lease was lost.", counted.results_discarded),
             ("results_refused", "Results that the database refused.", counted.results_refused),
             (

@@ -114,21 +114,24 @@ def failure(
     metadata: Mapping[str, Any] | None = None,
     trace: str | None = None,
 ) -> Outcome:
-    payload: dict[str, Any] = {
+    error: dict[str, Any] = {
         "error_type": clean_text(str(error_type), 256),
         "message": clean_text(str(message), _MESSAGE_CHARACTERS),
         "retryable": bool(retryable),
         "retry_after_ms": None if retry_after is None else round(min(retry_after, 1e9) * 1000),
         "traceback": trace,
     }
+    payload = encode(error)
     if metadata:
         try:
-            if len(encode(dict(metadata))) > _METADATA_CHARACTERS:
+            text = encode(dict(metadata))
+            if len(text) > _METADATA_CHARACTERS:
                 raise NotJson(f"is longer than {_METADATA_CHARACTERS} characters")
-            payload["metadata"] = dict(metadata)
-        except Exception as error:  # the failure itself matters more than what was said about it
-            logger.warning("metadata of a failure is dropped: it %s", error)
-    return Outcome(OutcomeKind.ERROR, encode(payload), payload["error_type"], payload["message"])
+        except Exception as fault:  # the failure itself matters more than what was said about it
+            logger.warning("metadata of a failure is dropped: it %s", fault)
+        else:
+            payload = f'{payload[:-1]},"metadata":{text}}}'
+    return Outcome(OutcomeKind.ERROR, payload, error["error_type"], error["message"])
 
 
 def _text(error: BaseException) -> str:

@@ -1,42 +1,43 @@
-"""The worker process: arguments, logging, signals, exit codes.
+"""The worker process: arguments, logging, signals, exit codes, last words.
 
-Exit codes: 0 done, 1 wrong configuration (or a port that is taken), 2 database unreachable.
+Exit codes: 0 done, 1 wrong configuration, a port that is taken or a worker that broke, 2 database unreachable.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
 import textwrap
 import threading
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
 
 from . import logging as json_logging
 from ._version import __version__
 from .errors import ConfigurationError, DatabaseError, TaskerError
+from .eventloop import run_unharmed
 from .lifecycle import ShutdownController
 from .settings import WorkerSettings, about_settings, load_settings
+from .termination import VARIABLE, write_last_words
 from .worker import Worker
 
 logger = logging.getLogger("tasker_worker.process")
 
-Result = TypeVar("Result")
-
-_LEFTOVER_SECONDS = 1.0  # for tasks that handlers left behind to end when cancelled
 _EXIT_SECONDS = 3.0  # for threads that handlers left behind to end by themselves
+_TRACEBACK_CHARACTERS = 3000  # of the last words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker until a signal ends it; returns the exit code."""
-    modules = _parser().parse_args(arguments).modules
     try:
+        modules = _parser().parse_args(arguments).modules
         settings = load_settings(os.environ)
     except ConfigurationError as error:
         print(f"tasker_worker: {error}", file=sys.stderr)
+        write_last_words(str(error), os.environ.get(VARIABLE) or None)
         return 1
     json_logging.configure(
         settings.log_level, worker=settings.name, namespace=settings.namespace, environment=settings.environment
@@ -51,47 +52,28 @@ def _run(modules: list[str], settings: WorkerSettings) -> int:
         shutdown.on_shutdown(worker.request_stop)
         shutdown.register_signal_handlers()
         run_unharmed(worker.run())
-    except DatabaseError as error:
-        logger.error(str(error))
-        return 2
     except TaskerError as error:
         logger.error(str(error))
+        write_last_words(_last_words(error), settings.termination_log)
+        return 2 if isinstance(error, DatabaseError) else 1
+    except (Exception, SystemExit) as error:
+        # Nothing that the worker foresees: its own code is wrong, or that of the handlers is where nothing guards it.
+        logger.critical("the worker broke", exc_info=True)
+        write_last_words(_last_words(error), settings.termination_log)
         return 1
     finally:
         shutdown.restore_signal_handlers()
     return 0
 
 
-def run_unharmed(work: Coroutine[Any, Any, Result]) -> Result:
-    """Like asyncio.run, but a SystemExit or KeyboardInterrupt in some task of a handler's does not end the loop.
-
-    asyncio lets these two through to whoever runs the loop, beside giving them to the task that awaits; so the
-    handler's attempt fails as it should, and the loop goes on.
-    """
-    loop = asyncio.new_event_loop()
-    try:
-        main_task = loop.create_task(work)
-        while not main_task.done():
-            try:
-                loop.run_until_complete(main_task)
-            except (SystemExit, KeyboardInterrupt) as error:
-                if main_task.done():
-                    raise
-                logger.warning("a task that a handler started raised %r; the worker goes on", error)
-        return main_task.result()
-    finally:
-        loop.run_until_complete(_end_leftovers())
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-
-async def _end_leftovers() -> None:
-    """Cancel what handlers started and did not wait for, without waiting long for those that will not go."""
-    leftovers = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in leftovers:
-        task.cancel()
-    if leftovers:
-        await asyncio.wait(leftovers, timeout=_LEFTOVER_SECONDS)
+def _last_words(error: BaseException) -> str:
+    """The cause in one sentence, and for a worker that broke the end of the traceback."""
+    foreseen = isinstance(error, TaskerError)
+    sentence = str(error) if foreseen else f"the worker broke: {error!r}"
+    broken = error.__cause__ if foreseen else error
+    if broken is None or isinstance(broken, OSError) or isinstance(error, ConfigurationError | DatabaseError):
+        return sentence  # which says all
+    return f"{sentence}\n{''.join(traceback.format_exception(broken))[-_TRACEBACK_CHARACTERS:]}"
 
 
 def leave_threads_behind(code: int) -> None:
@@ -110,8 +92,15 @@ def leave_threads_behind(code: int) -> None:
     timer.start()
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose refusals are faults of the configuration, as all others: argparse would exit with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message} (see --help)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m tasker_worker",
         description="Runs workflow steps: claims them from the engine's database and calls their handlers.",
         epilog=_settings_help(),
@@ -133,5 +122,5 @@ def _settings_help() -> str:
         lines += textwrap.wrap(
             f"{about.text} Default: {about.reason}.", 108, initial_indent="      ", subsequent_indent="      "
         )
-    lines += ["", "Exit codes: 0 done, 1 wrong configuration or port taken, 2 database unreachable."]
+    lines += ["", "Exit codes: 0 done, 1 wrong configuration, port taken or worker broken, 2 database unreachable."]
     return "\n".join(lines)

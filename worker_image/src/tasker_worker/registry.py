@@ -14,10 +14,8 @@ import importlib
 import inspect
 import pkgutil
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +23,7 @@ from .binding import bind
 from .context import StepContext
 from .errors import ConfigurationError
 from .handler import StepHandler, declared_name
+from .places import fault_of_import
 
 #: A function, a StepHandler class (instantiated for every attempt) or a StepHandler instance (shared).
 Target = Any
@@ -99,7 +98,8 @@ class HandlerRegistry:
             known = name in self._explicit or name in self._discovered
             self._explicit.pop(name, None)
             self._discovered.pop(name, None)
-            self._changed()
+            if known:
+                self._changed()
         return known
 
     def is_registered(self, name: str) -> bool:
@@ -158,13 +158,15 @@ class HandlerRegistry:
     def invocation(self, name: str, method: str = "call", resolver: str | None = None) -> Invocation:
         """How to run a callable; raises ConfigurationError when it, its resolver or its method does not exist."""
         key = (name, method, resolver)
-        known = self._invocations.get(key)
+        # The table as it is before looking: when a change comes between, what was found goes into the one thrown away.
+        invocations = self._invocations
+        known = invocations.get(key)
         if known is None:
             target = self.find(name, resolver)
             if target is None:
                 by = "" if resolver is None else f" by the resolver {resolver!r}"
                 raise ConfigurationError(f"no handler is registered for the callable {name!r}{by}")
-            known = self._invocations[key] = _invocation(target, name, method)
+            known = invocations[key] = _invocation(target, name, method)
         return known
 
     def discover(self, package: str | ModuleType) -> list[str]:
@@ -205,7 +207,7 @@ class HandlerRegistry:
 def _invocation(target: Target, name: str, method: str) -> Invocation:
     if inspect.isclass(target) and issubclass(target, StepHandler):
         function = _method_of(target, name, method)
-        binding = bind(function, name, skip_self=True)
+        binding = bind(function, name, owner=target)
         if binding.plain:
             return Invocation(run=lambda context: getattr(target(), method)(context), is_async=_is_async(function))
         return Invocation(
@@ -261,29 +263,14 @@ def _tell(target: Target) -> str:
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a module; ConfigurationError names it, the line at fault and the reason when that fails."""
+    """Import a module; ConfigurationError names it, the user's line at fault and the reason when that fails."""
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise ConfigurationError(f"the handlers module {name!r} cannot be imported: {import_fault(error)}") from error
-
-
-def import_fault(error: BaseException) -> str:
-    """Why an import failed: ``file:line: Type: message``, at the last line outside of the import machinery."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<frozen") and Path(frame.filename) not in _MACHINERY
-    ]
-    reason = (
-        f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
-    )
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {reason}" if frames else reason
-
-
-_MACHINERY = {Path(__file__), Path(importlib.__file__)}
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        fault = fault_of_import(error, name)
+        raise ConfigurationError(f"the handlers module {name!r} cannot be imported: {fault}") from error
 
 
 def _with_submodules(module: ModuleType) -> Iterable[ModuleType]:
@@ -308,12 +295,18 @@ def import_target(path: str) -> Target | None:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             return None
-        raise ConfigurationError(f"the callable {path!r} cannot be imported: {import_fault(error)}") from error
-    except (Exception, SystemExit) as error:
-        raise ConfigurationError(f"the callable {path!r} cannot be imported: {import_fault(error)}") from error
+        raise _unimportable(path, module_name, error) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise _unimportable(path, module_name, error) from error
     for attribute in attributes.split("."):
         found = getattr(found, attribute, None)
     handler_class = inspect.isclass(found) and issubclass(found, StepHandler)
     if found is None or handler_class or inspect.isroutine(found) or isinstance(found, StepHandler):
         return found
     raise ConfigurationError(f"the callable {path!r} is neither a function nor a StepHandler")
+
+
+def _unimportable(path: str, module: str, error: BaseException) -> ConfigurationError:
+    return ConfigurationError(f"the callable {path!r} cannot be imported: {fault_of_import(error, module)}")

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
+from psycopg import conninfo
+
 from .errors import ConfigurationError
 from .logging import LEVELS
+from .termination import VARIABLE as TERMINATION_LOG
 
 ENVIRONMENTS = ("test", "development", "production")
 
@@ -38,6 +42,16 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("is to be a text that is not empty")
     return value
+
+
+def _postgres_url(value: object) -> str:
+    url = _text(value)
+    try:
+        conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
+        # Without the driver's text: it repeats the URL, password and all.
+        raise ValueError("is not a Postgres connection URL") from None
+    return url
 
 
 def _flag(value: object) -> bool:
@@ -124,7 +138,7 @@ class WorkerSettings:
                 variable="DATABASE_URL",
                 key="database.url",
                 unit="Postgres URL",
-                parse=_text,
+                parse=_postgres_url,
                 text="The engine's database. Required.",
                 reason="no default: a guess would run somebody else's steps",
             )
@@ -135,7 +149,7 @@ class WorkerSettings:
         variable="TASKER_LISTEN_DATABASE_URL",
         key="database.listen_url",
         unit="Postgres URL",
-        parse=_text,
+        parse=_postgres_url,
         text="Where to listen for hints, when DATABASE_URL leads through a pooler that does not keep sessions.",
         reason="DATABASE_URL itself, for most have no pooler",
     )
@@ -156,6 +170,15 @@ class WorkerSettings:
         parse=_text,
         text="The WorkerPool that this worker belongs to.",
         reason="the pool that a namespace without one is given",
+    )
+    template_hash: str = _setting(
+        "",
+        variable="TASKER_POD_TEMPLATE_HASH",
+        key="worker.template_hash",
+        unit="text",
+        parse=_text,
+        text="Which pod template of its pool this worker was made from.",
+        reason="empty: a worker that no pool made; the operator sets it in the pods of a pool",
     )
     name: str = _setting(
         _own_name,
@@ -284,7 +307,21 @@ class WorkerSettings:
         reason="longer than a database takes to restart, shorter than a person waits for a reason",
     )
 
+    termination_log: str | None = _setting(
+        None,
+        variable=TERMINATION_LOG,
+        key="worker.termination_log",
+        unit="file",
+        parse=_text,
+        text="Where to write why the process ended, as its container's termination message; at most 4,096 bytes.",
+        reason="/dev/termination-log where there is one, for the kubelet makes and reads it; else nothing is written",
+    )
+
     def __post_init__(self) -> None:
+        for name in ("database_url", "listen_database_url"):
+            url = getattr(self, name)
+            if url is not None:
+                _parsed(about_settings()[name][0], url, about_settings()[name][0].variable)
         if self.poll_min_ms > self.poll_max_ms:
             raise ConfigurationError(
                 f"TASKER_POLL_MIN_MS ({self.poll_min_ms:g}) is more than TASKER_POLL_MAX_MS ({self.poll_max_ms:g})"

@@ -130,15 +130,15 @@ def _call(invocation: Invocation, context: StepContext) -> Outcome:
 
 
 def _result_of(outcome: Outcome) -> StepResult:
-    told = json.loads(outcome.payload or "{}")
+    payload = json.loads(outcome.payload or "{}")
     if outcome.kind is OutcomeKind.SUCCESS:
-        return StepResult.succeed(told["result"], told.get("metadata"))
-    retry_after = told["retry_after_ms"]
+        return StepResult.succeed(payload["result"], payload.get("metadata"))
+    retry_after = payload["retry_after_ms"]
     return StepResult.fail(
-        told["message"],
-        told["error_type"],
-        told["retryable"],
-        told.get("metadata"),
+        payload["message"],
+        payload["error_type"],
+        payload["retryable"],
+        payload.get("metadata"),
         retry_after=None if retry_after is None else retry_after / 1000,
     )
 

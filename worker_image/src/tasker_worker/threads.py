@@ -4,6 +4,9 @@ Unlike the standard pool a thread can be given up: a handler that outlives its t
 pool starts another in its place, and the stuck one ends by itself should its handler ever return. Handing over is cheap
 for short handlers: a thread goes on with the next job by itself and wakes a neighbour only when jobs are left waiting,
 so a batch of no-ops runs in one thread while handlers that block spread over all.
+
+When the system has no thread left, the jobs that wait are refused: whoever runs goes on, and nothing waits for a thread
+that may never come.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from collections.abc import Callable
 class Job:
     """One piece of work that was submitted."""
 
-    __slots__ = ("ended", "given_up", "started", "work")
+    __slots__ = ("ended", "given_up", "refuse", "started", "work")
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], None], refuse: Callable[[], None]) -> None:
         self.work = work
+        self.refuse = refuse
         self.started = False
         self.ended = False
         self.given_up = False
@@ -31,6 +35,7 @@ class HandlerThreads:
     def __init__(self, size: int) -> None:
         self._size = size
         self._jobs: deque[Job] = deque()
+        self._refused: deque[Job] = deque()  # taken from the jobs, their callers not notified yet
         self._lock = threading.Lock()
         self._available = threading.Condition(self._lock)
         self._threads = 0  # alive and counted
@@ -45,17 +50,13 @@ class HandlerThreads:
         """Threads given up whose handler has not returned."""
         return self._stuck
 
-    def submit(self, work: Callable[[], None]) -> Job:
-        """Run `work`, which must not raise, in a thread. RuntimeError when the system has no thread left for it."""
-        job = Job(work)
+    def submit(self, work: Callable[[], None], refuse: Callable[[], None]) -> Job:
+        """Run `work` in a thread, or call `refuse` in any thread when the system has none for it. Neither may raise."""
+        job = Job(work, refuse)
         with self._lock:
             self._jobs.append(job)
-            try:
-                self._wake_one()
-            except RuntimeError:
-                if not self._threads:
-                    self._jobs.remove(job)
-                    raise
+            self._wake_one()
+        self._notify_refused()
         return job
 
     def give_up(self, job: Job) -> None:
@@ -69,6 +70,11 @@ class HandlerThreads:
                 self._threads -= 1
                 if self._jobs:
                     self._wake_one()
+        self._notify_refused()
+
+    def can_start(self) -> bool:
+        """Whether the system has a thread to give, found out by starting one."""
+        return _started(threading.Thread(target=_nothing, name="handler-trial", daemon=True))
 
     def close(self) -> None:
         """Let idle threads end, and the others after their job. Waits for none: they may be stuck."""
@@ -78,7 +84,7 @@ class HandlerThreads:
             self._available.notify_all()
 
     def _wake_one(self) -> None:
-        """See to it that somebody looks at the queue soon. One at a time: who wakes up wakes the next if need be."""
+        """See to it that somebody takes from the queue soon. One at a time: who wakes up wakes the next if need be."""
         if self._waking:
             return
         if self._idle:
@@ -86,9 +92,22 @@ class HandlerThreads:
             self._available.notify()
         elif self._threads < self._size:
             self._started += 1
-            threading.Thread(target=self._work, name=f"handler-{self._started}", daemon=True).start()
-            self._waking = True
-            self._threads += 1
+            if _started(threading.Thread(target=self._work, name=f"handler-{self._started}", daemon=True)):
+                self._waking = True
+                self._threads += 1
+            else:
+                self._refused.extend(self._jobs)
+                self._jobs.clear()
+
+    def _notify_refused(self) -> None:
+        """Without the lock, since whoever is notified may submit again."""
+        while self._refused:
+            try:
+                job = self._refused.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            if not job.given_up:
+                job.refuse()
 
     def _end(self, job: Job) -> bool:
         """Whether the thread that ran `job` is to end, because it was replaced meanwhile."""
@@ -109,6 +128,7 @@ class HandlerThreads:
                     job.started = True
                     self._lock.release()
                     try:
+                        self._notify_refused()
                         job.work()
                     finally:
                         self._lock.acquire()
@@ -122,3 +142,14 @@ class HandlerThreads:
                     self._available.wait()
                     self._idle -= 1
                     self._waking = False
+
+
+def _started(thread: threading.Thread) -> bool:
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError):  # the limit of threads, or the memory for a stack
+        return False
+    return True
+
+
+def _nothing() -> None: ...

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, Protocol
 
 from .errors import WorkerError
+from .readable import readable
 
 logger = logging.getLogger("tasker_worker.web")
 
@@ -22,7 +23,7 @@ _REQUEST_SECONDS = 5  # for a client to send its request
 
 
 class Subject(Protocol):
-    """What is told about. Called from the server's threads."""
+    """What the server reports on. Called from the server's threads."""
 
     def is_live(self) -> bool: ...
     def is_ready(self) -> bool: ...
@@ -46,7 +47,9 @@ class WebServer:
         """Binds at once; WorkerError names the address when it is taken."""
 
         class Handler(_Handler):
-            told = subject
+            pass
+
+        Handler.subject = subject
 
         class Server(_Server):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -67,7 +70,7 @@ class WebServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    told: Subject
+    subject: Subject
     timeout = _REQUEST_SECONDS
     server_version = "tasker-worker"
     sys_version = ""
@@ -75,26 +78,35 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/health":
-                healthy = self.told.is_live()
+                healthy = self.subject.is_live()
                 self._answer_json(healthy, {"status": "healthy" if healthy else "unhealthy"})
             case "/health/live":
-                live = self.told.is_live()
+                live = self.subject.is_live()
                 self._answer_json(live, {"live": live})
             case "/health/ready":
-                ready = self.told.is_ready()
+                ready = self.subject.is_ready()
                 self._answer_json(ready, {"ready": ready})
             case "/health/detailed":
-                self._answer_json(self.told.is_live(), self.told.status())
+                self._answer_status()
             case "/metrics":
-                self._answer(HTTPStatus.OK, "text/plain; version=0.0.4; charset=utf-8", self.told.metrics_text())
+                self._answer(HTTPStatus.OK, "text/plain; version=0.0.4; charset=utf-8", self.subject.metrics_text())
             case _:
                 self._answer(HTTPStatus.NOT_FOUND, "application/json", b'{"error": "there is nothing at this path"}')
 
     do_HEAD = do_GET  # noqa: N815
 
+    def _answer_status(self) -> None:
+        try:
+            status = self.subject.status()
+        except (Exception, SystemExit) as error:  # it asks handlers for their versions, which are the user's code
+            fault = {"error": f"the status cannot be read: {type(error).__name__}: {error}"}
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "application/json", json.dumps(fault).encode())
+        else:
+            self._answer_json(self.subject.is_live(), readable(status, hide_secrets=False))
+
     def _answer_json(self, good: bool, value: dict[str, Any]) -> None:
         status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-        self._answer(status, "application/json", json.dumps(value, default=str).encode())
+        self._answer(status, "application/json", json.dumps(value).encode())
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)

@@ -7,15 +7,18 @@ import dataclasses
 import logging
 import os
 import random
+import threading
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ._version import __version__
 from .errors import DatabaseError, WorkerError
-from .exchange import Exchange
+from .exchange import Exchange, Hinter
 from .execution import Executor
 from .gateway import Gateway, Offer, SchemaMissing, SyncGateway, Unavailable
 from .hints import HintReceiver, HintSender
@@ -25,12 +28,14 @@ from .logging import with_fields
 from .metrics import WorkerMetrics, exposition
 from .registry import HandlerRegistry
 from .settings import WorkerSettings, load_settings
+from .sweeping import Sweeper
 from .web import WebServer
 
 logger = logging.getLogger("tasker_worker.worker")
 
 _CONNECT_PAUSE = (0.1, 2.0)  # seconds between tries at the start, first and longest
 _SETTLE_SECONDS = 4.0  # after the grace, to tell the engine how it ended
+_THREAD_SECONDS = 2.0  # for a thread of the worker's own to end: it may be inside a call
 _STUCK_SECONDS = 60.0  # a loop that has not answered for this long, with no handler in its time to blame, is dead
 
 
@@ -70,9 +75,11 @@ class Worker:
         self._state = "new"  # new, starting, running, stopping, stopped
         self._web: WebServer | None = None
         self._gateway: Gateway | None = None
+        self._gateway_for_locked: Gateway | None = None
         self._executor: Executor | None = None
         self._exchange: Exchange | None = None
         self._leases: LeaseKeeper | None = None
+        self._sweeper: Sweeper | None = None
         self._conversation: asyncio.Task[None] | None = None
         self._hint_tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -117,7 +124,11 @@ class Worker:
         try:
             await self._stop_wanted.wait()
         finally:
-            await self.stop()
+            try:
+                await self.stop()
+            except DatabaseError:
+                if self._failure is None:  # else that is why nothing could be settled, and what is to be told
+                    raise
         if self._failure is not None:
             raise WorkerError(f"the worker broke: {self._failure!r}") from self._failure
 
@@ -133,8 +144,8 @@ class Worker:
     async def start(self) -> None:
         """Load handlers, open the port, register with the database, begin to work. Does nothing when started already.
 
-        Raises ConfigurationError for handlers or settings, WorkerError when the port is taken, DatabaseError when the
-        database cannot be reached within `startup_seconds`.
+        Raises ConfigurationError for handlers or settings, WorkerError when the port is taken or the system has no
+        thread left, DatabaseError when the database cannot be reached within `startup_seconds`.
         """
         if self._state in ("starting", "running"):
             logger.warning("the worker is running already; it is not started again")
@@ -155,13 +166,15 @@ class Worker:
             self._gateway = Gateway(settings.database_url, lease_seconds=settings.lease_seconds)
             revision = self.registry.revision
             await self._register(self._gateway)
+            if self._stop_requested:
+                self._state = "running"
+                return  # asked to stop while waiting for the database: `stop` finds nothing to wait for
+            self._begin(self._gateway, revision)
         except BaseException:
+            if self._exchange is not None:
+                self._state = "stopping"  # what has registered signs off
             await self._close()
             raise
-        if self._stop_wanted.is_set():
-            self._state = "running"
-            return  # asked to stop while waiting for the database: `stop` finds nothing to wait for
-        self._begin(self._gateway, revision)
         self._state = "running"
         logger.info(
             "the worker runs",
@@ -182,8 +195,10 @@ class Worker:
         listen_url = settings.listen_database_url or settings.database_url
         sender = HintSender(settings.database_url, lease_seconds=settings.lease_seconds, metrics=self.metrics)
         hinter = sender if settings.notifications else _NoHints()
+        self._gateway_for_locked = Gateway(settings.database_url, lease_seconds=settings.lease_seconds, role="locked")
         exchange = self._exchange = Exchange(
             gateway,
+            self._gateway_for_locked,
             worker=settings.name,
             slots=settings.slots,
             poll_min=settings.poll_min_ms / 1000,
@@ -192,27 +207,14 @@ class Worker:
             hinter=hinter,
         )
         self._executor = Executor(
-            self.registry, slots=settings.slots, metrics=self.metrics, on_finished=exchange.finished
+            self.registry,
+            slots=settings.slots,
+            metrics=self.metrics,
+            on_finished=exchange.finished,
+            on_threads_back=exchange.hint,
         )
         exchange.attach(self._executor)
-
-        def on_repairs() -> None:
-            exchange.hint()
-            hinter.ready()
-            hinter.finished()
-
-        self._leases = LeaseKeeper(
-            SyncGateway(settings.database_url, lease_seconds=settings.lease_seconds),
-            offer=self._offer,
-            offered_revision=revision,
-            offer_revision=lambda: self.registry.revision,
-            exchange=exchange,
-            watch=self._executor.watch,
-            loop=loop,
-            on_repairs=on_repairs,
-            metrics=self.metrics,
-        )
-        self._leases.start()
+        self._begin_threads(exchange, self._executor, hinter, revision)
         self._conversation = loop.create_task(exchange.run(), name="exchange")
         self._conversation.add_done_callback(self._on_conversation_end)
         if settings.notifications:
@@ -221,6 +223,43 @@ class Worker:
             )
             for name, work in (("hints-out", sender.run()), ("hints-in", receiver.run())):
                 self._hint_tasks.append(self._spawn_hints(name, work))
+
+    def _begin_threads(self, exchange: Exchange, executor: Executor, hinter: Hinter, revision: int) -> None:
+        settings = self.settings
+        loop = asyncio.get_running_loop()
+
+        def after_repairs() -> None:
+            exchange.hint()
+            hinter.ready()
+            hinter.finished()
+
+        def on_repairs() -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(after_repairs)
+
+        self._sweeper = Sweeper(
+            SyncGateway(settings.database_url, lease_seconds=settings.lease_seconds, role="sweeps"),
+            worker=settings.name,
+            on_repairs=on_repairs,
+            metrics=self.metrics,
+        )
+        self._leases = LeaseKeeper(
+            SyncGateway(settings.database_url, lease_seconds=settings.lease_seconds, role="leases"),
+            offer=self._offer,
+            offered_revision=revision,
+            offer_revision=lambda: self.registry.revision,
+            held=exchange.held,
+            settle=self._sweeper.settle,
+            on_draining=exchange.set_draining,
+            watch=executor.watch,
+            loop=loop,
+            metrics=self.metrics,
+        )
+        try:
+            self._leases.start()
+            self._sweeper.start()
+        except (RuntimeError, MemoryError) as error:
+            raise WorkerError(f"the system has no thread for the worker's leases: {error}") from error
 
     def _spawn_hints(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         def report(task: asyncio.Task[None]) -> None:
@@ -257,7 +296,7 @@ class Worker:
                 self._exchange.stop(give_up_at)
                 done, _ = await asyncio.wait([self._conversation], timeout=grace)
                 if not done:
-                    running = [attempt for attempt in self._exchange.held.values() if attempt.outcome is None]
+                    running = [attempt for attempt in self._exchange.held.attempts() if attempt.outcome is None]
                     logger.warning(
                         "steps that did not end in time are given back", extra=with_fields(count=len(running))
                     )
@@ -272,30 +311,38 @@ class Worker:
         logger.info("stopped")
 
     async def _close(self) -> None:
-        if self._leases is not None:
-            await asyncio.to_thread(self._leases.stop, 2.0)
-        for task in (*self._hint_tasks, self._conversation):
-            if task is not None and not task.done():
-                task.cancel()
+        """Leave, whatever state things are in, within seconds: nothing here waits for what handlers may have taken."""
+        threads = [part for part in (self._leases, self._sweeper) if part is not None]
         await asyncio.gather(
-            *(task for task in (*self._hint_tasks, self._conversation) if task is not None), return_exceptions=True
+            *(_in_own_thread(partial(part.stop, _THREAD_SECONDS), _THREAD_SECONDS) for part in threads)
         )
+        tasks = [task for task in (*self._hint_tasks, self._conversation) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
         if self._executor is not None:
             await self._executor.close()
         if self._gateway is not None:
             if self._state == "stopping":
-                try:
-                    async with asyncio.timeout(_SETTLE_SECONDS):
-                        released = await self._gateway.deregister(self.settings.name)
-                        if released:
-                            logger.warning("claims were given back unrun", extra=with_fields(count=released))
-                except (DatabaseError, TimeoutError) as error:
-                    logger.warning("the worker could not sign off", extra=with_fields(reason=str(error)))
+                await self._sign_off(self._gateway)
             await self._gateway.close()
+        if self._gateway_for_locked is not None:
+            await self._gateway_for_locked.close()
         if self._web is not None:
-            await asyncio.to_thread(self._web.close)
+            await _in_own_thread(self._web.close, _THREAD_SECONDS)
             self._web = None
         self._state = "stopped"
+
+    async def _sign_off(self, gateway: Gateway) -> None:
+        try:
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                released = await gateway.deregister(self.settings.name)
+        except (DatabaseError, TimeoutError) as error:
+            logger.warning("the worker could not sign off", extra=with_fields(reason=str(error)))
+        else:
+            if released:
+                logger.warning("claims were given back unrun", extra=with_fields(count=released))
 
     async def _register(self, gateway: Gateway) -> None:
         """Register, waiting for a database that cannot be reached or has no schema yet."""
@@ -343,6 +390,7 @@ class Worker:
             version=__version__,
             callables=self.registry.callables(),
             lease_seconds=settings.lease_seconds,
+            template_hash=settings.template_hash,
         )
 
     # what others may know, from any thread
@@ -357,20 +405,20 @@ class Worker:
         if leases.loop_lag < _STUCK_SECONDS:
             return True
         attempt = executor.watch.stepping
-        return attempt is not None and time.monotonic() - attempt.started <= attempt.claim.timeout_ms / 1000
+        return attempt is not None and time.monotonic() - attempt.since <= attempt.claim.timeout_ms / 1000
 
     def is_ready(self) -> bool:
-        """Registered, not stopping, and the last call of the database was answered."""
-        exchange, leases = self._exchange, self._leases
-        if self._state != "running" or exchange is None or leases is None:
+        """Registered, not stopping, with threads to run handlers in, and the last call of the database was answered."""
+        exchange, executor, leases = self._exchange, self._executor, self._leases
+        if self._state != "running" or exchange is None or executor is None or leases is None:
             return False
-        return exchange.connected and time.monotonic() < leases.valid_until
+        return exchange.connected and not executor.out_of_threads and time.monotonic() < leases.valid_until
 
     def status(self) -> dict[str, Any]:
         """All that a person may want to know of a worker, as JSON."""
         now = time.monotonic()
         exchange, executor, leases = self._exchange, self._executor, self._leases
-        running = [attempt for attempt in tuple(exchange.held.values()) if attempt.outcome is None] if exchange else []
+        running = [attempt for attempt in exchange.held.attempts() if attempt.outcome is None] if exchange else []
         return {
             "running": self._state in ("running", "stopping"),
             "state": self._state,
@@ -389,7 +437,7 @@ class Worker:
                     "task_uuid": attempt.claim.task_uuid,
                     "step": attempt.claim.step_name,
                     "attempt": attempt.claim.attempt,
-                    "seconds": round(now - attempt.started, 3),
+                    "seconds": round(now - attempt.since, 3),
                     "cancelled": attempt.context.cancelled,
                     "heartbeat": attempt.detail,
                 }
@@ -397,6 +445,7 @@ class Worker:
             ],
             "outcomes_waiting": exchange.outcomes_waiting if exchange else 0,
             "threads_stuck": executor.stuck_threads if executor else 0,
+            "out_of_threads": executor.out_of_threads if executor else False,
             "loop_lag_seconds": round(leases.loop_lag, 3) if leases else 0.0,
             "lease_seconds_left": round(leases.valid_until - now, 3) if leases else None,
             "steps_succeeded": self.metrics.succeeded,
@@ -427,3 +476,28 @@ class Worker:
             "ready": self.is_ready(),
             "draining": exchange.draining if exchange else 0,
         }
+
+
+async def _in_own_thread(work: Callable[[], None], seconds: float) -> None:
+    """Do something that blocks, waiting for it no longer than `seconds`.
+
+    In a thread of its own, for the loop's pool may be full of what handlers do there.
+    """
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            with suppress(RuntimeError):  # the loop was not waited for, and is closed
+                loop.call_soon_threadsafe(done.set)
+
+    try:
+        threading.Thread(target=run, name="stopping", daemon=True).start()
+    except (RuntimeError, MemoryError):  # no thread is left: then here
+        work()
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await done.wait()

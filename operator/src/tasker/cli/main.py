@@ -8,6 +8,7 @@ import sys
 import click
 
 from tasker.cli.commands import CommandGroup
+from tasker.cli.system import system
 from tasker.errors import TaskerError
 from tasker.factory import migrate as run_migrations
 from tasker.settings import DatabaseSettings
@@ -19,6 +20,9 @@ def tasker() -> None:
     """Workflows on Kubernetes: templates, tasks and the workers that run them."""
 
 
+tasker.add_command(system)
+
+
 @tasker.command()
 def version() -> None:
     """Print the version."""
@@ -28,7 +32,8 @@ def version() -> None:
 @tasker.command()
 def migrate() -> None:
     """Bring the database of DATABASE_URL to this release's schema. Safe to run at any time and more than once."""
-    applied = asyncio.run(run_migrations(DatabaseSettings.from_environment().url))
+    settings = DatabaseSettings.from_environment()
+    applied = asyncio.run(run_migrations(settings.url, settings.migration_limits))
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:

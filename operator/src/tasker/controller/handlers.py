@@ -1,7 +1,8 @@
-"""The doorways from kopf: each takes an event in and names the keys that need work. Nothing else happens here.
+"""The handlers of kopf's events: each passes its event on to the router. Nothing else happens here.
 
 Only event handlers are used, so kopf writes no annotation, no finalizer and no Event of its own. It lists, watches,
-restarts watches that end or fall silent, and hands over every object it sees.
+restarts watches that end or fall silent, and passes on every object it gets. Every handler is a coroutine: plain
+functions kopf runs in threads, and nothing that they reach is made for threads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import kopf
 
-from tasker.controller.intake import Intake
+from tasker.controller.event_router import EventRouter
 from tasker.controller.kube.access import log_in_kopf
 from tasker.controller.kube.client import CONFIG_MAP, DEPLOYMENT, NAMESPACE, POD, TASK, TASK_TEMPLATE, WORKER_POOL
 from tasker.controller.pools.manifests import OWNED_SELECTOR
@@ -53,47 +54,47 @@ class RequestBackoffs:
             yield random.uniform(8, 16)  # noqa: S311 - only so that many operators do not come back at once
 
 
-def make_registry(intake: Intake, *, cluster_wide: bool) -> kopf.OperatorRegistry:
+def make_registry(router: EventRouter, *, cluster_wide: bool) -> kopf.OperatorRegistry:
     """The handlers, on a registry of their own."""
     registry = kopf.OperatorRegistry()
 
     kopf.on.login(registry=registry)(log_in_kopf)
 
     @kopf.on.event(TASK_TEMPLATE.group, TASK_TEMPLATE.version, TASK_TEMPLATE.plural, registry=registry)
-    def template_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.template(event["object"], event["type"])
+    async def template_event(event: Mapping[str, Any], **_: Any) -> None:
+        router.template(event["object"], event["type"])
 
     @kopf.on.event(TASK.group, TASK.version, TASK.plural, registry=registry)
-    def task_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.task(event["object"], event["type"])
+    async def task_event(event: Mapping[str, Any], **_: Any) -> None:
+        router.task(event["object"], event["type"])
 
     @kopf.on.event(WORKER_POOL.group, WORKER_POOL.version, WORKER_POOL.plural, registry=registry)
-    def pool_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.pool(event["object"], event["type"])
+    async def pool_event(event: Mapping[str, Any], **_: Any) -> None:
+        router.pool(event["object"], event["type"])
 
     @kopf.on.event(DEPLOYMENT.group, DEPLOYMENT.version, DEPLOYMENT.plural, registry=registry)
-    def deployment_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.deployment(event["object"], event["type"])
+    async def deployment_event(event: Mapping[str, Any], **_: Any) -> None:
+        router.deployment(event["object"], event["type"])
 
     @kopf.on.event(POD.version, POD.plural, registry=registry)
-    def pod_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.pod(event["object"], event["type"])
+    async def pod_event(event: Mapping[str, Any], **_: Any) -> None:
+        router.pod(event["object"], event["type"])
 
     @kopf.on.event(CONFIG_MAP.version, CONFIG_MAP.plural, registry=registry)
-    def config_map_event(event: Mapping[str, Any], **_: Any) -> None:
-        intake.config_map(event["object"], event["type"])
+    async def config_map_event(event: Mapping[str, Any], **_: Any) -> None:
+        router.config_map(event["object"], event["type"])
 
     if cluster_wide:
 
         @kopf.on.event(NAMESPACE.version, NAMESPACE.plural, registry=registry)
-        def namespace_event(event: Mapping[str, Any], **_: Any) -> None:
-            intake.namespace(event["object"], event["type"])
+        async def namespace_event(event: Mapping[str, Any], **_: Any) -> None:
+            router.namespace(event["object"], event["type"])
 
     return registry
 
 
 class WatchRestartCounter(logging.Handler):
-    """Counts kopf's restarts of silent watches. kopf tells of them in its debug log only, so they are read there."""
+    """Counts kopf's restarts of silent watches. kopf reports them in its debug log only, so they are read there."""
 
     LOGGER = "kopf._cogs.clients.watching"
 

@@ -34,7 +34,8 @@ class Actions:
     async def cancel_by_origin(self, origin_uid: str, *, actor: str, reason: str) -> bool:
         """Cancels the run that a resource asked for. False when there is none, or it had ended."""
         task_id = await self._database.fetch_value(
-            load_queries("tasks")["task_id_by_origin"], {"origin_uid": origin_uid}
+            load_queries("tasks")["task_id_by_origin"],
+            {"origin_uid": origin_uid, "installation": self._database.installation},
         )
         if task_id is None:
             return False
@@ -42,7 +43,10 @@ class Actions:
 
     async def cancel_namespace(self, namespace: str, *, actor: str, reason: str) -> int:
         """Cancels all runs of a namespace; returns how many had not ended."""
-        rows = await self._database.fetch(load_queries("tasks")["open_task_ids_of_namespace"], {"namespace": namespace})
+        rows = await self._database.fetch(
+            load_queries("tasks")["open_task_ids_of_namespace"],
+            {"namespace": namespace, "installation": self._database.installation},
+        )
         cancelled = 0
         for row in rows:
             cancelled += await self._act("cancel_task", row["task_id"], actor=actor, reason=reason)

@@ -49,4 +49,5 @@ class ChangeLog:
     def listen(self) -> AsyncIterator[str]:
         """Yields a channel's name for each hint of ready steps or finished runs; connects again when it must."""
         settings = self._database.settings
-        return notifications.listen(settings.listen_url or settings.url, [notifications.READY, notifications.FINISHED])
+        channels = [notifications.READY, notifications.FINISHED]
+        return notifications.listen(settings.listen_url or settings.url, channels, settings.limits)

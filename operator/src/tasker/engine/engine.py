@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tasker.engine.actions import Actions
 from tasker.engine.changes import ChangeLog
+from tasker.engine.installation import Installation
 from tasker.engine.pool import Database
 from tasker.engine.tasks import Tasks
 from tasker.engine.templates import Templates
@@ -24,3 +25,10 @@ class Engine:
         self.actions = Actions(database)
         self.workers = Workers(database)
         self.changes = ChangeLog(database)
+        self.installation = Installation(database)
+        self._database = database
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the newest call found no database to work with; None when it found one."""
+        return self._database.obstacle

@@ -12,9 +12,10 @@ from importlib.resources import files
 
 from psycopg import AsyncConnection
 
-from tasker.engine.pool import connect, retried, translated_errors
+from tasker.engine.pool import connect, execute, retried, translated_errors
 from tasker.engine.queries import load_queries
 from tasker.errors import ConfigurationError, SchemaMismatch
+from tasker.settings import DEFAULT_LIMITS, MIGRATION_LIMITS, ConnectionLimits
 
 FUNCTIONS = "functions"
 """The name under which the bundle of all functions is noted."""
@@ -52,27 +53,27 @@ def functions() -> Migration:
     return Migration(name=FUNCTIONS, text="\n".join(part.text for part in _read("functions")))
 
 
-async def migrate(url: str) -> list[str]:
+async def migrate(url: str, limits: ConnectionLimits = MIGRATION_LIMITS) -> list[str]:
     """Applies what is missing and returns the names.
 
     Raises `SchemaMismatch` when an applied file was changed since, `ConfigurationError` when the database is none that
     can be used.
     """
     queries = load_queries("migrations")
-    async with connect(url, "tasker-migrate") as connection:
+    async with connect(url, "tasker-migrate", limits) as connection:
         _require_unicode(connection)
         with translated_errors():
-            await connection.execute(queries["lock_migrations"])
+            await execute(connection, queries["lock_migrations"], limits=limits)
             try:
-                return await _apply_missing(connection)
+                return await _apply_missing(connection, limits)
             finally:
                 if not connection.broken:
-                    await connection.execute(queries["unlock_migrations"])
+                    await execute(connection, queries["unlock_migrations"], limits=limits)
 
 
-async def _apply_missing(connection: AsyncConnection) -> list[str]:
+async def _apply_missing(connection: AsyncConnection, limits: ConnectionLimits) -> list[str]:
     queries = load_queries("migrations")
-    applied = await _applied(connection)
+    applied = await _applied(connection, limits)
     done: list[str] = []
     for migration in [*migrations(), functions()]:
         known = applied.get(migration.name)
@@ -83,38 +84,41 @@ async def _apply_missing(connection: AsyncConnection) -> list[str]:
 
         async def apply(migration: Migration = migration) -> None:
             async with connection.transaction():
-                await connection.execute("set local lock_timeout = '5s'")
-                await connection.execute(migration.text.encode())
-                await connection.execute(
-                    queries["record_migration"], {"name": migration.name, "checksum": migration.checksum}
+                await execute(connection, "set local lock_timeout = '5s'", limits=limits)
+                await execute(connection, migration.text.encode(), limits=limits)
+                await execute(
+                    connection,
+                    queries["record_migration"],
+                    {"name": migration.name, "checksum": migration.checksum},
+                    limits=limits,
                 )
 
         await retried(apply)
         done.append(migration.name)
 
     async def ensure_partitions() -> None:
-        await connection.execute(queries["ensure_partitions"])
+        await execute(connection, queries["ensure_partitions"], limits=limits)
 
     await retried(ensure_partitions)
     return done
 
 
-async def _applied(connection: AsyncConnection) -> dict[str, str]:
+async def _applied(connection: AsyncConnection, limits: ConnectionLimits) -> dict[str, str]:
     queries = load_queries("migrations")
-    present = await (await connection.execute(queries["has_migrations_table"])).fetchone()
+    present = await (await execute(connection, queries["has_migrations_table"], limits=limits)).fetchone()
     if present is None or not present[0]:
         return {}
-    rows = await (await connection.execute(queries["applied_migrations"])).fetchall()
+    rows = await (await execute(connection, queries["applied_migrations"], limits=limits)).fetchall()
     return dict(rows)
 
 
-async def check_schema(url: str) -> None:
+async def check_schema(url: str, limits: ConnectionLimits = DEFAULT_LIMITS) -> None:
     """Raises `SchemaMismatch` unless all migrations of this release are applied. A newer schema is fine: migrations are
     written so that the release before still runs. Raises `ConfigurationError` when the database cannot be used."""
-    async with connect(url, "tasker-check") as connection:
+    async with connect(url, "tasker-check", limits) as connection:
         _require_unicode(connection)
         with translated_errors():
-            applied = await _applied(connection)
+            applied = await _applied(connection, limits)
     missing = [migration.name for migration in migrations() if migration.name not in applied]
     if missing or FUNCTIONS not in applied:
         raise SchemaMismatch(f"the database schema is behind: missing {', '.join(missing or [FUNCTIONS])}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
-from psycopg import sql
+from psycopg import AsyncConnection, sql
 
-from tasker.engine.pool import connect, translated_errors
+from tasker.engine.pool import connect, execute, translated_errors
 from tasker.errors import StoreError
+from tasker.settings import ConnectionLimits
 
 READY = "tasker_ready"
 """Steps became ready that nobody took in hand yet."""
@@ -19,16 +21,33 @@ FINISHED = "tasker_finished"
 logger = logging.getLogger(__name__)
 
 
-async def listen(url: str, channels: Sequence[str], *, retry_seconds: float = 1.0) -> AsyncIterator[str]:
-    """Yields the name of a channel for each notification, for ever; connects again after `retry_seconds`."""
+async def listen(
+    url: str,
+    channels: Sequence[str],
+    limits: ConnectionLimits,
+    *,
+    retry_seconds: float = 1.0,
+    silence_seconds: float = 5.0,
+) -> AsyncIterator[str]:
+    """Yields the name of a channel for each notification, for ever; connects again after `retry_seconds`.
+
+    Every `silence_seconds` the server is asked something, since a server that is gone is as silent as one with no news.
+    """
+    asking = replace(limits, statement_timeout_seconds=min(silence_seconds, limits.statement_timeout_seconds))
     while True:
         try:
-            async with connect(url, "tasker-listen") as connection:
+            async with connect(url, "tasker-listen", limits) as connection:
                 with translated_errors():
                     for channel in channels:
-                        await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
-                    async for notification in connection.notifies():
-                        yield notification.channel
+                        await execute(connection, _listen_to(connection, channel), limits=asking)
+                    while True:
+                        async for notification in connection.notifies(timeout=silence_seconds):
+                            yield notification.channel
+                        await execute(connection, "select", limits=asking)
         except StoreError as error:
             logger.warning("listening for notifications was interrupted: %s", error)
         await asyncio.sleep(retry_seconds)
+
+
+def _listen_to(connection: AsyncConnection, channel: str) -> bytes:
+    return sql.SQL("listen {}").format(sql.Identifier(channel)).as_bytes(connection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -15,9 +16,13 @@ from tasker.engine.workers import hint_ready
 from tasker.errors import StoreError, TaskNotFound
 from tasker.model.task import OpenOrigin, StepCounts, StepFailure, SubmittedTask, TaskRequest, TaskSummary
 from tasker.model.transitions import TaskState
+from tasker.model.workers import NO_WORKER_SECONDS, UnofferedCallable
 
 LEAF_RESULTS_BYTES = 8192
 """Results of leaf steps are shown in a summary up to this many bytes together."""
+
+WAITING_AT_ONCE = 10_000
+"""As many runs as an operator is made for: more of them need no more telling."""
 
 SUMMARIES_A_QUERY = 200
 """Bounds the size of one answer; a summary is a few kilobytes at most."""
@@ -66,9 +71,23 @@ class Tasks:
         )
         return int(count)
 
+    async def origins_waiting_for_worker(self) -> frozenset[str]:
+        """Resources whose runs have a ready step that no live worker offers to run, and has not for a minute.
+
+        Nothing moves in a run that waits so: whoever shows runs has to ask. At most `WAITING_AT_ONCE`, oldest first.
+        """
+        rows = await self._database.fetch(
+            load_queries("tasks")["origins_waiting_for_worker"],
+            {"seconds": NO_WORKER_SECONDS, "limit": WAITING_AT_ONCE},
+        )
+        return frozenset(row["origin_uid"] for row in rows)
+
     async def open_origins(self, namespace: str | None = None) -> list[OpenOrigin]:
         """Resources whose runs have not ended, of one namespace or of all."""
-        rows = await self._database.fetch(load_queries("tasks")["open_origins"], {"namespace": namespace})
+        rows = await self._database.fetch(
+            load_queries("tasks")["open_origins"],
+            {"namespace": namespace, "installation": self._database.installation},
+        )
         return [
             OpenOrigin(
                 namespace=row["namespace"],
@@ -88,6 +107,7 @@ class Tasks:
                 "origin_uids": list(origin_uids),
                 "task_uuids": list(task_uuids),
                 "leaf_results_limit": LEAF_RESULTS_BYTES,
+                "no_worker_seconds": NO_WORKER_SECONDS,
             },
         )
         return [_summary(row) for row in rows]
@@ -124,4 +144,13 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
         leaf_results=row["leaf_results"],
         leaf_results_truncated=state is TaskState.COMPLETE and row["leaf_results"] is None,
         error=row["error"],
+        waiting_for_worker=tuple(
+            UnofferedCallable(
+                namespace=row["namespace"],
+                callable=each["callable"],
+                steps=each["steps"],
+                since=datetime.fromisoformat(each["since"]),
+            )
+            for each in row["waiting_for_worker"]
+        ),
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
-from tasker.model.workers import PoolDemand, WorkerInfo
+from tasker.model.workers import NO_WORKER_SECONDS, PoolDemand, UnofferedCallable, WorkerInfo
 
 
 class Workers:
@@ -15,15 +15,33 @@ class Workers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def demand(self, pools: Sequence[tuple[str, str]]) -> list[PoolDemand]:
-        """One row for each (namespace, pool) given, in one query."""
+    async def demand(
+        self, pools: Sequence[tuple[str, str]], template_hashes: Mapping[tuple[str, str], str] | None = None
+    ) -> list[PoolDemand]:
+        """One row for each (namespace, pool) given, in one query.
+
+        `template_hashes` names the pod template that a pool's next worker is made from. Until one of it has registered,
+        its workers may offer anything; of a pool that is not named, the worker that registered last tells.
+        """
         if not pools:
             return []
+        hashes = template_hashes or {}
         rows = await self._database.fetch(
             load_queries("workers")["demand"],
-            {"namespaces": [namespace for namespace, _ in pools], "pools": [pool for _, pool in pools]},
+            {
+                "namespaces": [namespace for namespace, _ in pools],
+                "pools": [pool for _, pool in pools],
+                "template_hashes": [hashes.get(pool) for pool in pools],
+            },
         )
         return [PoolDemand(**row) for row in rows]
+
+    async def unoffered_callables(self) -> list[UnofferedCallable]:
+        """Callables for which steps have waited `NO_WORKER_SECONDS` and which no live worker offers, oldest first."""
+        rows = await self._database.fetch(
+            load_queries("workers")["unoffered_callables"], {"seconds": NO_WORKER_SECONDS}
+        )
+        return [UnofferedCallable(**row) for row in rows]
 
     async def read(self, namespace: str) -> list[WorkerInfo]:
         """The registered workers of a namespace, by name."""
@@ -52,11 +70,22 @@ class Workers:
             await self.hint_ready()
         return undrained
 
-    async def expire(self, namespace: str, names: Sequence[str], *, actor: str, reason: str) -> int:
-        """Ends workers that are gone; returns how many steps they held."""
+    async def expire(
+        self,
+        namespace: str,
+        names: Sequence[str],
+        *,
+        actor: str,
+        reason: str,
+        error_type: str = "worker_crash_loop",
+    ) -> int:
+        """Ends workers that are gone; returns how many steps they held.
+
+        `error_type` is what the failed attempts are called; the default is for workers that ended by themselves.
+        """
         expired = await self._database.fetch_value(
             load_queries("workers")["expire_workers"],
-            {"namespace": namespace, "names": list(names), "actor": actor, "reason": reason},
+            {"namespace": namespace, "names": list(names), "actor": actor, "reason": reason, "error_type": error_type},
         )
         return int(expired or 0)
 

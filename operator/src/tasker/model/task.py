@@ -11,6 +11,7 @@ from uuid import UUID
 from tasker.errors import InvalidTask
 from tasker.model import limits
 from tasker.model.transitions import FINAL_TASK_STATES, TaskState
+from tasker.model.workers import UnofferedCallable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,8 @@ class TaskSummary:
     leaf_results: dict[str, Any] | None
     leaf_results_truncated: bool
     error: dict[str, Any] | None
+    waiting_for_worker: tuple[UnofferedCallable, ...] = ()
+    """Callables that its ready steps wait for and no live worker offers, oldest first, at most 20."""
 
     @property
     def finished(self) -> bool:

@@ -27,6 +27,12 @@ STEP_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 TimeoutSeconds = Annotated[int, Field(ge=1, le=604_800)]
 """Up to a week."""
 
+TtlSeconds = Annotated[int, Field(ge=0, le=2_147_483_647)]
+"""How long a finished Task resource is kept."""
+
+VersionText = Annotated[str, Field(min_length=1, max_length=64)]
+"""A semantic version; that it is one is checked with the whole template."""
+
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -93,10 +99,10 @@ class StepSpec(_Spec):
 class TemplateSpec(_Spec):
     """A checked template: names are unique, what steps depend on exists, there is no cycle."""
 
-    version: str = "1.0.0"
-    description: str = ""
+    version: VersionText = "1.0.0"
+    description: Annotated[str, Field(max_length=4096)] = ""
     steps: tuple[StepSpec, ...] = Field(min_length=1, max_length=limits.STEPS_PER_TASK, strict=False)
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    ttl_seconds_after_finished: TtlSeconds | None = None
 
     @cached_property
     def revision(self) -> str:

@@ -42,7 +42,7 @@ def first_fault(error: ValidationError, root: str) -> tuple[str, str]:
             return path, "must not be empty"
         case "too_long":
             return path, f"has more than {limits['max_length']} items"
-        case "enum":
+        case "enum" | "literal_error":
             return path, f"must be one of {limits['expected']}"
         case wrong if wrong in _WRONG_TYPE:
             return path, _WRONG_TYPE[wrong]

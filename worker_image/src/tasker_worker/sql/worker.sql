@@ -2,7 +2,7 @@
 
 -- name: register_worker
 -- Makes the worker known with what it offers; repeated when that changes or when the database has forgotten it.
-select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double precision)
+select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double precision, %s)
 
 -- name: expire_predecessor
 -- Gives up what an earlier process of this name has left.
@@ -31,8 +31,9 @@ from tasker.settle_steps(%s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]:
 select tasker.deregister_worker(%s)
 
 -- name: renew_worker
--- Keeps the worker's leases alive and tells which of the given ones are gone.
-select known, draining, lost_fences from tasker.renew_worker(%s, %s::bigint[], %s::bigint[])
+-- Keeps the worker's leases alive, tells which of the given ones are gone and which others there are.
+select known, draining, lost_fences, unknown_step_ids, unknown_fences, renewed_at
+from tasker.renew_worker(%s, %s::bigint[], %s::bigint[], %s::timestamptz)
 
 -- name: sweep
 -- One pass of repairs; no rows when another worker is at it.
@@ -43,5 +44,6 @@ select repair, repaired from tasker.sweep(%s::int)
 listen tasker_ready
 
 -- name: notify
--- Tells other sessions on a channel that there is something to look at. A hint need not wait for the disk.
-select set_config('synchronous_commit', 'off', true), pg_notify(%s, '')
+-- Tells other sessions on a channel that there is something to look at. A hint need not wait for the disk, nor for long
+-- for others that notify.
+select set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '2s', true), pg_notify(%s, '')

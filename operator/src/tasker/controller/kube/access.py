@@ -41,6 +41,22 @@ async def client_configuration(
     return configuration
 
 
+async def renew_credentials(
+    configuration: kubernetes_client.Configuration,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    service_account: Path = SERVICE_ACCOUNT,
+) -> None:
+    """Puts the token as it is now into a configuration of `client_configuration`, for when the old one is refused.
+
+    In a pod the client reads the file anew every minute by itself, which is too late for a token that was withdrawn; a
+    KUBECONFIG is read, and the program that it may name is run, only here. Raises `ConfigurationError`.
+    """
+    newest = await client_configuration(environment, service_account=service_account)
+    configuration.api_key = newest.api_key
+    configuration.refresh_api_key_hook = newest.refresh_api_key_hook
+
+
 def log_in_kopf(**arguments: Any) -> kopf.ConnectionInfo | None:
     """A login handler for kopf, which asks again when the API server refuses the token."""
     if os.environ.get("KUBECONFIG"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-Truth = Literal["True", "False", "Unknown"]
+from tasker.controller.kube.resources.base import RecordedCondition, Truth
 
 MESSAGE_LIMIT = 1024
 """Characters of a condition's message; longer ones are cut, so that a status stays small."""
@@ -21,6 +21,11 @@ class Condition:
     status: Truth
     reason: str
     message: str
+
+
+def utc_now() -> datetime:
+    """The wall clock; statuses and times to live go by it."""
+    return datetime.now(UTC)
 
 
 def timestamp(moment: datetime) -> str:
@@ -41,27 +46,27 @@ def shorten(text: str, limit: int) -> str:
 def render(
     conditions: Iterable[Condition],
     *,
-    previous: Sequence[Mapping[str, Any]],
+    previous: Sequence[RecordedCondition],
     generation: int,
     now: datetime,
     message_limit: int = MESSAGE_LIMIT,
 ) -> list[dict[str, Any]]:
     """The conditions as a status holds them; one whose status did not change keeps its transition time."""
-    known = {old.get("type"): old for old in previous}
+    known = {old.type: old for old in previous}
     return [
         _render_one(condition, known.get(condition.type), generation, now, message_limit) for condition in conditions
     ]
 
 
 def _render_one(
-    condition: Condition, old: Mapping[str, Any] | None, generation: int, now: datetime, message_limit: int
+    condition: Condition, old: RecordedCondition | None, generation: int, now: datetime, message_limit: int
 ) -> dict[str, Any]:
-    unchanged = old is not None and old.get("status") == condition.status and old.get("lastTransitionTime")
+    unchanged = old is not None and old.status == condition.status
     return {
         "type": condition.type,
         "status": condition.status,
         "observedGeneration": generation,
-        "lastTransitionTime": old["lastTransitionTime"] if old is not None and unchanged else timestamp(now),
+        "lastTransitionTime": old.last_transition_time if old is not None and unchanged else timestamp(now),
         "reason": condition.reason,
         "message": shorten(condition.message, message_limit),
     }
@@ -74,9 +79,3 @@ def find(status: Mapping[str, Any] | None, condition_type: str) -> Mapping[str, 
             found: Mapping[str, Any] = condition
             return found
     return None
-
-
-def is_true(status: Mapping[str, Any] | None, condition_type: str) -> bool:
-    """Whether the status has the condition and it is True."""
-    condition = find(status, condition_type)
-    return condition is not None and condition.get("status") == "True"

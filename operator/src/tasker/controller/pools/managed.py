@@ -7,53 +7,85 @@ made here is called `default`, is marked by a label, and has the spec that the o
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Set
+from datetime import datetime
 
-from tasker.controller.kube.cache import is_going
-from tasker.controller.kube.client import FIELD_MANAGER, NAMESPACE, WORKER_POOL, Manifest
-from tasker.controller.kube.conditions import parse_timestamp
-from tasker.controller.kube.events import Reason
+from tasker.controller.actor import ACTOR
+from tasker.controller.kube.client import FIELD_MANAGER, NAMESPACE, WORKER_POOL, Cluster, Manifest
+from tasker.controller.kube.conditions import parse_timestamp, utc_now
+from tasker.controller.kube.events import EventRecorder, Reason
 from tasker.controller.kube.keys import ObjectKey, key_of
-from tasker.controller.pools.manifests import MANAGED_BY_LABEL, MANAGED_POOL_LABEL, OPERATOR_NAME
-from tasker.controller.pools.state import PoolStates, is_managed
-from tasker.controller.world import ACTOR, World
+from tasker.controller.kube.resources.base import ObjectMeta
+from tasker.controller.kube.resources.namespace import Namespace
+from tasker.controller.kube.resources.task_template import TaskTemplate
+from tasker.controller.kube.resources.worker_pool import MANAGED_POOL_LABEL, WorkerPool, is_managed
+from tasker.controller.kube.typed_cache import TypedCache
+from tasker.controller.pools.manifests import MANAGED_BY_LABEL, OPERATOR_NAME
+from tasker.controller.pools.state import PoolStates
+from tasker.controller.runtime.queues import KeyQueue
+from tasker.engine.actions import Actions
 
 logger = logging.getLogger(__name__)
 
 POOL_NAME = "default"
 RETIRE_SECONDS = 1.0
-"""How often a managed pool that is to go is looked at, in seconds."""
+"""How often a managed pool that is to go is reconciled, in seconds."""
 
 
 class NamespaceReconciler:
     """Keeps one managed pool where it is needed and none where it is not."""
 
-    def __init__(self, world: World, states: PoolStates) -> None:
-        self._world = world
+    def __init__(
+        self,
+        *,
+        pools: TypedCache[WorkerPool],
+        templates: TypedCache[TaskTemplate],
+        terminating_namespaces: Set[str],
+        states: PoolStates,
+        pool_queue: KeyQueue,
+        engine_actions: Actions,
+        cluster: Cluster,
+        events: EventRecorder,
+        grace_seconds: float,
+        managed_spec: Mapping[str, object],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._pools = pools
+        self._templates = templates
+        self._terminating_namespaces = terminating_namespaces
         self._states = states
+        self._pool_queue = pool_queue
+        self._engine_actions = engine_actions
+        self._cluster = cluster
+        self._events = events
+        self._grace_seconds = grace_seconds
+        self._managed_spec = managed_spec
+        self._now = now
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         namespace = key.name
-        if namespace in self._world.going_namespaces:
+        if namespace in self._terminating_namespaces:
             await self._cancel_runs(namespace)
             return None
-        pools = [pool for pool in self._world.pools.in_namespace(namespace) if not is_going(pool)]
+        # By metadata alone: a pool or a template that cannot be read is there all the same.
+        pools = [pool for pool in self._pools.read_metadata(namespace) if not pool.is_being_deleted]
         managed = [pool for pool in pools if is_managed(pool)]
         for pool in managed:
-            if pool["metadata"]["generation"] > 1 and await self._adopted(pool):
+            if pool.generation > 1 and await self._adopted(pool):
                 managed = []
-        has_templates = any(not is_going(template) for template in self._world.templates.in_namespace(namespace))
+        has_templates = any(not template.is_being_deleted for template in self._templates.read_metadata(namespace))
         if not pools and has_templates:
             return await self._create(namespace)
         if managed and (len(pools) > len(managed) or not has_templates):
             return await self._retire(managed[0], takes_work=has_templates)
         for pool in managed:
-            state = self._states.get(key_of(pool))
+            state = self._states.get(_key(pool))
             if state is not None:
                 state.retiring = False
         return None
 
     async def _cancel_runs(self, namespace: str) -> None:
-        cancelled = await self._world.engine.actions.cancel_namespace(
+        cancelled = await self._engine_actions.cancel_namespace(
             namespace, actor=ACTOR, reason="the namespace was deleted"
         )
         if cancelled:
@@ -61,19 +93,24 @@ class NamespaceReconciler:
 
     async def _create(self, namespace: str) -> float | None:
         """A pool, once the namespace has had templates for a moment: a person's own may be on its way."""
-        oldest = min(
-            parse_timestamp(template["metadata"]["creationTimestamp"])
-            for template in self._world.templates.in_namespace(namespace)
+        now = self._now()
+        created_at = (
+            parse_timestamp(template.creation_timestamp)
+            for template in self._templates.read_metadata(namespace)
+            if template.creation_timestamp is not None
         )
-        grace = self._world.settings.managed_pool_grace_seconds
-        left = grace - (self._world.now() - oldest).total_seconds()
+        left = self._grace_seconds - (now - min(created_at, default=now)).total_seconds()
         if left > 0:
             # A clock ahead of ours must not make this wait for longer than the grace.
-            return min(left, grace)
-        live = await self._world.cluster.get(NAMESPACE, None, namespace)
-        if live is None or is_going(live):
+            return min(left, self._grace_seconds)
+        live = await self._cluster.get(NAMESPACE, None, namespace)
+        if live is None or Namespace.parse(live).is_being_deleted:
             return None
-        created = await self._world.cluster.apply(
+        if await self._cluster.get(WORKER_POOL, namespace, POOL_NAME) is not None:
+            return None  # a person's own, whose event is on its way
+        # A person may write one of that name at this moment. Without force nothing that they wrote is changed; and what
+        # was added to it, where the two do not conflict, is taken back.
+        created = await self._cluster.apply(
             WORKER_POOL,
             {
                 "apiVersion": WORKER_POOL.api_version,
@@ -83,57 +120,68 @@ class NamespaceReconciler:
                     "namespace": namespace,
                     "labels": {MANAGED_POOL_LABEL: "true", MANAGED_BY_LABEL: OPERATOR_NAME},
                 },
-                "spec": dict(self._world.settings.managed_pool_spec),
+                "spec": dict(self._managed_spec),
             },
+            force=False,
         )
-        self._world.pools.put(created)
-        self._world.queues.pools.add(key_of(created))
+        if _others_own_spec(created):
+            await self._release(ObjectMeta.of(created))
+            return None
+        self._pools.put(created)
+        self._pool_queue.add(key_of(created))
         message = "The namespace has templates and had no WorkerPool. Write one of your own to replace this one."
-        self._world.events.record(created, Reason.MANAGED_POOL_CREATED, message, once_per="created")
+        self._events.record(created, Reason.MANAGED_POOL_CREATED, message, once_per="created")
         return None
 
-    async def _adopted(self, pool: Manifest) -> bool:
+    async def _adopted(self, pool: ObjectMeta) -> bool:
         """Whether a person has written the managed pool's own name: then it is theirs, and what was ours is dropped."""
-        metadata = pool["metadata"]
-        live = await self._world.cluster.get(WORKER_POOL, metadata["namespace"], metadata["name"])
-        if live is None or not is_managed(live) or not _others_own_spec(live):
+        live = await self._cluster.get(WORKER_POOL, pool.namespace, pool.name)
+        if live is None or not is_managed(ObjectMeta.of(live)) or not _others_own_spec(live):
             return False
+        await self._release(pool)
+        return True
+
+    async def _release(self, pool: ObjectMeta) -> None:
+        namespace, name = pool.namespace, pool.name
         # Applying nothing gives up every field that is only ours: the labels and the spec of the settings.
-        released = await self._world.cluster.apply(
+        released = await self._cluster.apply(
             WORKER_POOL,
             {
                 "apiVersion": WORKER_POOL.api_version,
                 "kind": WORKER_POOL.kind,
-                "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+                "metadata": {"name": name, "namespace": namespace, "uid": pool.uid},
             },
         )
-        if is_managed(released):
-            released = await self._world.cluster.merge(
+        if is_managed(ObjectMeta.of(released)):
+            released = await self._cluster.merge(
                 WORKER_POOL,
-                metadata["namespace"],
-                metadata["name"],
+                namespace,
+                name,
                 {"metadata": {"labels": {MANAGED_POOL_LABEL: None, MANAGED_BY_LABEL: None}}},
             )
-        self._world.pools.put(released)
-        self._world.queues.pools.add(key_of(released))
-        logger.info("pool %s/%s is a person's from now on", metadata["namespace"], metadata["name"])
-        return True
+        self._pools.put(released)
+        self._pool_queue.add(key_of(released))
+        logger.info("pool %s/%s is a person's from now on", namespace, name)
 
-    async def _retire(self, pool: Manifest, *, takes_work: bool) -> float | None:
-        """Lets the managed pool run dry, then deletes it. `takes_work`: another pool goes on with what is queued."""
-        key = key_of(pool)
+    async def _retire(self, pool: ObjectMeta, *, takes_work: bool) -> float | None:
+        """Drains the managed pool, then deletes it. `takes_work`: another pool takes what is queued."""
+        key = _key(pool)
         state = self._states.get(key)
         if state is None or state.demand is None:
-            return RETIRE_SECONDS  # the scaler has not looked at it yet
+            return RETIRE_SECONDS  # the scaler has not observed it yet
         state.retiring = takes_work or state.demand.queued == 0
         if not state.retiring or state.demand.running > 0 or state.desired:
             return RETIRE_SECONDS
-        metadata = pool["metadata"]
-        await self._world.cluster.delete(WORKER_POOL, metadata["namespace"], metadata["name"], uid=metadata["uid"])
-        self._world.events.record(
-            pool, Reason.MANAGED_POOL_REMOVED, "The managed pool is no longer needed.", once_per="removed"
-        )
+        manifest = self._pools.get(key)
+        await self._cluster.delete(WORKER_POOL, pool.namespace, pool.name, uid=pool.uid)
+        if manifest is not None:
+            message = "The managed pool is no longer needed."
+            self._events.record(manifest, Reason.MANAGED_POOL_REMOVED, message, once_per="removed")
         return None
+
+
+def _key(metadata: ObjectMeta) -> ObjectKey:
+    return ObjectKey(namespace=metadata.namespace, name=metadata.name)
 
 
 def _others_own_spec(pool: Manifest) -> bool:

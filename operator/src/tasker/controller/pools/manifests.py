@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasker.controller.kube.client import FIELD_MANAGER, WORKER_POOL, Manifest
+from tasker.controller.kube.resources.worker_pool import WorkerPool, WorkerPoolSpec
 
 NAME_LABEL = "app.kubernetes.io/name"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 POOL_LABEL = "tasker.dev/pool"
-MANAGED_POOL_LABEL = "tasker.dev/managed"
 HANDLERS_HASH_ANNOTATION = "tasker.dev/handlers-hash"
 DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 
@@ -29,7 +29,9 @@ OWNED_SELECTOR = f"{MANAGED_BY_LABEL}={OPERATOR_NAME},{NAME_LABEL}={WORKER_NAME}
 
 DATABASE_SECRET = "tasker-database"  # noqa: S105 - the Secret's name, not what is in it
 DATABASE_KEY = "DATABASE_URL"
+"""The key of that Secret; of a pool's own Secret the CRD has the default."""
 HEALTH_PORT = 8081
+TEMPLATE_HASH_VARIABLE = "TASKER_POD_TEMPLATE_HASH"
 HANDLERS_PATH = "/etc/tasker/handlers"
 HANDLERS_VOLUME = "tasker-handlers"
 # Handlers get the grace period less this, so that the worker can release what is left before it is killed.
@@ -47,6 +49,12 @@ class PoolIdentity:
     namespace: str
     name: str
     uid: str
+
+    @classmethod
+    def of(cls, pool: WorkerPool) -> PoolIdentity:
+        """The identity of this pool."""
+        metadata = pool.metadata
+        return cls(namespace=metadata.namespace, name=metadata.name, uid=metadata.uid)
 
     @property
     def object_name(self) -> str:
@@ -90,8 +98,27 @@ class ImageDefaults:
 def hash_handlers(config_map: Mapping[str, Any]) -> str:
     """A hash of a ConfigMap's content; a change of it rolls the pods."""
     content = {"data": config_map.get("data") or {}, "binaryData": config_map.get("binaryData") or {}}
+    return _hash(content)[:32]
+
+
+def hash_template(template: Mapping[str, Any]) -> str:
+    """What a pod template is known by in the database, without the variable that says so to the worker.
+
+    Ours and not the Deployment controller's, which is known only once the controller has seen the template.
+    """
+    return _hash(template)[:16]
+
+
+def template_hash(deployment: Mapping[str, Any]) -> str:
+    """The hash that a Deployment made here gives to its workers."""
+    environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    [value] = [variable["value"] for variable in environment if variable["name"] == TEMPLATE_HASH_VARIABLE]
+    return str(value)
+
+
+def _hash(content: Mapping[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def service_account(pool: PoolIdentity) -> Manifest:
@@ -154,7 +181,7 @@ def network_policy(pool: PoolIdentity) -> Manifest:
 
 def deployment(
     pool: PoolIdentity,
-    spec: Mapping[str, Any],
+    spec: WorkerPoolSpec,
     *,
     defaults: ImageDefaults,
     replicas: int | None,
@@ -174,6 +201,8 @@ def deployment(
             "spec": _pod_spec(pool, spec, defaults),
         },
     }
+    template = body["template"]
+    template["spec"]["containers"][0]["env"].append({"name": TEMPLATE_HASH_VARIABLE, "value": hash_template(template)})
     if replicas is not None:
         body["replicas"] = replicas
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": _metadata(pool), "spec": body}
@@ -205,15 +234,12 @@ def _pod_annotations(handlers_hash: str | None) -> dict[str, str]:
     return annotations
 
 
-_COPIED_TO_POD = ("nodeSelector", "tolerations", "affinity", "priorityClassName", "imagePullSecrets")
-
-
-def _pod_spec(pool: PoolIdentity, spec: Mapping[str, Any], defaults: ImageDefaults) -> dict[str, Any]:
+def _pod_spec(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "serviceAccountName": spec.get("serviceAccountName") or pool.object_name,
+        "serviceAccountName": spec.service_account_name or pool.object_name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": _grace_seconds(spec),
+        "terminationGracePeriodSeconds": spec.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": WORKER_UID,
@@ -224,16 +250,23 @@ def _pod_spec(pool: PoolIdentity, spec: Mapping[str, Any], defaults: ImageDefaul
         "containers": [_container(pool, spec, defaults)],
         "volumes": _volumes(spec),
     }
-    body.update({field: spec[field] for field in _COPIED_TO_POD if spec.get(field)})
-    if defaults.pull_secrets and not spec.get("image") and not spec.get("imagePullSecrets"):
-        body["imagePullSecrets"] = [{"name": name} for name in defaults.pull_secrets]
-    return body
+    pull_secrets = [reference.name for reference in spec.image_pull_secrets]
+    if not pull_secrets and spec.image is None:
+        pull_secrets = list(defaults.pull_secrets)
+    optional: dict[str, Any] = {
+        "nodeSelector": spec.node_selector,
+        "tolerations": list(spec.tolerations),
+        "affinity": spec.affinity,
+        "priorityClassName": spec.priority_class_name,
+        "imagePullSecrets": [{"name": name} for name in pull_secrets],
+    }
+    return body | {field: value for field, value in optional.items() if value}
 
 
-def _container(pool: PoolIdentity, spec: Mapping[str, Any], defaults: ImageDefaults) -> dict[str, Any]:
+def _container(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults) -> dict[str, Any]:
     body: dict[str, Any] = {
         "name": "worker",
-        "image": spec.get("image") or defaults.image,
+        "image": spec.image or defaults.image,
         "env": _environment(pool, spec),
         "ports": [{"name": "http", "containerPort": HEALTH_PORT, "protocol": "TCP"}],
         "startupProbe": _probe("/health/live", period_seconds=1, failure_threshold=START_SECONDS),
@@ -246,36 +279,35 @@ def _container(pool: PoolIdentity, spec: Mapping[str, Any], defaults: ImageDefau
             "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": _mounts(spec),
+        # The end of what a worker printed before it failed is in the pod's status then, and in the pool's.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     }
-    if spec.get("handlers"):
-        body["args"] = list(spec["handlers"])
-    pull_policy = spec.get("imagePullPolicy") or (None if spec.get("image") else defaults.pull_policy)
-    if pull_policy:
-        body["imagePullPolicy"] = pull_policy
-    if spec.get("envFrom"):
-        body["envFrom"] = spec["envFrom"]
-    if spec.get("resources"):
-        body["resources"] = spec["resources"]
-    return body
+    optional: dict[str, Any] = {
+        "args": list(spec.handlers),
+        "imagePullPolicy": spec.image_pull_policy or (None if spec.image else defaults.pull_policy),
+        "envFrom": list(spec.env_from),
+        "resources": spec.resources,
+    }
+    return body | {field: value for field, value in optional.items() if value}
 
 
-def _environment(pool: PoolIdentity, spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    reference = ((spec.get("database") or {}).get("secretRef")) or {}
-    secret_key = {"name": reference.get("name", DATABASE_SECRET), "key": reference.get("key", DATABASE_KEY)}
-    grace = max(1, _grace_seconds(spec) - GRACE_MARGIN_SECONDS)
+def _environment(pool: PoolIdentity, spec: WorkerPoolSpec) -> list[dict[str, Any]]:
+    own = spec.database.secret_ref if spec.database is not None else None
+    secret_key = {"name": own.name, "key": own.key} if own else {"name": DATABASE_SECRET, "key": DATABASE_KEY}
+    grace = max(1, spec.termination_grace_period_seconds - GRACE_MARGIN_SECONDS)
     ours: list[dict[str, Any]] = [
         {"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": secret_key}},
         {"name": "PORT", "value": str(HEALTH_PORT)},
         {"name": "TASKER_NAMESPACE", "value": pool.namespace},
         {"name": "TASKER_POOL", "value": pool.name},
         {"name": "TASKER_SHUTDOWN_GRACE_SECONDS", "value": str(grace)},
-        {"name": "TASKER_SLOTS", "value": str(spec.get("slots", 10))},
+        {"name": "TASKER_SLOTS", "value": str(spec.slots)},
         {"name": "TASKER_WORKER_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
     ]
-    if _handlers_config_map(spec):
+    if spec.handlers_config_map is not None:
         ours.append({"name": "TASKER_HANDLERS_PATH", "value": HANDLERS_PATH})
-    taken = {variable["name"] for variable in ours}
-    return ours + [variable for variable in spec.get("env") or () if variable["name"] not in taken]
+    taken = {TEMPLATE_HASH_VARIABLE, *(variable["name"] for variable in ours)}
+    return ours + [variable for variable in spec.env if variable["name"] not in taken]
 
 
 def _probe(path: str, *, period_seconds: int, failure_threshold: int = 3) -> dict[str, Any]:
@@ -287,26 +319,15 @@ def _probe(path: str, *, period_seconds: int, failure_threshold: int = 3) -> dic
     }
 
 
-def _volumes(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _volumes(spec: WorkerPoolSpec) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {}}]
-    config_map = _handlers_config_map(spec)
-    if config_map:
-        volumes.append({"name": HANDLERS_VOLUME, "configMap": {"name": config_map}})
-    return volumes + list(spec.get("volumes") or ())
+    if spec.handlers_config_map is not None:
+        volumes.append({"name": HANDLERS_VOLUME, "configMap": {"name": spec.handlers_config_map}})
+    return [*volumes, *spec.volumes]
 
 
-def _mounts(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _mounts(spec: WorkerPoolSpec) -> list[dict[str, Any]]:
     mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - the container's own
-    if _handlers_config_map(spec):
+    if spec.handlers_config_map is not None:
         mounts.append({"name": HANDLERS_VOLUME, "mountPath": HANDLERS_PATH, "readOnly": True})
-    return mounts + list(spec.get("volumeMounts") or ())
-
-
-def _handlers_config_map(spec: Mapping[str, Any]) -> str | None:
-    reference = (spec.get("handlersFrom") or {}).get("configMapRef") or {}
-    name: str | None = reference.get("name")
-    return name
-
-
-def _grace_seconds(spec: Mapping[str, Any]) -> int:
-    return int(spec.get("terminationGracePeriodSeconds", 300))
+    return [*mounts, *spec.volume_mounts]

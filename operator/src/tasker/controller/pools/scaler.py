@@ -1,10 +1,10 @@
 """How many workers each pool should have, about once a second and at once when work is announced.
 
 One query reads the demand of all pools; `model.scaling.decide` decides; the number goes into the pool's state and the
-pool is reconciled, which writes it. Fewer workers come about in an order that never takes work from anybody: workers
-with empty hands are marked draining in the database, their pods are made the cheapest to delete, and only then is the
-number lowered, by as many as there are such workers. Kubernetes deletes pods that are not ready before it looks at that
-price, so while a busy worker is not ready no ready one is given up: the busy one would go in its place.
+pool is reconciled, which writes it. Fewer workers come about in an order that never takes work from anybody: idle
+workers are marked draining in the database, their pods are made the cheapest to delete, and only then is the number
+lowered, by as many as there are such workers. Kubernetes deletes pods that are not ready before it compares deletion
+costs, so while a busy worker is not ready no ready one is given up: the busy one would go in its place.
 """
 
 from __future__ import annotations
@@ -12,122 +12,163 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from datetime import datetime
 
-from tasker.controller.kube.cache import is_going, is_ready
-from tasker.controller.kube.client import POD, ClusterError, Manifest
-from tasker.controller.kube.events import Reason
-from tasker.controller.kube.keys import ObjectKey, key_of
-from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, POOL_LABEL
-from tasker.controller.pools.state import PoolBounds, PoolState, PoolStates, identity_of
-from tasker.controller.world import World
+from tasker.controller.kube.client import POD, Cluster, ClusterError
+from tasker.controller.kube.conditions import parse_timestamp, utc_now
+from tasker.controller.kube.events import EventRecorder, Reason
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.kube.resources.deployment import Deployment
+from tasker.controller.kube.resources.pod import Pod
+from tasker.controller.kube.resources.worker_pool import WorkerPool
+from tasker.controller.kube.typed_cache import TypedCache
+from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, START_SECONDS, PoolIdentity
+from tasker.controller.pools.members import deployment_of, pods_of
+from tasker.controller.pools.state import PoolState, PoolStates, rounded_age
+from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.queues import KeyQueue
+from tasker.engine.workers import Workers
 from tasker.model.scaling import ScaleInputs, decide
 from tasker.model.workers import PoolDemand
 
 logger = logging.getLogger(__name__)
 
-VICTIM_COST = "-1000"
+DRAINED_COST = "-1000"
+"""The deletion cost of pods that may go. Pods without one cost 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Pool:
+class _ScaledPool:
+    """A pool in one round."""
+
     key: ObjectKey
-    manifest: Manifest
-    bounds: PoolBounds
+    pool: WorkerPool
     state: PoolState
     live_replicas: int
-    """What the Deployment asks for now."""
+    """The Deployment's `spec.replicas` now."""
 
 
 class Scaler:
-    """Looks at every pool; see the module's text."""
+    """Decides for every pool; see the module's text."""
 
-    def __init__(self, world: World, states: PoolStates, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._world = world
+    def __init__(
+        self,
+        *,
+        pools: TypedCache[WorkerPool],
+        deployments: TypedCache[Deployment],
+        pods: TypedCache[Pod],
+        terminating_namespaces: Set[str],
+        states: PoolStates,
+        pool_queue: KeyQueue,
+        engine_workers: Workers,
+        cluster: Cluster,
+        events: EventRecorder,
+        metrics: OperatorMetrics,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._pools = pools
+        self._deployments = deployments
+        self._pods = pods
+        self._terminating_namespaces = terminating_namespaces
         self._states = states
+        self._pool_queue = pool_queue
+        self._engine_workers = engine_workers
+        self._cluster = cluster
+        self._events = events
+        self._metrics = metrics
         self._clock = clock
+        self._now = now
 
-    async def look(self) -> None:
+    async def reconcile_scale(self) -> None:
         """One round over all pools. Raises `StoreUnavailable` when the demand cannot be read."""
-        pools = self._pools()
-        demands = await self._world.engine.workers.demand([(pool.key.namespace, pool.key.name) for pool in pools])
+        scaled_pools = self._scaled_pools()
+        demands = await self._engine_workers.demand(
+            [(each.key.namespace, each.key.name) for each in scaled_pools],
+            {
+                (each.key.namespace, each.key.name): each.state.template_hash
+                for each in scaled_pools
+                if each.state.template_hash is not None
+            },
+        )
         by_key = {ObjectKey(namespace=demand.namespace, name=demand.pool): demand for demand in demands}
-        for pool in pools:
-            demand = by_key.get(pool.key)
+        for scaled in scaled_pools:
+            demand = by_key.get(scaled.key)
             if demand is not None:
-                await self._look_at(pool, demand)
+                await self._reconcile_pool(scaled, demand)
 
-    def _pools(self) -> list[_Pool]:
-        pools: list[_Pool] = []
-        for manifest in self._world.pools.all():
-            key = key_of(manifest)
-            if is_going(manifest) or key.namespace in self._world.going_namespaces:
+    def _scaled_pools(self) -> list[_ScaledPool]:
+        scaled_pools: list[_ScaledPool] = []
+        for pool in self._pools.read_all():
+            if pool.is_being_deleted or pool.metadata.namespace in self._terminating_namespaces:
                 continue
-            identity = identity_of(manifest)
-            deployment = self._world.deployments.get(ObjectKey(namespace=identity.namespace, name=identity.object_name))
-            state = self._states.of(key, manifest, deployment)
-            bounds = PoolBounds.of(manifest)
-            live = (deployment or {}).get("spec", {}).get("replicas", bounds.min_replicas)
-            pools.append(_Pool(key=key, manifest=manifest, bounds=bounds, state=state, live_replicas=live))
-        return pools
+            key = ObjectKey(namespace=pool.metadata.namespace, name=pool.metadata.name)
+            deployment = deployment_of(PoolIdentity.of(pool), self._deployments)
+            state = self._states.of(key, pool, deployment)
+            live = deployment.spec.replicas if deployment is not None else None
+            live_replicas = live if live is not None else pool.spec.min_replicas
+            scaled_pools.append(_ScaledPool(key=key, pool=pool, state=state, live_replicas=live_replicas))
+        return scaled_pools
 
-    async def _look_at(self, pool: _Pool, demand: PoolDemand) -> None:
-        before = (pool.state.desired, pool.state.reason, _shown(pool.state.demand))
-        pool.state.demand = demand
-        match pool.bounds.mode:
+    async def _reconcile_pool(self, scaled: _ScaledPool, demand: PoolDemand) -> None:
+        spec, state = scaled.pool.spec, scaled.state
+        before = (state.desired, state.reason, _visible(state.demand))
+        state.demand = demand
+        match spec.scaling.mode:
             case "operator":
-                await self._decide(pool, demand)
+                await self._decide(scaled, demand)
             case "manual":
-                wanted = pool.bounds.replicas if pool.bounds.replicas is not None else pool.bounds.min_replicas
-                await self._follow(pool, wanted, "set by a person")
+                wanted = spec.replicas if spec.replicas is not None else spec.min_replicas
+                await self._follow(scaled, wanted, "set by a person")
             case "external":
-                await self._follow(pool, pool.bounds.replicas, "set by an autoscaler")
-        if (pool.state.desired, pool.state.reason, _shown(demand)) != before:
-            self._world.queues.pools.add(pool.key)
+                await self._follow(scaled, spec.replicas, "set by an autoscaler")
+        if (state.desired, state.reason, _visible(demand)) != before:
+            self._pool_queue.add(scaled.key)
 
-    async def _decide(self, pool: _Pool, demand: PoolDemand) -> None:
-        state, bounds = pool.state, pool.bounds
-        ceiling = 0 if state.retiring else bounds.max_replicas
+    async def _decide(self, scaled: _ScaledPool, demand: PoolDemand) -> None:
+        state, spec = scaled.state, scaled.pool.spec
+        ceiling = 0 if state.retiring else spec.max_replicas
         if state.retiring:
-            await self._world.engine.workers.drain_pool(pool.key.namespace, pool.key.name)
-        current = state.desired if state.desired is not None else pool.live_replicas
+            await self._engine_workers.drain_pool(scaled.key.namespace, scaled.key.name)
+        current = state.desired if state.desired is not None else scaled.live_replicas
         decision = decide(
             ScaleInputs(
                 now=self._clock(),
                 current=current,
                 queued=demand.queued,
                 running=demand.running,
-                slots=bounds.slots,
-                min_replicas=min(bounds.min_replicas, ceiling),
+                slots=spec.slots,
+                min_replicas=min(spec.min_replicas, ceiling),
                 max_replicas=ceiling,
-                up_seconds=bounds.up_seconds,
-                down_seconds=bounds.down_seconds,
-                idle_seconds=bounds.idle_seconds,
-                max_step=bounds.max_step,
+                up_seconds=spec.scaling.up_seconds,
+                down_seconds=spec.scaling.down_seconds,
+                idle_seconds=spec.scaling.idle_seconds,
+                max_step=spec.scaling.max_step,
                 memory=state.memory,
             )
         )
         state.desired = current
         if decision.replicas < current:
-            possible, held_by = await self._free(pool, decision.replicas)
+            possible, held_by = await self._drain(scaled, decision.replicas)
             if possible >= current:
-                # The memory stays as it was: the next look tries again at once.
+                # The memory stays as it was: the next round tries again at once.
                 state.reason = f"{demand.running} running; {held_by}"
                 return
             partly = f"{current} → {possible}: the idle ones first"
-            self._change(pool, possible, decision.reason if possible == decision.replicas else partly)
+            self._change(scaled, possible, decision.reason if possible == decision.replicas else partly)
         elif decision.replicas > current:
             if demand.draining_workers:
-                await self._keep(pool, decision.replicas - current)
-            self._change(pool, decision.replicas, decision.reason)
+                await self._undrain(scaled, decision.replicas - current)
+            self._change(scaled, decision.replicas, decision.reason)
         else:
             state.reason = decision.reason
         state.memory = decision.memory
 
-    async def _follow(self, pool: _Pool, wanted: int | None, why: str) -> None:
+    async def _follow(self, scaled: _ScaledPool, wanted: int | None, why: str) -> None:
         """Takes over a number that somebody else decided; None leaves the Deployment's own alone."""
-        state = pool.state
+        state = scaled.state
         current = state.desired
         if wanted is None or current is None or wanted == current:
             state.desired = wanted
@@ -135,80 +176,93 @@ class Scaler:
             return
         if wanted < current:
             # As many idle workers as there are go first; whoever set the number wants it now, so it is not held back.
-            await self._free(pool, wanted)
+            await self._drain(scaled, wanted)
         elif state.demand is not None and state.demand.draining_workers:
-            await self._keep(pool, wanted - current)
-        self._change(pool, wanted, f"{current} → {wanted}: {why}")
+            await self._undrain(scaled, wanted - current)
+        self._change(scaled, wanted, f"{current} → {wanted}: {why}")
 
-    def _change(self, pool: _Pool, replicas: int, reason: str) -> None:
-        state = pool.state
+    def _change(self, scaled: _ScaledPool, replicas: int, reason: str) -> None:
+        state = scaled.state
         current = state.desired if state.desired is not None else 0
         up = replicas > current
         state.desired, state.reason, state.scaled = replicas, reason, True
-        self._world.metrics.scale_decisions.labels("up" if up else "down", pool.bounds.mode).inc()
-        self._world.events.record(pool.manifest, Reason.SCALED_UP if up else Reason.SCALED_DOWN, reason)
-        logger.info("pool %s: %s", pool.key, reason)
+        self._metrics.scale_decisions.labels("up" if up else "down", scaled.pool.spec.scaling.mode).inc()
+        self._events.record(scaled.pool.manifest, Reason.SCALED_UP if up else Reason.SCALED_DOWN, reason)
+        logger.info("pool %s: %s", scaled.key, reason)
 
-    async def _free(self, pool: _Pool, target: int) -> tuple[int, str]:
+    async def _drain(self, scaled: _ScaledPool, target: int) -> tuple[int, str]:
         """Makes pods ready to go without taking work from any.
 
         The number, `target` or more, that may be asked for, and what holds more of them back. It counts from the pods
         that are there: those chosen a moment ago may not have gone yet, and must not be counted for a second time.
         """
-        namespace = pool.key.namespace
-        pods = {pod["metadata"]["name"]: pod for pod in self._pods(pool) if not is_going(pod)}
+        namespace = scaled.key.namespace
+        pods = self._staying_pods(scaled)
         surplus = len(pods) - target
         if surplus <= 0:
             return target, ""
-        workers = {worker.name: worker for worker in await self._world.engine.workers.read(namespace)}
+        workers = {worker.name: worker for worker in await self._engine_workers.read(namespace)}
         busy = {name for name in pods if name in workers and workers[name].running > 0}
-        exposed = min((name for name in busy if not is_ready(pods[name])), default=None)
-        free = [name for name in sorted(pods) if name not in busy and not (exposed and is_ready(pods[name]))]
-        # A pod without a worker has nothing to lose.
+        # A worker that starts may register and claim steps before its pod is deleted.
+        starting = {name for name, pod in pods.items() if name not in workers and self._may_register(pod)}
+        exposed = min((name for name in busy | starting if not pods[name].is_ready), default=None)
+        free = [
+            name
+            for name in sorted(pods)
+            if name not in busy and name not in starting and not (exposed and pods[name].is_ready)
+        ]
+        # A pod whose worker cannot register has nothing to lose.
         empty = [name for name in free if name not in workers][:surplus]
         idle = [name for name in free if name in workers]
         idle.sort(key=lambda name: not workers[name].draining)  # those chosen earlier stay chosen
         drained: list[str] = []
         if len(empty) < surplus and idle:
-            drained = await self._world.engine.workers.drain(namespace, idle[: surplus - len(empty)])
-        await self._price(namespace, [*empty, *drained], VICTIM_COST)
-        held_by = "waiting for a worker with empty hands to go"
+            drained = await self._engine_workers.drain(namespace, idle[: surplus - len(empty)])
+        await self._set_deletion_cost(namespace, [*empty, *drained], DRAINED_COST)
+        held_by = "waiting for a worker to become idle"
         if exposed is not None:
-            held_by = f"waiting for busy worker {exposed} to be ready: Kubernetes would delete it first"
+            kind = "busy worker" if exposed in busy else "starting worker"
+            held_by = f"waiting for {kind} {exposed} to be ready: Kubernetes would delete it first"
         return len(pods) - len(empty) - len(drained), held_by
 
-    async def _keep(self, pool: _Pool, count: int) -> None:
+    def _may_register(self, pod: Pod) -> bool:
+        """Whether a worker that has not registered yet may be about to: it runs, and has not for too long."""
+        created = pod.metadata.creation_timestamp
+        if not pod.is_running or created is None:
+            return False
+        return (self._now() - parse_timestamp(created)).total_seconds() < START_SECONDS
+
+    async def _undrain(self, scaled: _ScaledPool, count: int) -> None:
         """So many workers that were to go, and whose pods are still there, are wanted after all."""
-        namespace = pool.key.namespace
-        staying = {pod["metadata"]["name"] for pod in self._pods(pool) if not is_going(pod)}
+        namespace = scaled.key.namespace
+        staying = self._staying_pods(scaled)
         draining = [
             worker.name
-            for worker in await self._world.engine.workers.read(namespace)
-            if worker.draining and worker.pool == pool.key.name and worker.name in staying
+            for worker in await self._engine_workers.read(namespace)
+            if worker.draining and worker.pool == scaled.key.name and worker.name in staying
         ]
         if draining:
-            kept = await self._world.engine.workers.undrain(namespace, draining[:count])
-            await self._price(namespace, kept, None)
+            kept = await self._engine_workers.undrain(namespace, draining[:count])
+            await self._set_deletion_cost(namespace, kept, None)
 
-    async def _price(self, namespace: str, pods: Sequence[str], cost: str | None) -> None:
+    async def _set_deletion_cost(self, namespace: str, pods: Sequence[str], cost: str | None) -> None:
+        """Says which pods go first when the number is lowered; None takes that back."""
         patch = {"metadata": {"annotations": {DELETION_COST_ANNOTATION: cost}}}
 
-        async def price(name: str) -> None:
+        async def set_one(name: str) -> None:
             try:
-                await self._world.cluster.merge(POD, namespace, name, patch)
+                await self._cluster.merge(POD, namespace, name, patch)
             except ClusterError as error:
-                # The pod may be gone already; the number is what counts, the price only says which one.
+                # The pod may be gone already; the number is what counts, the cost only says which one.
                 logger.debug("pod %s/%s keeps its deletion cost: %s", namespace, name, error)
 
-        await asyncio.gather(*(price(name) for name in pods))
+        await asyncio.gather(*(set_one(name) for name in pods))
 
-    def _pods(self, pool: _Pool) -> list[Manifest]:
-        return [
-            pod
-            for pod in self._world.pods.in_namespace(pool.key.namespace)
-            if (pod["metadata"].get("labels") or {}).get(POOL_LABEL) == pool.key.name
-        ]
+    def _staying_pods(self, scaled: _ScaledPool) -> dict[str, Pod]:
+        """The pool's pods that are not being deleted, by name."""
+        return {pod.metadata.name: pod for pod in pods_of(scaled.key, self._pods) if not pod.is_being_deleted}
 
 
-def _shown(demand: PoolDemand | None) -> tuple[int, int] | None:
-    return None if demand is None else (demand.queued, demand.running)
+def _visible(demand: PoolDemand | None) -> tuple[int, int, int] | None:
+    """The part of the demand that a status shows at once; the age in few steps, for it moves on with nothing else."""
+    return None if demand is None else (demand.queued, demand.running, rounded_age(demand.oldest_ready_seconds))

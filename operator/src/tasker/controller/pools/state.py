@@ -1,66 +1,35 @@
-"""What the operator knows of a WorkerPool between two looks at it: the number it wants and why. None is a truth.
+"""What the operator remembers of a WorkerPool between two reconciles: the desired number and why. None is a truth.
 
-After a restart the wanted number comes from the live Deployment, and the stretches of time that scaling down waits for
+After a restart the desired number comes from the live Deployment, and the stretches of time that scaling down waits for
 begin anew, which errs on the side of keeping workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from tasker.controller.kube.client import Manifest
 from tasker.controller.kube.keys import ObjectKey
-from tasker.controller.pools.manifests import MANAGED_POOL_LABEL, PoolIdentity
+from tasker.controller.kube.resources.deployment import Deployment
+from tasker.controller.kube.resources.worker_pool import WorkerPool, WorkerPoolSpec
 from tasker.model.scaling import ScaleMemory
-from tasker.model.workers import PoolDemand
-
-Mode = Literal["operator", "external", "manual"]
+from tasker.model.workers import PoolDemand, UnofferedCallable
 
 # Ages are shown in these steps of seconds, so that a status is not rewritten every second only because time passes.
 _AGE_STEPS = (0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolBounds:
-    """The part of a pool's spec that scaling goes by, with the CRD's defaults."""
+def initial_replicas(spec: WorkerPoolSpec, live: int | None) -> int | None:
+    """What to ask for before anything has been decided; None leaves the number to an autoscaler.
 
-    mode: Mode
-    replicas: int | None
-    min_replicas: int
-    max_replicas: int
-    slots: int
-    up_seconds: float
-    down_seconds: float
-    idle_seconds: float
-    max_step: int | None
-
-    @classmethod
-    def of(cls, pool: Mapping[str, Any]) -> PoolBounds:
-        spec = pool["spec"]
-        scaling = spec.get("scaling") or {}
-        return cls(
-            mode=scaling.get("mode", "operator"),
-            replicas=spec.get("replicas"),
-            min_replicas=spec.get("minReplicas", 0),
-            max_replicas=spec.get("maxReplicas", 10),
-            slots=spec.get("slots", 10),
-            up_seconds=scaling.get("upSeconds", 0),
-            down_seconds=scaling.get("downSeconds", 30),
-            idle_seconds=scaling.get("idleSeconds", 60),
-            max_step=scaling.get("maxStep"),
-        )
-
-    def first_replicas(self, live: int | None) -> int | None:
-        """What to ask for before anything has been decided; None leaves the number to an autoscaler."""
-        match self.mode:
-            case "external":
-                return self.replicas
-            case "manual":
-                return self.replicas if self.replicas is not None else self.min_replicas
-            case "operator":
-                return live if live is not None else self.min_replicas
+    `live` is the Deployment's `spec.replicas`, None when there is no Deployment.
+    """
+    match spec.scaling.mode:
+        case "external":
+            return spec.replicas
+        case "manual":
+            return spec.replicas if spec.replicas is not None else spec.min_replicas
+        case "operator":
+            return live if live is not None else spec.min_replicas
 
 
 @dataclass(kw_only=True)
@@ -69,15 +38,19 @@ class PoolState:
 
     uid: str
     desired: int | None
-    reason: str = "not looked at yet"
+    reason: str = "not observed yet"
     memory: ScaleMemory = field(default_factory=ScaleMemory)
     demand: PoolDemand | None = None
     scaled: bool = False
     """Whether the number changed and the status does not show the time of it yet."""
     retiring: bool = False
-    """A managed pool whose namespace has a person's own: it ends as soon as its hands are empty."""
+    """A managed pool whose namespace has a person's own: it ends as soon as its workers are idle."""
     applied: dict[str, str] = field(default_factory=dict)
     """Hashes of the manifests that were applied, by kind: the same is not applied twice."""
+    template_hash: str | None = None
+    """What the workers of the newest Deployment are told that their pod template is; None before it was made."""
+    unoffered: tuple[UnofferedCallable, ...] = ()
+    """Callables of the namespace that no live worker offers, and for which steps have waited for a minute."""
     deployment_generation: int | None = None
     """The Deployment's generation after our last apply; another one means that somebody changed it."""
 
@@ -96,15 +69,19 @@ class PoolStates:
     def get(self, key: ObjectKey) -> PoolState | None:
         return self._states.get(key)
 
-    def of(self, key: ObjectKey, pool: Manifest, deployment: Manifest | None) -> PoolState:
+    def of(self, key: ObjectKey, pool: WorkerPool, deployment: Deployment | None) -> PoolState:
         """The pool's memory; a pool of another uid than the one remembered starts anew from its Deployment."""
-        uid = pool["metadata"]["uid"]
+        uid = pool.metadata.uid
         state = self._states.get(key)
         if state is None or state.uid != uid:
-            live = deployment["spec"].get("replicas") if deployment is not None else None
-            state = PoolState(uid=uid, desired=PoolBounds.of(pool).first_replicas(live))
+            live = deployment.spec.replicas if deployment is not None else None
+            state = PoolState(uid=uid, desired=initial_replicas(pool.spec, live))
             self._states[key] = state
         return state
+
+    def items(self) -> list[tuple[ObjectKey, PoolState]]:
+        """Every pool that is remembered."""
+        return list(self._states.items())
 
     def forget(self, key: ObjectKey) -> None:
         self._states.pop(key, None)
@@ -112,23 +89,6 @@ class PoolStates:
     def forget_applied(self) -> None:
         for state in self._states.values():
             state.forget_applied()
-
-
-def identity_of(pool: Mapping[str, Any]) -> PoolIdentity:
-    """The pool as its manifests name it."""
-    metadata = pool["metadata"]
-    return PoolIdentity(namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"])
-
-
-def is_managed(pool: Mapping[str, Any]) -> bool:
-    """Whether the operator made the pool itself, for a namespace without one."""
-    return (pool["metadata"].get("labels") or {}).get(MANAGED_POOL_LABEL) == "true"
-
-
-def handlers_config_map(pool: Mapping[str, Any]) -> str | None:
-    """The ConfigMap that brings the pool's handlers, if it names one."""
-    name: str | None = ((pool["spec"].get("handlersFrom") or {}).get("configMapRef") or {}).get("name")
-    return name
 
 
 def rounded_age(seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""The operator's HTTP side: /healthz (the event loop answers), /readyz (it can work), /metrics (Prometheus text).
+"""The operator's HTTP side: /healthz (the event loop answers, no part is broken), /readyz (it can work), /metrics.
 
 Started first and stopped last, so that a probe learns why an operator waits. Nothing here shows anything secret.
 """
@@ -18,33 +18,40 @@ from tasker.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 
-class Readiness:
-    """Why the operator cannot work now, in words: what it waits for at its start, and what has failed since."""
+class Health:
+    """Why the operator cannot work now, in words: what it waits for at its start, what has failed since, what broke.
 
-    def __init__(self) -> None:
+    `fault` is asked with every probe for a part that has ended or stalled.
+    """
+
+    def __init__(self, fault: Callable[[], str | None]) -> None:
         self.waiting_for: str | None = "the operator to start"
         self.check: Callable[[], str | None] = lambda: None
         """Asked once nothing is waited for at the start any more."""
+        self._fault = fault
+
+    def broken(self) -> str | None:
+        """What only a new process mends; None while there is nothing."""
+        fault = self._fault()
+        return f"broken: {fault}" if fault else None
 
     def obstacle(self) -> str | None:
-        """What is waited for; None when the operator is ready."""
-        return self.waiting_for or self.check()
+        """Why the operator is not ready; None when it is."""
+        waiting_for = self.waiting_for or self.check()
+        return self.broken() or (f"waiting for {waiting_for}" if waiting_for else None)
 
 
 @asynccontextmanager
 async def serve_health(
-    host: str, port: int, *, readiness: Readiness, metrics: OperatorMetrics, on_bound: Callable[[int], None]
+    host: str, port: int, *, health: Health, metrics: OperatorMetrics, on_bound: Callable[[int], None]
 ) -> AsyncIterator[None]:
     """Serves while the context is open; `on_bound` is told the port, which matters when `port` is 0."""
 
     async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        return _answer(health.broken())
 
     async def readyz(_: web.Request) -> web.Response:
-        obstacle = readiness.obstacle()
-        if obstacle is None:
-            return web.Response(text="ok\n")
-        return web.Response(status=503, text=f"waiting for {obstacle}\n")
+        return _answer(health.obstacle())
 
     async def show_metrics(_: web.Request) -> web.Response:
         body = generate_latest(metrics.registry)
@@ -66,3 +73,7 @@ async def serve_health(
         yield
     finally:
         await runner.cleanup()
+
+
+def _answer(fault: str | None) -> web.Response:
+    return web.Response(text="ok\n") if fault is None else web.Response(status=503, text=f"{fault}\n")

@@ -6,6 +6,9 @@ added while active is taken again afterwards, because the work under way may not
 A failed key waits longer each time, with jitter, and keeps its place in the world until it succeeds: no key is lost.
 
 Called by `work_queue.WorkQueue`, which adds the coroutines. Times are seconds of any clock that does not go back.
+
+Waiting keys are in a heap, from which none can be taken but the first: a key that is hurried or given another time
+leaves a stale entry behind. Stale entries are dropped when they come up, and all at once when they are too many.
 """
 
 from __future__ import annotations
@@ -18,6 +21,10 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+
+STALE_ENTRIES = 64
+"""The heap holds at most twice as many entries as keys wait, and these more. Dropping the stale is a pass over all that
+wait, so it is done only when at least half of the heap goes: a constant cost for each entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,8 @@ class KeyedQueue(Generic[Key]):
         self._backoff = backoff or Backoff()
         self._uniform = uniform
         self._ready: OrderedDict[Key, None] = OrderedDict()
-        self._due: dict[Key, float] = {}
+        self._due: dict[Key, tuple[float, int]] = {}
+        """Of each waiting key, when it is due, and the number of its one entry of the heap that is not stale."""
         self._heap: list[tuple[float, int, Key]] = []
         self._sequence = 0
         self._active: set[Key] = set()
@@ -59,13 +67,14 @@ class KeyedQueue(Generic[Key]):
         return len(self._ready)
 
     @property
+    def entries(self) -> int:
+        """How many entries the heap holds, the stale included: what waiting keys cost in memory."""
+        return len(self._heap)
+
+    @property
     def active(self) -> int:
         """Keys that are being worked on."""
         return len(self._active)
-
-    def failures(self, key: Key) -> int:
-        """How many times in a row the key has failed."""
-        return self._failures.get(key, 0)
 
     def add(self, key: Key) -> None:
         """The key needs work as soon as possible.
@@ -74,20 +83,22 @@ class KeyedQueue(Generic[Key]):
         """
         if key in self._active:
             self._added_while_active.add(key)
-        elif key in self._failures and key in self._due:
-            return
-        else:
-            self._due.pop(key, None)
+        elif not self._backs_off(key):
+            if self._due.pop(key, None) is not None:
+                self._drop_stale()
             self._ready.setdefault(key)
 
     def add_at(self, key: Key, due: float) -> None:
-        """The key needs work at `due`, or earlier when it is already to be worked on earlier."""
+        """The key needs work at `due`, or earlier when it is already to be worked on earlier.
+
+        Nor does this hurry a failing key that waits for its next try.
+        """
         if key in self._active:
             known = self._due_while_active.get(key)
             self._due_while_active[key] = due if known is None else min(known, due)
-        elif key not in self._ready:
-            known = self._due.get(key)
-            if known is None or due < known:
+        elif key not in self._ready and not self._backs_off(key):
+            waits = self._due.get(key)
+            if waits is None or due < waits[0]:
                 self._wait(key, due)
 
     def take(self, now: float) -> Key | None:
@@ -120,11 +131,14 @@ class KeyedQueue(Generic[Key]):
     def next_due(self) -> float | None:
         """When the next waiting key becomes ready, or None."""
         while self._heap:
-            due, _, key = self._heap[0]
-            if self._due.get(key) == due:
+            due, sequence, key = self._heap[0]
+            if self._due.get(key) == (due, sequence):
                 return due
             heapq.heappop(self._heap)
         return None
+
+    def _backs_off(self, key: Key) -> bool:
+        return key in self._failures and key in self._due
 
     def _release(self, key: Key) -> None:
         self._active.discard(key)
@@ -136,12 +150,19 @@ class KeyedQueue(Generic[Key]):
             self._wait(key, due)
 
     def _wait(self, key: Key, due: float) -> None:
-        self._due[key] = due
         self._sequence += 1
+        self._due[key] = (due, self._sequence)
         heapq.heappush(self._heap, (due, self._sequence, key))
+        self._drop_stale()
+
+    def _drop_stale(self) -> None:
+        if len(self._heap) > 2 * len(self._due) + STALE_ENTRIES:
+            self._heap = [(due, sequence, key) for key, (due, sequence) in self._due.items()]
+            heapq.heapify(self._heap)
 
     def _promote(self, now: float) -> None:
         while (due := self.next_due()) is not None and due <= now:
             _, _, key = heapq.heappop(self._heap)
             del self._due[key]
             self._ready.setdefault(key)
+        self._drop_stale()

@@ -1,16 +1,17 @@
 """Everything listed and reconciled again: at the start, and every few minutes against events that never came.
 
-What is not listed any more counts as deleted; every key is reconciled; runs whose Task is gone are cancelled. The order
-matters for those: the open runs are read before the Tasks are listed, so that a Task that is not listed is truly gone.
+What was known before a list began and is not in it counts as deleted, as of the state that was listed; every key is
+reconciled; runs whose Task is gone are cancelled. The order matters for those: the open runs are read before the Tasks
+are listed, so that a Task that is not listed is truly gone. Objects are told apart by their uid, names come again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
-from tasker.controller.intake import Intake
-from tasker.controller.kube.cache import SeenObjects
+from tasker.controller.event_router import Caches, EventRouter, Queues
+from tasker.controller.kube.cache import ObjectCache
 from tasker.controller.kube.client import (
     DEPLOYMENT,
     NAMESPACE,
@@ -18,76 +19,102 @@ from tasker.controller.kube.client import (
     TASK,
     TASK_TEMPLATE,
     WORKER_POOL,
+    Cluster,
     Manifest,
     Resource,
 )
 from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.pools.handlers import HandlersHashes
 from tasker.controller.pools.manifests import OWNED_SELECTOR
 from tasker.controller.pools.state import PoolStates
+from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.controller.templates.reconcile import TemplateReconciler
-from tasker.controller.world import World
+from tasker.engine.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-TakeIn = Callable[[Manifest, str | None], None]
+Route = Callable[[Manifest, str | None], None]
 
 
 class Resync:
     """One pass over the cluster; see the module's text."""
 
-    def __init__(self, world: World, intake: Intake, templates: TemplateReconciler, states: PoolStates) -> None:
-        self._world = world
-        self._intake = intake
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        engine_tasks: Tasks,
+        router: EventRouter,
+        caches: Caches,
+        queues: Queues,
+        templates: TemplateReconciler,
+        states: PoolStates,
+        handlers_hashes: HandlersHashes,
+        metrics: OperatorMetrics,
+        watch_namespaces: tuple[str, ...],
+    ) -> None:
+        self._cluster = cluster
+        self._engine_tasks = engine_tasks
+        self._router = router
+        self._caches = caches
+        self._queues = queues
         self._templates = templates
         self._states = states
+        self._handlers_hashes = handlers_hashes
+        self._metrics = metrics
+        self._watch_namespaces = watch_namespaces
 
     async def run(self) -> None:
         """Lists all kinds. Raises `ClusterError` when a list fails, `StoreUnavailable` when the runs cannot be read."""
-        world, intake = self._world, self._intake
+        caches, router = self._caches, self._router
         self._templates.forget()
         self._states.forget_applied()
-        origins = await world.engine.tasks.open_origins()
-        # Pods and Deployments first, so that pools are first looked at with their workers known.
-        await self._list(POD, world.pods, intake.pod, selector=OWNED_SELECTOR)
-        await self._list(DEPLOYMENT, world.deployments, intake.deployment, selector=OWNED_SELECTOR)
-        await self._list(WORKER_POOL, world.pools, intake.pool)
-        await self._list(TASK_TEMPLATE, world.templates, intake.template)
-        await self._list(TASK, world.tasks, intake.task)
+        self._handlers_hashes.forget_all()
+        origins = await self._engine_tasks.open_origins()
+        # Pods and Deployments first, so that pools are first reconciled with their workers known.
+        await self._list(POD, caches.pods, router.pod, selector=OWNED_SELECTOR)
+        await self._list(DEPLOYMENT, caches.deployments, router.deployment, selector=OWNED_SELECTOR)
+        await self._list(WORKER_POOL, caches.pools, router.pool)
+        await self._list(TASK_TEMPLATE, caches.templates, router.template)
+        tasks = await self._list(TASK, caches.tasks, router.task)
         await self._list_namespaces()
-        for key in world.pools.all_keys():
-            world.queues.pools.add(key)
-            world.queues.namespaces.add(ObjectKey(namespace=key.namespace, name=key.namespace))
-        gone = [origin for origin in origins if world.watches(origin.namespace) and origin.uid not in world.task_keys]
+        for key in caches.pools.all_keys():
+            self._queues.pools.add(key)
+            self._queues.namespaces.add(ObjectKey(namespace=key.namespace, name=key.namespace))
+        gone = [origin for origin in origins if router.serves(origin.namespace) and origin.uid not in tasks]
         for origin in gone:
-            world.queues.origins.add(ObjectKey(namespace=origin.namespace, name=origin.uid))
+            self._queues.orphans.add(ObjectKey(namespace=origin.namespace, name=origin.uid))
         if gone:
-            world.metrics.orphans_cancelled.inc(len(gone))
+            self._metrics.orphans_cancelled.inc(len(gone))
             logger.warning("%d runs are cancelled: their Tasks were deleted", len(gone))
 
-    async def _list(self, resource: Resource, seen: SeenObjects, take_in: TakeIn, *, selector: str = "") -> None:
-        before = set(seen.all_keys())
-        listed: set[ObjectKey] = set()
-        async for manifest in self._objects(resource, selector):
-            metadata = manifest["metadata"]
-            listed.add(ObjectKey(namespace=metadata["namespace"], name=metadata["name"]))
-            take_in(manifest, None)
-        # Only what was known before the list began: what came during it by events may be newer than the list.
-        for key in before - listed:
-            known = seen.get(key)
-            if known is not None:
-                take_in(known, "DELETED")
-
-    async def _objects(self, resource: Resource, selector: str) -> AsyncIterator[Manifest]:
-        for namespace in self._world.settings.watch_namespaces or (None,):
-            async for manifest in self._world.cluster.list(resource, namespace, label_selector=selector):
-                yield manifest
+    async def _list(self, resource: Resource, cache: ObjectCache, route: Route, *, selector: str = "") -> set[str]:
+        """Routes what there is of a kind, and the end of what there was; the uids of what there is."""
+        listed: set[str] = set()
+        for namespace in self._watch_namespaces or (None,):
+            known = cache.all() if namespace is None else cache.in_namespace(namespace)
+            # What comes by events while the list is read may be newer than the list, so its absence says nothing.
+            before = {manifest["metadata"]["uid"]: manifest for manifest in known}
+            listing = self._cluster.list(resource, namespace, label_selector=selector)
+            async for manifest in listing:
+                listed.add(manifest["metadata"]["uid"])
+                route(manifest, None)
+            for uid in before.keys() - listed:
+                route(_as_of(before[uid], listing.version), "DELETED")
+        return listed
 
     async def _list_namespaces(self) -> None:
-        """Namespaces that went while nobody looked; skipped when we serve only some and may not list them."""
-        if self._world.settings.watch_namespaces:
+        """Namespaces that were deleted unobserved; skipped when we serve only some and may not list them."""
+        if self._watch_namespaces:
             return
+        before = set(self._caches.terminating_namespaces)
         listed = set()
-        async for manifest in self._world.cluster.list(NAMESPACE):
+        async for manifest in self._cluster.list(NAMESPACE):
             listed.add(manifest["metadata"]["name"])
-            self._intake.namespace(manifest, None)
-        self._world.going_namespaces &= listed
+            self._router.namespace(manifest, None)
+        self._caches.terminating_namespaces.difference_update(before - listed)
+
+
+def _as_of(manifest: Manifest, version: str) -> Manifest:
+    """The object the way a DELETED event of that version gives it."""
+    return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}

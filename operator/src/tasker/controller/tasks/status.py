@@ -12,14 +12,17 @@ from datetime import datetime
 from typing import Any
 
 from tasker.controller.kube.conditions import Condition, parse_timestamp, render, shorten, timestamp
+from tasker.controller.kube.resources.task import TaskStatus
+from tasker.controller.unoffered import describe_unoffered, unoffered_conditions
 from tasker.model.task import StepCounts, StepFailure, TaskSummary
 
 STATUS_LIMIT_BYTES = 16 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024
 FAILURES_LIMIT = 20
 FAILURE_MESSAGE_LIMIT = 1024
+WAITING_FOR_LIMIT = 256
 CONDITION_MESSAGE_LIMIT = 256
-"""Three conditions carry the same message; the failures tell more."""
+"""Three conditions carry the same message; the failures say more."""
 
 PHASES: Mapping[str, str] = {
     "pending": "Pending",
@@ -35,7 +38,6 @@ PHASES: Mapping[str, str] = {
     "error": "Failed",
     "cancelled": "Cancelled",
 }
-FINAL_PHASES = frozenset({"Succeeded", "Failed", "Cancelled"})
 
 # Room that the fields beside result and failures never need more of; checked by a property test.
 _MARGIN_BYTES = 64
@@ -47,14 +49,7 @@ def size_in_bytes(value: Any) -> int:
     return len(text) + 5 * sum(text.count(character) for character in "<>&")
 
 
-def is_finished(status: Mapping[str, Any] | None) -> bool:
-    """Whether a Task's status says that its run has ended."""
-    return (status or {}).get("phase") in FINAL_PHASES
-
-
-def build_status(
-    summary: TaskSummary, *, previous: Mapping[str, Any] | None, generation: int, now: datetime
-) -> dict[str, Any]:
+def build_status(summary: TaskSummary, *, previous: TaskStatus, generation: int, now: datetime) -> dict[str, Any]:
     """The whole status of a Task that has a run."""
     phase = PHASES[summary.state]
     status: dict[str, Any] = {
@@ -70,7 +65,11 @@ def build_status(
         status["startTime"] = timestamp(summary.started_at)
     if summary.completed_at is not None:
         status["completionTime"] = timestamp(summary.completed_at)
-    status["conditions"] = _render(_conditions(summary, phase), previous, generation, now)
+    unoffered = () if summary.finished else summary.waiting_for_worker
+    if unoffered:
+        status["waitingFor"] = shorten(describe_unoffered(unoffered), WAITING_FOR_LIMIT)
+    conditions = [*_conditions(summary, phase), *unoffered_conditions(unoffered, previous=previous.conditions)]
+    status["conditions"] = _render(conditions, previous, generation, now)
     if phase == "Succeeded":
         status.update(_result(summary))
     failures = _failures(summary.failures, STATUS_LIMIT_BYTES - _MARGIN_BYTES - size_in_bytes(status))
@@ -84,18 +83,12 @@ def waiting_status(
     message: str,
     *,
     stalled: bool,
-    previous: Mapping[str, Any] | None,
+    previous: TaskStatus,
     generation: int,
     now: datetime,
 ) -> dict[str, Any]:
     """The status of a Task that has no run: it waits for its template, or was refused (`stalled`)."""
-    succeeded = Condition(type="Succeeded", status="Unknown", reason=reason, message="The run has not started.")
-    conditions = [
-        Condition(type="Accepted", status="False", reason=reason, message=message),
-        Condition(type="Reconciling", status="False" if stalled else "True", reason=reason, message=message),
-        Condition(type="Stalled", status="True" if stalled else "False", reason=reason, message=message),
-        succeeded,
-    ]
+    conditions = waiting_conditions(reason, message, stalled=stalled)
     return {
         "observedGeneration": generation,
         "phase": "Pending",
@@ -103,9 +96,17 @@ def waiting_status(
     }
 
 
-def cancelled_before_start_status(
-    *, previous: Mapping[str, Any] | None, generation: int, now: datetime
-) -> dict[str, Any]:
+def waiting_conditions(reason: str, message: str, *, stalled: bool) -> list[Condition]:
+    """The conditions of a Task that has no run: it waits, or was refused (`stalled`)."""
+    return [
+        Condition(type="Accepted", status="False", reason=reason, message=message),
+        Condition(type="Reconciling", status="False" if stalled else "True", reason=reason, message=message),
+        Condition(type="Stalled", status="True" if stalled else "False", reason=reason, message=message),
+        Condition(type="Succeeded", status="Unknown", reason=reason, message="The run has not started."),
+    ]
+
+
+def cancelled_before_start_status(*, previous: TaskStatus, generation: int, now: datetime) -> dict[str, Any]:
     """The status of a Task that was cancelled before it had a run."""
     message = "The Task was cancelled before it was accepted."
     conditions = [
@@ -118,17 +119,17 @@ def cancelled_before_start_status(
         "observedGeneration": generation,
         "state": "cancelled",
         "phase": "Cancelled",
-        "completionTime": (previous or {}).get("completionTime") or timestamp(now),
+        "completionTime": previous.completion_time or timestamp(now),
         "conditions": _render(conditions, previous, generation, now),
     }
 
 
 def _render(
-    conditions: Sequence[Condition], previous: Mapping[str, Any] | None, generation: int, now: datetime
+    conditions: Sequence[Condition], previous: TaskStatus, generation: int, now: datetime
 ) -> list[dict[str, Any]]:
     return render(
         conditions,
-        previous=(previous or {}).get("conditions") or (),
+        previous=previous.conditions,
         generation=generation,
         now=now,
         message_limit=CONDITION_MESSAGE_LIMIT,

@@ -1,23 +1,28 @@
 """Brings a TaskTemplate in line: its spec becomes a stored revision, its status says so or says why not.
 
-The reconcile of `WorkQueue` "TaskTemplate". Tasks that wait for the template are called when it becomes Ready.
+The reconcile of `WorkQueue` "TaskTemplate". Tasks that wait for the template are queued when it becomes Ready.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Protocol
 
-from tasker.controller.kube.cache import is_going
 from tasker.controller.kube.client import TASK_TEMPLATE, Manifest
-from tasker.controller.kube.conditions import Condition, find, is_true, render
-from tasker.controller.kube.events import Reason
-from tasker.controller.kube.keys import ObjectKey, key_of
-from tasker.controller.world import World
-from tasker.errors import InvalidTemplate
+from tasker.controller.kube.conditions import Condition, render, utc_now
+from tasker.controller.kube.events import EventRecorder, Reason
+from tasker.controller.kube.invalid import invalid_status
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.kube.resources.task_template import TaskTemplate
+from tasker.controller.kube.status_writer import StatusWriter
+from tasker.controller.kube.typed_cache import TypedCache
+from tasker.controller.runtime.queues import KeyQueue
+from tasker.engine.templates import Templates
+from tasker.errors import InvalidInput, InvalidResource, InvalidTemplate
 from tasker.model.task import TemplateCounts
-from tasker.model.template import TemplateSpec, parse_template_spec
+from tasker.model.template import TemplateSpec
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +30,34 @@ COUNTS_SECONDS = 10.0
 """How often at most a template's task counts are read again."""
 
 
+class WaitingTasks(Protocol):
+    """The part of the cache of Tasks that this reconciler uses."""
+
+    def waiting_for(self, template: ObjectKey) -> list[ObjectKey]:
+        """The Tasks of this template that have not been accepted."""
+
+
 class TemplateReconciler:
     """Registers templates with the engine. Remembers what it has registered only to save the call."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(
+        self,
+        *,
+        templates: TypedCache[TaskTemplate],
+        waiting_tasks: WaitingTasks,
+        task_queue: KeyQueue,
+        engine_templates: Templates,
+        statuses: StatusWriter,
+        events: EventRecorder,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._templates = templates
+        self._waiting_tasks = waiting_tasks
+        self._task_queue = task_queue
+        self._engine_templates = engine_templates
+        self._statuses = statuses
+        self._events = events
+        self._now = now
         self._registered: dict[ObjectKey, tuple[str, int]] = {}
 
     def forget(self) -> None:
@@ -37,74 +65,68 @@ class TemplateReconciler:
         self._registered.clear()
 
     async def reconcile(self, key: ObjectKey) -> float | None:
-        template = self._world.templates.get(key)
-        if template is None or is_going(template):
-            self._registered.pop(key, None)
-            return None
         try:
-            spec = parse_template_spec(template["spec"])
-        except InvalidTemplate as error:
-            await self._refuse(template, error)
+            template = self._templates.read(key)
+            if template is None or template.is_being_deleted:
+                self._registered.pop(key, None)
+                return None
+            spec = template.parse_spec()
+        except (InvalidResource, InvalidTemplate) as error:
+            await self._refuse(key, error)
             return None
-        was_ready = is_ready(template)
-        status = template.get("status") or {}
-        revision = status.get("revision")
-        version = (template["metadata"]["uid"], template["metadata"]["generation"])
-        if self._registered.get(key) != version or not was_ready:
-            registered = await self._world.engine.templates.register(key.namespace, key.name, spec)
-            revision = registered.revision
-            self._registered[key] = version
-            if registered.created:
-                message = f"Revision {revision}, version {spec.version}, {len(spec.steps)} steps."
-                self._world.events.record(template, Reason.TEMPLATE_REGISTERED, message, once_per=revision)
-        counts = await self._world.engine.templates.counts(key.namespace, key.name)
-        rendered = self._ready_status(template, spec, str(revision), counts)
-        await self._world.write_status(TASK_TEMPLATE, template, rendered)
+        was_ready = template.is_ready
+        revision = await self._register(key, template, spec)
+        counts = await self._engine_templates.counts(key.namespace, key.name)
+        status = self._ready_status(template, spec, revision, counts)
+        await self._statuses.write(TASK_TEMPLATE, template.manifest, status)
         if not was_ready:
-            self._call_waiting_tasks(key)
+            for task in self._waiting_tasks.waiting_for(key):
+                self._task_queue.add(task)
         return None
 
-    def _call_waiting_tasks(self, key: ObjectKey) -> None:
-        for task in self._world.tasks.in_namespace(key.namespace):
-            if task["spec"]["templateRef"]["name"] == key.name and not is_true(task.get("status"), "Accepted"):
-                self._world.queues.tasks.add(key_of(task))
+    async def _register(self, key: ObjectKey, template: TaskTemplate, spec: TemplateSpec) -> str:
+        """The spec's revision, stored; without a call when it is known to be."""
+        version = (template.metadata.uid, template.metadata.generation)
+        if self._registered.get(key) == version and template.is_ready:
+            return str(template.status.revision)
+        registered = await self._engine_templates.register(key.namespace, key.name, spec)
+        self._registered[key] = version
+        if registered.created:
+            message = f"Revision {registered.revision}, version {spec.version}, {len(spec.steps)} steps."
+            self._events.record(template.manifest, Reason.TEMPLATE_REGISTERED, message, once_per=registered.revision)
+        return registered.revision
 
-    async def _refuse(self, template: Manifest, error: InvalidTemplate) -> None:
+    async def _refuse(self, key: ObjectKey, error: InvalidInput) -> None:
+        """Writes the fault into the status. The last good revision stays there: its Tasks continue."""
+        manifest = self._templates.get(key)
+        if manifest is None:
+            return
         message = str(error)
-        generation = template["metadata"]["generation"]
-        old = template.get("status") or {}
-        # The last good revision stays shown: Tasks of it go on.
-        status = {name: old[name] for name in ("revision", "queue", "steps", "tasks") if name in old}
         conditions = [
             Condition(type="Ready", status="False", reason="InvalidSpec", message=message),
             Condition(type="Stalled", status="True", reason="InvalidSpec", message=message),
         ]
-        status |= {
-            "observedGeneration": generation,
-            "conditions": render(
-                conditions,
-                previous=old.get("conditions") or (),
-                generation=generation,
-                now=self._world.now(),
-            ),
-        }
-        if await self._world.write_status(TASK_TEMPLATE, template, status):
-            self._world.events.record(template, Reason.TEMPLATE_INVALID, message, once_per=f"{generation} {message}")
+        status = invalid_status(manifest, conditions, now=self._now())
+        if await self._statuses.write(TASK_TEMPLATE, manifest, status):
+            self._record_invalid(manifest, message)
+
+    def _record_invalid(self, manifest: Manifest, message: str) -> None:
+        once_per = f"{manifest['metadata'].get('generation')} {message}"
+        self._events.record(manifest, Reason.TEMPLATE_INVALID, message, once_per=once_per)
 
     def _ready_status(
-        self, template: Manifest, spec: TemplateSpec, revision: str, counts: TemplateCounts
+        self, template: TaskTemplate, spec: TemplateSpec, revision: str, counts: TemplateCounts
     ) -> dict[str, Any]:
-        old = template.get("status") or {}
-        generation = template["metadata"]["generation"]
+        metadata = template.metadata
         message = f"Revision {revision} is stored."
         conditions = [
             Condition(type="Ready", status="True", reason="Registered", message=message),
             Condition(type="Stalled", status="False", reason="Registered", message=message),
         ]
         return {
-            "observedGeneration": generation,
+            "observedGeneration": metadata.generation,
             "revision": revision,
-            "queue": template["metadata"]["namespace"],
+            "queue": metadata.namespace,
             "steps": len(spec.steps),
             "tasks": {
                 "running": counts.running,
@@ -113,16 +135,9 @@ class TemplateReconciler:
                 "error": counts.error,
             },
             "conditions": render(
-                conditions, previous=old.get("conditions") or (), generation=generation, now=self._world.now()
+                conditions,
+                previous=template.status.conditions,
+                generation=metadata.generation,
+                now=self._now(),
             ),
         }
-
-
-def is_ready(template: Mapping[str, Any]) -> bool:
-    """Whether the template's current spec has been stored."""
-    condition = find(template.get("status"), "Ready")
-    return (
-        condition is not None
-        and condition.get("status") == "True"
-        and condition.get("observedGeneration") == template["metadata"].get("generation")
-    )

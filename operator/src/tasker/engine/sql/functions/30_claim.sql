@@ -4,6 +4,9 @@
 -- step is delivered again, so claim_steps does not wait for the disk; settle_steps, which claims within its own
 -- durable commit, does.
 
+-- What workers call waits for a row that somebody else holds no longer than two seconds (error 55P03), and is then to be
+-- called again: a session that was left open with a lock must not hold up a worker for ever.
+
 -- Plans of these functions are made once a session and must be good whatever the statistics say, which lag behind a
 -- burst: a template of 10,000 steps may come to a database that has only ever seen small ones. Hence rows are looked up
 -- by their whole key in lateral subqueries with `offset 0`, which the planner neither reorders nor merges: the few rows
@@ -86,7 +89,7 @@ end $$;
 -- Claims up to p_limit steps for a registered worker. A draining or unknown worker gets nothing.
 create or replace function tasker.claim_steps(p_worker text, p_limit integer)
 returns setof tasker.worker_row language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
     v_now timestamptz := tasker.now();
     v_worker tasker.workers;
@@ -95,8 +98,9 @@ begin
     if coalesce(p_limit, 0) < 1 then
         return;
     end if;
-    -- Held to the end, so that a worker marked as draining has claimed all that it ever will.
-    select * into v_worker from tasker.workers where name = p_worker and not draining for share;
+    -- Held to the end, so that a worker marked as draining has claimed all that it ever will. The weakest lock that
+    -- keeps off who marks, expires or removes the worker, and the only one that lets it renew meanwhile.
+    select * into v_worker from tasker.workers where name = p_worker and not draining for key share;
     if not found then
         return;
     end if;

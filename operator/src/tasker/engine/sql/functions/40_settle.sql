@@ -313,11 +313,12 @@ end $$;
 -- Records a worker's outcomes and claims up to p_claim_limit steps for it in the same commit. The arrays are parallel.
 -- An outcome is 'success' with {"result", "metadata"}, 'error' with {"error_type", "message", "retryable",
 -- "retry_after_ms", "traceback", "metadata"}, or 'release', which gives the attempt back. Calling it again with the
--- same arguments changes nothing: all come back as stale.
+-- same arguments changes nothing: all come back as stale. When one of the runs is held by somebody else for two seconds,
+-- none of the outcomes is recorded (error 55P03): the caller then hands them in run by run.
 create or replace function tasker.settle_steps(
     p_worker text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[], p_claim_limit integer
 ) returns setof tasker.worker_row language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
     v_worker tasker.workers;
     v_claim_limit integer := greatest(coalesce(p_claim_limit, 0), 0);
@@ -336,7 +337,7 @@ begin
     end if;
     if v_claim_limit > 0 then
         -- Taken before any other lock, and held, for the same reason as in claim_steps.
-        select * into v_worker from tasker.workers where name = p_worker and not draining for share;
+        select * into v_worker from tasker.workers where name = p_worker and not draining for key share;
         if not found then
             v_claim_limit := 0;
         end if;

@@ -2,9 +2,9 @@
 
 create or replace function tasker.register_worker(
     p_worker text, p_namespace text, p_pool text, p_slots integer, p_version text, p_callables text[],
-    p_lease_seconds double precision
+    p_lease_seconds double precision, p_template_hash text default ''
 ) returns void language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
     v_now timestamptz := tasker.now();
 begin
@@ -14,16 +14,13 @@ begin
     on conflict (name) do update set
         namespace = excluded.namespace, pool = excluded.pool, slots = excluded.slots, version = excluded.version,
         callables = excluded.callables, lease_seconds = excluded.lease_seconds, lease_until = excluded.lease_until;
-    insert into tasker.pool_callables (namespace, pool, callable)
-    select p_namespace, p_pool, callable from unnest(p_callables) as offered(callable)
-    order by callable
-    on conflict do nothing;
+    perform tasker.offer_callables(p_namespace, p_pool, p_template_hash, p_callables, v_now);
 end $$;
 
 -- A process that begins under a name holds nothing yet: what an earlier one of that name (a container started anew in its
 -- pod) has left expires at once. Called before the first register. Returns how many steps that were.
 create or replace function tasker.expire_predecessor(p_worker text) returns integer language plpgsql
-set enable_seqscan = off as $$
+set enable_seqscan = off set lock_timeout = '2s' as $$
 declare
     v_worker_id bigint;
     v_step_ids bigint[];
@@ -51,50 +48,56 @@ create or replace function tasker.unhandled_callables(p_worker text) returns set
     order by 1
 $$;
 
--- Renews without waiting for the disk, and tells which of the given claims are no longer the worker's. What the worker
--- holds by the database's account and does not know of is expired once it is half a lease old: the answer to its claim
--- was lost.
-create or replace function tasker.renew_worker(p_worker text, p_step_ids bigint[], p_fences bigint[])
-returns table (known boolean, draining boolean, lost_fences bigint[]) language plpgsql
-set enable_seqscan = off set plan_cache_mode = force_generic_plan set jit = off as $$
+-- Renews without waiting for the disk, and without any lock that a settlement holds or waits for. p_step_ids and p_fences
+-- are the claims that the worker holds; those that are no longer its own come back in lost_fences.
+--
+-- What it has by the database's account and does not know of comes back as unknown: the answer that brought it was lost.
+-- The worker gives it back (settle_steps, 'release'), for an attempt that never ran does not count. An answer may also
+-- be on its way still, hence p_claiming_since: a moment before the oldest claim call that is under way began, taken from
+-- the renewed_at of an earlier renewal, so that only this clock is read. Nothing claimed since then is unknown; null says
+-- that no such moment is known yet.
+create or replace function tasker.renew_worker(
+    p_worker text, p_step_ids bigint[], p_fences bigint[], p_claiming_since timestamptz
+) returns table (
+    known boolean, draining boolean, lost_fences bigint[], unknown_step_ids bigint[], unknown_fences bigint[],
+    renewed_at timestamptz
+) language plpgsql
+set enable_seqscan = off set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
     v_now timestamptz := tasker.now();
     v_worker tasker.workers;
     v_known boolean;
-    v_step_ids bigint[];
-    v_fences bigint[];
 begin
     perform set_config('synchronous_commit', 'off', true);
     update tasker.workers w set lease_until = v_now + w.lease_seconds * interval '1 second'
     where w.name = p_worker returning * into v_worker;
     v_known := found;
-    if v_known then
-        select array_agg(l.step_id), array_agg(l.fence) into v_step_ids, v_fences
-        from tasker.leases l
-        where l.worker_id = v_worker.worker_id and l.fence <> all (p_fences)
-            and l.started_at < v_now - v_worker.lease_seconds / 2 * interval '1 second';
-        if v_step_ids is not null then
-            perform tasker.expire_leases(p_worker, v_step_ids, v_fences, 'the worker does not know of this claim');
-        end if;
-    end if;
     return query
-    select v_known, coalesce(v_worker.draining, false), coalesce((
-        select array_agg(held.fence)
-        from unnest(p_step_ids, p_fences) as held(step_id, fence)
-        left join tasker.leases l on l.step_id = held.step_id and l.fence = held.fence
-        where l.step_id is null
-    ), '{}');
+    select v_known, coalesce(v_worker.draining, false), (
+            select coalesce(array_agg(held.fence), '{}')
+            from unnest(p_step_ids, p_fences) as held(step_id, fence)
+            left join tasker.leases l on l.step_id = held.step_id and l.fence = held.fence
+            where l.step_id is null
+        ), coalesce(unknown.step_ids, '{}'), coalesce(unknown.fences, '{}'), v_now
+    from (
+        select array_agg(l.step_id order by l.step_id) as step_ids, array_agg(l.fence order by l.step_id) as fences
+        from tasker.leases l
+        where l.worker_id = v_worker.worker_id and l.fence <> all (p_fences) and l.started_at < p_claiming_since
+    ) as unknown;
 end $$;
 
 -- Marks a worker as draining: it gets no new step. False when there is no such worker.
 create or replace function tasker.drain_worker(p_worker text) returns boolean language plpgsql as $$
 begin
+    -- The lock that a claim under way keeps off; the update alone would pass it by.
+    perform from tasker.workers where name = p_worker for update;
     update tasker.workers set draining = true where name = p_worker;
     return found;
 end $$;
 
 -- Marks those of the given workers as draining that hold nothing, and returns their names. A claim holds the worker's
--- row to its end, so one that is seen idle here stays idle.
+-- row to its end, so one that is seen idle here stays idle. One whose row is held is not idle, and is not waited for:
+-- the others, whose rows are held here by then, could not renew.
 create or replace function tasker.drain_idle_workers(p_namespace text, p_names text[]) returns setof text language plpgsql
 set enable_seqscan = off as $$
 declare
@@ -102,7 +105,7 @@ declare
 begin
     select array_agg(worker_id) into v_ids from (
         select worker_id from tasker.workers
-        where namespace = p_namespace and name = any (p_names) order by worker_id for no key update
+        where namespace = p_namespace and name = any (p_names) order by worker_id for update skip locked
     ) as locked;
     return query
     update tasker.workers w set draining = true
@@ -125,7 +128,7 @@ end $$;
 
 -- Ends a worker that leaves by itself: what it still holds is released unharmed. Returns how many steps that were.
 create or replace function tasker.deregister_worker(p_worker text) returns integer language plpgsql
-set enable_seqscan = off as $$
+set enable_seqscan = off set lock_timeout = '2s' as $$
 declare
     v_worker_id bigint;
     v_step_ids bigint[];
@@ -149,13 +152,14 @@ begin
 end $$;
 
 -- Ends leases whose holder is not going to settle them. Returns how many were current.
-create or replace function tasker.expire_leases(p_actor text, p_step_ids bigint[], p_fences bigint[], p_reason text)
-returns integer language plpgsql as $$
+create or replace function tasker.expire_leases(
+    p_actor text, p_step_ids bigint[], p_fences bigint[], p_reason text, p_error_type text default 'worker_crash_loop'
+) returns integer language plpgsql as $$
 declare
     v_payloads jsonb[];
     v_expired integer;
 begin
-    select array_agg(jsonb_build_object('error_type', 'worker_crash_loop', 'message',
+    select array_agg(jsonb_build_object('error_type', p_error_type, 'message',
             format('worker %s was lost during attempt %s: %s', coalesce(w.name, 'unknown'), l.attempt, p_reason))
             order by given.place) into v_payloads
     from unnest(p_step_ids) with ordinality as given(step_id, place)
@@ -168,8 +172,9 @@ begin
 end $$;
 
 -- Ends workers that are gone, with the reason: their leases expire at once. Returns how many steps they held.
-create or replace function tasker.expire_workers(p_actor text, p_worker_ids bigint[], p_reason text)
-returns integer language plpgsql
+create or replace function tasker.expire_workers(
+    p_actor text, p_worker_ids bigint[], p_reason text, p_error_type text default 'worker_crash_loop'
+) returns integer language plpgsql
 set enable_seqscan = off as $$
 declare
     v_gone bigint[];
@@ -183,7 +188,7 @@ begin
     select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
     from tasker.leases where worker_id = any (v_gone);
     if v_step_ids is not null then
-        v_expired := tasker.expire_leases(p_actor, v_step_ids, v_fences, p_reason);
+        v_expired := tasker.expire_leases(p_actor, v_step_ids, v_fences, p_reason, p_error_type);
     end if;
     delete from tasker.workers where worker_id = any (v_gone);
     return v_expired;

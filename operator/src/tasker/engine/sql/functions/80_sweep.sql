@@ -1,5 +1,6 @@
 -- The sweep repairs what time has broken. It is idempotent, bounded, and does nothing while another one runs; workers
--- and operators all call it about once a second, so that it needs no leader.
+-- and operators all call it about once a second, so that it needs no leader. A run that somebody else holds is left to
+-- the next one: it is not waited for, since all others would have to wait with it.
 
 -- Puts steps whose retry is due back into the queue. Returns how many.
 create or replace function tasker.retry_steps(p_step_ids bigint[], p_actor text, p_now timestamptz)
@@ -151,12 +152,14 @@ end $$;
 
 create or replace function tasker.sweep(p_limit integer default 500)
 returns table (repair text, repaired integer) language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set lock_timeout = '2s' as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := tasker.now();
     v_actor constant text := 'sweep';
     v_workers bigint[];
+    v_left_steps bigint[];
+    v_left_fences bigint[];
     v_overdue_steps bigint[];
     v_overdue_fences bigint[];
     v_retry_timers bigint[];
@@ -167,6 +170,7 @@ declare
     v_deadlines bigint[];
     v_looked_at bigint[];
     v_lost bigint[];
+    v_tasks bigint[];
     v_task_id bigint;
     v_count integer;
 begin
@@ -174,8 +178,9 @@ begin
         return;
     end if;
 
-    -- First all that is to be repaired is found, then the tasks concerned are locked in one go and in order, then the
-    -- repairs are made: each of them alone would take its tasks in order, but not all of them after each other.
+    -- First all that is to be repaired is found, then the tasks concerned are locked in one go and in order, except those
+    -- that somebody else holds, then the repairs are made: each of them alone would take its tasks in order, but not all
+    -- of them after each other.
 
     -- Workers that did not renew in time.
     select array_agg(worker_id) into v_workers from (
@@ -228,28 +233,46 @@ begin
     on conflict (key) do update set value = excluded.value where settings.value <> excluded.value;
     v_lost := tasker.find_lost_steps(v_looked_at, v_now);
 
-    perform 1 from tasker.tasks
-    where task_id in (
-        select tasker.task_of_step(step_id) from tasker.leases where worker_id = any (v_workers)
-        union select tasker.task_of_step(id)
-            from unnest(v_overdue_steps || v_retry_steps || v_lost) as given(id)
-        union select id from unnest(v_queue_tasks || v_deadlines) as given(id)
-    )
-    order by task_id for no key update;
+    select array_agg(task_id) into v_tasks from (
+        select task_id from tasker.tasks
+        where task_id in (
+            select tasker.task_of_step(step_id) from tasker.leases where worker_id = any (v_workers)
+            union select tasker.task_of_step(id)
+                from unnest(v_overdue_steps || v_retry_steps || v_lost) as given(id)
+            union select id from unnest(v_queue_tasks || v_deadlines) as given(id)
+        )
+        order by task_id for no key update skip locked
+    ) as locked;
+    v_tasks := coalesce(v_tasks, '{}');
 
     if v_workers is not null then
-        v_count := tasker.expire_workers(v_actor, v_workers, 'its lease was not renewed in time');
-        return query select 'workers_expired', cardinality(v_workers);
+        select array_agg(step_id), array_agg(fence) into v_left_steps, v_left_fences from tasker.leases
+        where worker_id = any (v_workers) and tasker.task_of_step(step_id) = any (v_tasks);
+        if v_left_steps is not null then
+            v_count := tasker.expire_leases(v_actor, v_left_steps, v_left_fences, 'its lease was not renewed in time');
+            if v_count > 0 then
+                return query select 'leases_expired', v_count;
+            end if;
+        end if;
+        delete from tasker.workers w
+        where worker_id = any (v_workers) and not exists (select from tasker.leases l where l.worker_id = w.worker_id);
+        get diagnostics v_count = row_count;
         if v_count > 0 then
-            return query select 'leases_expired', v_count;
+            return query select 'workers_expired', v_count;
         end if;
     end if;
+    select array_agg(step_id), array_agg(fence) into v_overdue_steps, v_overdue_fences
+    from unnest(v_overdue_steps, v_overdue_fences) as overdue(step_id, fence)
+    where tasker.task_of_step(step_id) = any (v_tasks);
     if v_overdue_steps is not null then
         v_count := tasker.expire_leases(v_actor, v_overdue_steps, v_overdue_fences, 'the attempt is far over its timeout');
         if v_count > 0 then
             return query select 'attempts_timed_out', v_count;
         end if;
     end if;
+    select array_agg(timer_id), array_agg(step_id) into v_retry_timers, v_retry_steps
+    from unnest(v_retry_timers, v_retry_steps) as due(timer_id, step_id)
+    where tasker.task_of_step(step_id) = any (v_tasks);
     if v_retry_steps is not null then
         v_count := tasker.retry_steps(v_retry_steps, v_actor, v_now);
         delete from tasker.timers where timer_id = any (v_retry_timers);
@@ -257,6 +280,10 @@ begin
             return query select 'retries_due', v_count;
         end if;
     end if;
+    select array_agg(timer_id) into v_queue_timers
+    from unnest(v_queue_timers, v_queue_tasks) as due(timer_id, task_id) where task_id = any (v_tasks);
+    select array_agg(id) into v_queued_steps
+    from unnest(v_queued_steps) as queued(id) where tasker.task_of_step(id) = any (v_tasks);
     if v_queue_timers is not null then
         v_count := coalesce(tasker.expire_queued_steps(v_queued_steps, v_actor, v_now), 0);
         delete from tasker.timers where timer_id = any (v_queue_timers);
@@ -266,13 +293,14 @@ begin
     end if;
     v_count := 0;
     foreach v_task_id in array coalesce(v_deadlines, '{}') loop
-        if tasker.fail_task(v_task_id, v_actor, 'deadline_exceeded', 'the task passed its deadline') then
+        if v_task_id = any (v_tasks) and tasker.fail_task(v_task_id, v_actor, 'deadline_exceeded', 'the task passed its deadline') then
             v_count := v_count + 1;
         end if;
     end loop;
     if v_count > 0 then
         return query select 'deadlines_passed', v_count;
     end if;
+    select array_agg(id) into v_lost from unnest(v_lost) as lost(id) where tasker.task_of_step(id) = any (v_tasks);
     if v_lost is not null then
         v_count := tasker.requeue_lost_steps(v_lost, v_now);
         if v_count > 0 then

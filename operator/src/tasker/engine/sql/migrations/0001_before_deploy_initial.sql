@@ -358,10 +358,14 @@ create table tasker.workers (
 create table tasker.pool_callables (
     namespace text not null,
     pool text not null,
+    -- The pod template that the worker was made from; empty for a worker that no pool made.
+    template_hash text not null,
     callable text not null,
-    primary key (namespace, pool, callable)
+    offered_at timestamptz not null,
+    primary key (namespace, pool, template_hash, callable)
 );
-comment on table tasker.pool_callables is 'What the workers of a pool have ever offered: tells whose demand a step is.';
+comment on table tasker.pool_callables is
+    'What the newest worker of each pod template of a pool offered, for a month: tells whose demand a step is.';
 
 create table tasker.timers (
     timer_id bigint generated always as identity primary key,

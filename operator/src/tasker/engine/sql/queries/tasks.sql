@@ -8,7 +8,7 @@ select task_id from tasker.tasks where task_uuid = %(task_uuid)s;
 
 -- name: task_id_by_origin
 -- The internal id of the run that a resource asked for.
-select task_id from tasker.tasks where origin_uid = %(origin_uid)s;
+select task_id from tasker.tasks where origin_uid = %(origin_uid)s and tasker.is_owner(%(installation)s);
 
 -- name: cancel_task
 -- Cancels a run for good.
@@ -24,13 +24,15 @@ select tasker.resume_task(%(task_id)s);
 
 -- name: open_task_ids_of_namespace
 -- All runs of a namespace that have not ended.
-select task_id from tasker.tasks where namespace = %(namespace)s and completed_at is null order by task_id;
+select task_id from tasker.tasks
+where namespace = %(namespace)s and completed_at is null and tasker.is_owner(%(installation)s) order by task_id;
 
 -- name: open_origins
 -- The resources whose runs have not ended.
 select namespace, origin_name, origin_uid, task_uuid
 from tasker.tasks
 where completed_at is null and origin_uid is not null and (%(namespace)s::text is null or namespace = %(namespace)s)
+    and tasker.is_owner(%(installation)s)
 order by task_id;
 
 -- name: summaries
@@ -39,6 +41,23 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
     template.version as template_version, template.revision, t.state::text as state, t.suspended, t.created_at,
     t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
     t.cancelled_steps, t.error,
+    coalesce((
+        select jsonb_agg(jsonb_build_object('callable', missing.callable, 'steps', missing.steps, 'since', missing.since)
+            order by missing.since, missing.callable)
+        from (
+            select r.callable, count(*) as steps, min(r.ready_at) as since
+            from tasker.ready_steps r
+            where r.step_id >= tasker.first_step_id(t.task_id) and r.step_id < tasker.first_step_id(t.task_id + 1)
+            group by r.callable
+            having min(r.ready_at) < tasker.now() - %(no_worker_seconds)s * interval '1 second'
+                and not exists (
+                    select from tasker.workers w
+                    where w.namespace = t.namespace and r.callable = any (w.callables)
+                        and not w.draining and w.lease_until >= tasker.now()
+                )
+            order by since, r.callable limit 20
+        ) as missing
+    ), '[]') as waiting_for_worker,
     (select count(*) from tasker.leases l
         where l.step_id >= tasker.first_step_id(t.task_id) and l.step_id < tasker.first_step_id(t.task_id + 1)) as running_steps,
     coalesce((
@@ -101,6 +120,15 @@ select t.origin_uid
 from tasker.leases l
 join tasker.tasks t on t.task_id = tasker.task_of_step(l.step_id)
 where l.started_at >= %(since)s::timestamptz - interval '2 seconds' and t.origin_uid is not null;
+
+-- name: origins_waiting_for_worker
+-- Resources whose runs have a ready step that no worker offers to run, those that have waited longest first.
+select t.origin_uid
+from tasker.unoffered_callables(null, %(seconds)s) missing
+join tasker.ready_steps r on r.namespace = missing.namespace and r.callable = missing.callable
+join tasker.tasks t on t.task_id = tasker.task_of_step(r.step_id)
+where r.ready_at < tasker.now() - %(seconds)s * interval '1 second' and t.origin_uid is not null
+group by t.origin_uid order by min(r.ready_at) limit %(limit)s;
 
 -- name: finished_count
 -- How many of the given runs have ended.

@@ -1,31 +1,25 @@
 -- name: demand
--- Queue and work in hand for each of the given pools. A queued step counts for the pools whose workers have ever
--- offered its callable, and for every pool of its namespace when none has.
+-- Queue and work in hand for each of the given pools.
 with asked as (
     select * from unnest(%(namespaces)s::text[], %(pools)s::text[]) as asked(namespace, pool)
-), queue as (
-    select namespace, callable, count(*) as queued, min(ready_at) as oldest
-    from tasker.ready_steps where namespace = any (%(namespaces)s::text[]) group by namespace, callable
-), waiting as (
-    select a.namespace, a.pool, sum(q.queued) as queued, min(q.oldest) as oldest
-    from asked a join queue q on q.namespace = a.namespace
-    where exists (select from tasker.pool_callables c
-            where c.namespace = a.namespace and c.pool = a.pool and c.callable = q.callable)
-        or not exists (select from tasker.pool_callables c join asked other on other.namespace = c.namespace
-            and other.pool = c.pool where c.namespace = a.namespace and c.callable = q.callable)
-    group by a.namespace, a.pool
-), hands as (
+), held as (
     select w.namespace, w.pool, count(distinct w.worker_id) as workers,
         count(distinct w.worker_id) filter (where w.draining) as draining, count(l.step_id) as running
     from tasker.workers w left join tasker.leases l using (worker_id)
     where w.namespace = any (%(namespaces)s::text[]) group by w.namespace, w.pool
 )
-select a.namespace, a.pool, coalesce(w.queued, 0)::bigint as queued, coalesce(h.running, 0) as running,
-    coalesce(extract(epoch from tasker.now() - w.oldest), 0)::double precision as oldest_ready_seconds,
+select a.namespace, a.pool, coalesce(d.queued, 0)::bigint as queued, coalesce(h.running, 0) as running,
+    coalesce(extract(epoch from tasker.now() - d.oldest), 0)::double precision as oldest_ready_seconds,
     coalesce(h.workers, 0) as live_workers, coalesce(h.draining, 0) as draining_workers
 from asked a
-left join waiting w using (namespace, pool)
-left join hands h using (namespace, pool);
+left join tasker.pool_demand(%(namespaces)s::text[], %(pools)s::text[], %(template_hashes)s::text[]) d
+    using (namespace, pool)
+left join held h using (namespace, pool);
+
+-- name: unoffered_callables
+-- Callables that wait for a worker that would offer them.
+select namespace, callable, steps, since
+from tasker.unoffered_callables(null, %(seconds)s) order by since, namespace, callable;
 
 -- name: workers
 -- The workers of a namespace with what they have in hand.
@@ -50,7 +44,8 @@ select * from tasker.undrain_workers(%(namespace)s, %(names)s);
 -- name: expire_workers
 -- Ends workers that are gone.
 select tasker.expire_workers(%(actor)s, array(
-    select worker_id from tasker.workers where namespace = %(namespace)s and name = any (%(names)s)), %(reason)s) as expired;
+    select worker_id from tasker.workers where namespace = %(namespace)s and name = any (%(names)s)),
+    %(reason)s, %(error_type)s) as expired;
 
 -- name: sweep
 -- Repairs what time has broken.

@@ -1,0 +1,153 @@
+"""The jobs of the operator's loops: which keys changed rows call, what a hint hurries, what a sweep counts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from support.controller_fakes import ControllerKit, task, template
+from tasker.controller.kube.keys import ObjectKey
+from tasker.controller.runtime import loops
+from tasker.controller.runtime.loops import ChangeReader, listen, sweep
+from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.repeat import Pacer
+from tasker.controller.templates.reconcile import COUNTS_SECONDS
+from tasker.engine import FINISHED, ChangeCursor
+from tasker.engine.changes import ChangeLog, Changes
+from tasker.engine.notifications import READY
+from tasker.engine.workers import Workers
+from tasker.errors import StoreUnavailable
+
+NOW = datetime(2031, 1, 1, tzinfo=UTC)
+
+
+class FakeChangeLog:
+    """The uids that moved since a place, and the places that it was read from."""
+
+    def __init__(self) -> None:
+        self.moved: list[frozenset[str]] = []
+        self.read_from: list[str | None] = []
+        self.away = False
+
+    async def read(self, cursor: ChangeCursor | None) -> Changes:
+        if self.away:
+            raise StoreUnavailable("away")
+        self.read_from.append(None if cursor is None else cursor.transaction_id)
+        moved = frozenset[str]() if cursor is None or not self.moved else self.moved.pop(0)
+        return Changes(origin_uids=moved, cursor=ChangeCursor(transaction_id=f"t{len(self.read_from)}", at=NOW))
+
+    async def listen(self) -> AsyncIterator[str]:
+        for channel in self.moved:
+            yield "".join(channel)
+
+
+class RecordingQueue:
+    def __init__(self) -> None:
+        self.added: list[ObjectKey] = []
+        self.later: list[tuple[ObjectKey, float]] = []
+
+    def add(self, key: ObjectKey) -> None:
+        self.added.append(key)
+
+    def add_after(self, key: ObjectKey, seconds: float) -> None:
+        self.later.append((key, seconds))
+
+
+class Reading:
+    """A change reader on fakes; the one place that knows how it is made."""
+
+    def __init__(self) -> None:
+        self.log, self.tasks, self.templates = FakeChangeLog(), RecordingQueue(), RecordingQueue()
+        self.kit = ControllerKit()
+        self.reader = ChangeReader(
+            changes=cast("ChangeLog", self.log),
+            tasks=self.kit.caches.tasks,
+            task_queue=self.tasks,
+            template_queue=self.templates,
+            metrics=self.kit.metrics,
+        )
+
+    def know(self, name: str, template_name: str) -> str:
+        """The uid of a Task that has been seen."""
+        self.kit.give(template(template_name))
+        manifest = self.kit.give(task(name, templateRef={"name": template_name}))
+        self.tasks.added.clear()
+        uid: str = manifest["metadata"]["uid"]
+        return uid
+
+
+async def test_moved_runs_call_their_tasks_at_once_and_their_templates_later() -> None:
+    reading = Reading()
+    first, second = reading.know("one", "order"), reading.know("two", "refund")
+    reading.know("still", "order")
+    reading.log.moved = [frozenset({first, "deleted, or not seen yet", second})]
+    await reading.reader.start()
+    await reading.reader.read()
+    assert sorted(key.name for key in reading.tasks.added) == ["one", "two"]
+    assert sorted((key.name, seconds) for key, seconds in reading.templates.later) == [
+        ("order", COUNTS_SECONDS),
+        ("refund", COUNTS_SECONDS),
+    ]
+    assert {key.namespace for key in reading.tasks.added} == {"default"}
+
+
+async def test_each_read_begins_where_the_last_one_that_succeeded_ended() -> None:
+    reading = Reading()
+    await reading.reader.start()
+    await reading.reader.read()
+    reading.log.away = True
+    with pytest.raises(StoreUnavailable):
+        await reading.reader.read()
+    reading.log.away = False
+    await reading.reader.read()
+    assert reading.log.read_from == [None, "t1", "t2"]
+
+
+async def test_the_lag_grows_until_a_read_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(loops, "time", SimpleNamespace(monotonic=lambda: now))
+    reading = Reading()
+    await reading.reader.start()
+    now = 107.0
+    assert reading.reader.lag_seconds() == 7.0
+    reading.log.away = True
+    with pytest.raises(StoreUnavailable):
+        await reading.reader.read()
+    sample = reading.kit.metrics.registry.get_sample_value
+    assert sample("tasker_operator_change_lag_seconds") == 7.0
+    reading.log.away = False
+    await reading.reader.read()
+    assert sample("tasker_operator_change_lag_seconds") == 0.0
+
+
+@pytest.mark.parametrize(("channel", "hurried"), [(READY, ["changes", "scaling"]), (FINISHED, ["changes"])])
+async def test_an_announcement_hurries_those_whom_it_is_for(channel: str, hurried: list[str]) -> None:
+    class RecordingPacer(Pacer):
+        def __init__(self, name: str) -> None:
+            super().__init__(1.0)
+            self.name = name
+
+        def hurry(self) -> None:
+            called.append(self.name)
+
+    called: list[str] = []
+    reading = Reading()
+    reading.log.moved = [frozenset({channel})]
+    await listen(cast("ChangeLog", reading.log), changes=RecordingPacer("changes"), scaling=RecordingPacer("scaling"))
+    assert called == hurried
+
+
+async def test_what_a_sweep_repairs_is_counted_by_kind() -> None:
+    async def repairs() -> dict[str, int]:
+        return {"expired_leases": 3, "due_retries": 0}
+
+    metrics, workers = OperatorMetrics(), cast("Workers", SimpleNamespace(sweep=repairs))
+    await sweep(workers, metrics)
+    await sweep(workers, metrics)
+    sample = metrics.registry.get_sample_value
+    assert sample("tasker_operator_sweep_repairs_total", {"repair": "expired_leases"}) == 6
+    assert sample("tasker_operator_sweep_repairs_total", {"repair": "due_retries"}) == 0
