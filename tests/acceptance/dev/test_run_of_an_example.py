@@ -62,9 +62,9 @@ def test_a_task_that_ends_otherwise_than_it_says_makes_the_run_fail(tmp_path: Pa
 def test_a_run_that_takes_too_long_fails_and_says_what_is_open(tmp_path: Path) -> None:
     example = copy_of("01-linear", tmp_path)
     (example / "template.yaml").unlink()
-    ran = run_dev(tmp_path / "data", "--run", str(example), "--timeout", "3")
+    ran = run_dev(tmp_path / "data", "--run", str(example), "--timeout", "8")
     assert ran.returncode == 1, ran.stdout
-    assert "NOT OVER after 3 s: Task linear-16 is pending" in ran.stdout
+    assert "NOT OVER after 8 s: Task linear-16 is pending" in ran.stdout
     assert "There is no TaskTemplate linear in namespace default." in ran.stdout
 
 

@@ -7,7 +7,7 @@ defaults fit it, and so on. Here only what would otherwise be misread, or silent
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from devcluster.machinery import field_errors
 from devcluster.machinery.builtin_schemas import builtin_definitions
@@ -17,6 +17,8 @@ from devcluster.machinery.formats import UNSUPPORTED_FORMATS
 from devcluster.machinery.go_values import UnsupportedPattern, compile_go_pattern
 from devcluster.machinery.schema_node import SchemaNode
 from devcluster.machinery.validation import check_value
+
+Level = Literal["root", "item", "field"]
 
 TYPES: Final = ("array", "boolean", "integer", "number", "object", "string")
 REFUSED_KEYWORDS: Final = (
@@ -28,18 +30,23 @@ REFUSED_KEYWORDS: Final = (
     "definitions",
     "dependencies",
 )
+_MUST_BE_TYPED: Final[dict[Level, str]] = {
+    "root": "must not be empty at the root",
+    "item": "must not be empty for specified array items",
+    "field": "must not be empty for specified object fields",
+}
 _SCHEMA_DEFINITION: Final = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
 
 
-def check_enforceable(schema: Mapping[str, Any], path: str, *, nested: bool = False) -> Iterator[FieldError]:
-    """The faults of the schema at `path` (``spec.validation.openAPIV3Schema``). `nested`: it is part of a value rule
+def check_enforceable(schema: Mapping[str, Any], path: str, level: Level | None = "root") -> Iterator[FieldError]:
+    """The faults of the schema at `path` (``spec.validation.openAPIV3Schema``). `level` is None in a value rule
     (allOf, anyOf, oneOf, not), which has no type of its own.
     """
     for keyword in REFUSED_KEYWORDS:
         if keyword in schema:
             yield field_errors.forbidden(f"{path}.{keyword}", f"{keyword} is not supported")
-    if not nested:
-        yield from _check_type(schema, path)
+    if level is not None:
+        yield from _check_type(schema, path, level)
     if pattern := schema.get("pattern"):
         try:
             compile_go_pattern(pattern)
@@ -49,22 +56,22 @@ def check_enforceable(schema: Mapping[str, Any], path: str, *, nested: bool = Fa
     if schema.get("format") in UNSUPPORTED_FORMATS:
         yield field_errors.forbidden(f"{path}.format", "this format is not enforced by the embedded API server")
     for name, part in schema.get("properties", {}).items():
-        yield from check_enforceable(part, f"{path}.properties[{name}]", nested=nested)
+        yield from check_enforceable(part, f"{path}.properties[{name}]", level and "field")
     if "items" in schema:
-        yield from _check_open_part(schema["items"], f"{path}.items", nested=nested)
+        yield from _check_open_part(schema["items"], f"{path}.items", level and "item")
     if not isinstance(schema.get("additionalProperties", True), bool):
-        yield from _check_open_part(schema["additionalProperties"], f"{path}.additionalProperties", nested=nested)
+        yield from _check_open_part(schema["additionalProperties"], f"{path}.additionalProperties", level and "field")
     for combinator in ("allOf", "anyOf", "oneOf"):
         for index, part in enumerate(schema.get(combinator, ())):
-            yield from check_enforceable(part, f"{path}.{combinator}[{index}]", nested=True)
+            yield from check_enforceable(part, f"{path}.{combinator}[{index}]", None)
     if "not" in schema:
-        yield from check_enforceable(schema["not"], f"{path}.not", nested=True)
+        yield from check_enforceable(schema["not"], f"{path}.not", None)
 
 
-def _check_open_part(schema: Any, path: str, *, nested: bool) -> Iterator[FieldError]:
+def _check_open_part(schema: Any, path: str, level: Level | None) -> Iterator[FieldError]:
     """A place where the CRD's own schema lets anything stand."""
     faults = shape_faults(schema, path)
-    yield from faults or check_enforceable(schema, path, nested=nested)
+    yield from faults or check_enforceable(schema, path, level)
 
 
 def shape_faults(schema: Any, path: str) -> list[FieldError]:
@@ -77,13 +84,15 @@ def shape_faults(schema: Any, path: str) -> list[FieldError]:
     return faults
 
 
-def _check_type(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
+def _check_type(schema: Mapping[str, Any], path: str, level: Level) -> Iterator[FieldError]:
     kind = schema.get("type")
     if kind is None:
         if not schema.get("x-kubernetes-int-or-string") and not schema.get("x-kubernetes-preserve-unknown-fields"):
-            yield field_errors.required(f"{path}.type", "must not be empty")
+            yield field_errors.required(f"{path}.type", _MUST_BE_TYPED[level])
     elif kind not in TYPES:
         yield field_errors.not_supported(f"{path}.type", kind, TYPES)
+    elif level == "root" and kind != "object":
+        yield field_errors.invalid(f"{path}.type", kind, "must be object at the root")
     elif kind == "array" and "items" not in schema:
         yield field_errors.required(f"{path}.items", "must be specified")
     fields = (schema.get("items") or {}).get("properties", {}) if isinstance(schema.get("items"), Mapping) else {}

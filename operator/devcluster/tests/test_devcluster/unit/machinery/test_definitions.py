@@ -31,14 +31,17 @@ def field_refusals(schema: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({}, f"{FIELD}.type: Required value: must not be empty"),
+        ({}, f"{FIELD}.type: Required value: must not be empty for specified object fields"),
         (
             {"type": "text"},
             f'{FIELD}.type: Unsupported value: "text": supported values: '
             '"array", "boolean", "integer", "number", "object", "string"',
         ),
         ({"type": "array"}, f"{FIELD}.items: Required value: must be specified"),
-        ({"type": "array", "items": {"properties": {}}}, f"{FIELD}.items.type: Required value: must not be empty"),
+        (
+            {"type": "array", "items": {"properties": {}}},
+            f"{FIELD}.items.type: Required value: must not be empty for specified array items",
+        ),
         ({"$ref": "#/x"}, f"{FIELD}.$ref: Forbidden: $ref is not supported"),
         (
             {"type": "object", "anyOf": [{"not": {"$ref": "#/x"}}]},
