@@ -40,7 +40,9 @@ Result = TypeVar("Result")
 
 DATABASE = "tasker"
 NODE = "tasker-dev"
-IMAGES = {"tasker-worker": (sys.executable, "-m", "tasker_worker")}
+IMAGES = {
+    "tasker-worker": ("env", "TASKER_TERMINATION_LOG=$(TERMINATION_LOG)", sys.executable, "-m", "tasker_worker"),
+}
 """The programs of the node, by the ending of an image's repository."""
 
 LOOPBACK = "127.0.0.1,localhost"

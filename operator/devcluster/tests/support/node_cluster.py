@@ -28,7 +28,8 @@ from devcluster.node.objects import Key, is_deleting, is_true
 from support.debug_switch import debug_api_server
 from support.waiting import eventually_async
 
-IMAGES = {"tester": (sys.executable, "-I", "-S", str(Path(__file__).with_name("pod_program.py")))}
+_PROGRAM = (sys.executable, "-I", "-S", str(Path(__file__).with_name("pod_program.py")))
+IMAGES = {"tester": _PROGRAM, "messenger": ("env", "LAST_WORDS=$(TERMINATION_LOG)", "WHO=$(HOSTNAME)", *_PROGRAM)}
 NAMESPACE = "default"
 
 Probe = Callable[[dict[str, Any]], object]

@@ -23,6 +23,7 @@ from devcluster.node.environment import (
     ConfigError,
     build_arguments,
     build_environment,
+    expand,
     place_on_host,
 )
 from devcluster.node.events import EventRecorder
@@ -35,7 +36,7 @@ from devcluster.node.pod_support import find_refusals, find_unschedulable, progr
 from devcluster.node.ports import free_port
 from devcluster.node.probes import HttpProbe, ProbeKind, ProbeReport, watch_container
 from devcluster.node.process import ContainerProcess
-from devcluster.node.termination import prepare_file, read_message
+from devcluster.node.termination import TERMINATION_LOG, prepare_file, read_message
 from devcluster.node.volumes import make_subfolders, mounts_of, write_volumes
 from devcluster.node.work_queue import RetryLater
 
@@ -186,10 +187,12 @@ class Kubelet:
             runtime.volumes_at = loop.time()
             mounts = mounts_of(container, runtime.volumes)
             make_subfolders(mounts)
-            mounts = [*mounts, prepare_file(container, runtime.folder)]
+            message_file = prepare_file(container, runtime.folder)
+            mounts = [*mounts, message_file]
             has_port = any(port.get("name") == "http" for port in container.get("ports") or ())
             found.port = free_port() if has_port else None
             environment = await build_environment(pod, container, read=read, mounts=mounts, port=found.port)
+            words = [expand(word, {**environment, TERMINATION_LOG: message_file.folder}) for word in program]
             arguments = build_arguments(container, environment, mounts)
         except ConfigError as error:
             found.config_failures += 1
@@ -202,7 +205,7 @@ class Kubelet:
         folder = runtime.folder
         if container.get("workingDir"):
             folder = Path(place_on_host(container["workingDir"], mounts))
-        self._spawn(pod, runtime, container, found, [*program, *arguments], environment, folder)
+        self._spawn(pod, runtime, container, found, [*words, *arguments], environment, folder)
 
     def _spawn(
         self,

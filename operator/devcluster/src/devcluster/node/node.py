@@ -64,7 +64,8 @@ class Node:
     `kubeconfig` says how to reach the API server, with a bearer token. `data_folder` gets the pods' volumes and working
     folders; `logs_folder` gets ``<namespace>/<pod>/<container>.log`` and is the API server's own when `kubectl logs`
     is to find them (default: ``logs`` in the data folder). `images` maps the ending of an image's repository to the
-    command that stands for it; a pod's args are appended. Nothing else is ever run.
+    command that stands for it; a pod's args are appended. Nothing else is ever run. ``$(NAME)`` in a command is the
+    container's variable of that name, ``$(TERMINATION_LOG)`` the file for its termination message.
 
     Processes do not outlive the node, however it ends; for that it must run on a thread that lasts as long as it does.
     Raises ``ConfigurationError`` when the kubeconfig cannot be used.

@@ -1,7 +1,8 @@
 """What an ended container says of its end: the message in its status. Called by ``kubelet``.
 
 A program leaves a message in the file ``terminationMessagePath``. Processes of this machine have no such file of their
-own: a variable or argument of the pod that names the path is given the real file's, as with mounted volumes.
+own: a variable or argument of the pod that names the path is given the real file's, as with mounted volumes; and the
+command that stands for an image may pass it on.
 With the policy ``FallbackToLogsOnError``, an end with an error and without a message is told by the end of the log.
 """
 
@@ -17,6 +18,9 @@ LARGEST_MESSAGE_BYTES = 4096
 LARGEST_LOG_BYTES = 2048
 LARGEST_LOG_LINES = 80
 """Kubernetes' own limits."""
+
+TERMINATION_LOG = "TERMINATION_LOG"
+"""What the command of an image may call the real file: ``$(TERMINATION_LOG)``."""
 
 _DEFAULT_PATH = "/dev/termination-log"
 

@@ -442,3 +442,12 @@ async def test_a_message_left_in_the_termination_file_comes_before_the_log(clust
     }
     await cluster.create(PODS, pod("told", container("leave", "the disk is full", **fields), restartPolicy="Never"))
     assert last_end(await cluster.until(PODS, "told", last_end))["message"] == "the disk is full"
+
+
+async def test_the_command_of_an_image_passes_the_containers_variables_on(cluster: NodeCluster) -> None:
+    image = {"image": "registry.example/team/messenger:1.0"}
+    leaves = container("leave", "the disk is full", **image)
+    await cluster.create(PODS, pod("told", leaves, restartPolicy="Never"))
+    assert last_end(await cluster.until(PODS, "told", last_end))["message"] == "the disk is full"
+    await cluster.create(PODS, pod("serves", container(**image)))
+    assert (await cluster.ask(await cluster.until_ready("serves")))["environment"]["WHO"] == "serves"
