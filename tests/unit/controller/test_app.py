@@ -16,7 +16,7 @@ import pytest
 
 from support.controller_fakes import FakeEngine
 from support.fake_cluster import FakeCluster
-from support.virtual_time import run_in_virtual_time, virtual_now
+from support.virtual_time import run_in_virtual_time, settle, virtual_now
 from tasker.controller import app
 from tasker.controller.assembly import assemble
 from tasker.controller.kube.client import Cluster, ClusterError
@@ -248,6 +248,26 @@ def test_a_database_that_is_silent_for_longer_than_some_rounds_makes_it_not_read
     assert obstacle(None, 15.0) is None
     assert obstacle(None, 15.1) == "the database"
     assert obstacle("it takes no writes", 0.0) == "the database: it takes no writes"
+
+
+@pytest.mark.parametrize("then", [None, StoreUnavailable("away")], ids=["there", "away"])
+def test_a_cancellation_that_the_attempt_swallowed_ends_the_wait(then: Exception | None) -> None:
+    async def main() -> None:
+        async def attempt() -> str:
+            try:
+                await for_ever()
+            except asyncio.CancelledError:
+                if then is not None:
+                    raise then from None
+            return "there"
+
+        task = asyncio.create_task(app._until(attempt, "the database", Health(lambda: None)))
+        await settle()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_in_virtual_time(main)
 
 
 # The parts.

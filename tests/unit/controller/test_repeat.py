@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.virtual_time import run_in_virtual_time, settle, virtual_now
+from support.virtual_time import START_SECONDS, run_in_virtual_time, settle, virtual_now
 from tasker.controller.kube.client import ClusterError
 from tasker.controller.runtime.metrics import OperatorMetrics
 from tasker.controller.runtime.repeat import HINT_PAUSE_SECONDS, Loop, Pacer
@@ -234,5 +234,25 @@ def test_a_hint_is_never_lost_whenever_it_comes() -> None:
             await asyncio.sleep(0.05 + HINT_PAUSE_SECONDS + 0.001)
             assert times[-1] >= hinted
         task.cancel()
+
+    run_in_virtual_time(main)
+
+
+def test_a_cancellation_that_a_round_swallowed_ends_the_loop_after_that_round() -> None:
+    """As a round does in Python 3.11 when what it waits for in `asyncio.wait_for` comes at that moment."""
+
+    async def main() -> None:
+        async def once() -> None:
+            try:
+                await asyncio.sleep(5.0)
+            except asyncio.CancelledError:
+                await asyncio.sleep(1.0)
+
+        task = asyncio.create_task(Loop("job", once, Pacer(10.0), metrics=OperatorMetrics()).run())
+        await settle()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert virtual_now() == START_SECONDS + 1.0
 
     run_in_virtual_time(main)

@@ -235,6 +235,28 @@ async def test_the_end_by_cancellation_is_no_fault() -> None:
 
 
 @in_virtual_time
+async def test_a_part_that_swallows_a_cancellation_ends_all_the_same() -> None:
+    """As one does in Python 3.11 when what it waits for in `asyncio.wait_for` comes at that moment."""
+    swallowed = 0
+
+    async def swallow_two() -> None:
+        nonlocal swallowed
+        while True:
+            try:
+                await for_ever()
+            except asyncio.CancelledError:
+                if swallowed == 2:
+                    raise
+                swallowed += 1
+
+    async with Supervised().running(FakePart(swallow_two)) as task:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert swallowed == 2
+
+
+@in_virtual_time
 async def test_what_broke_first_is_the_reason() -> None:
     supervised, first, second = Supervised(), FakePart(name="first"), FakePart(name="second")
     first.allowed_seconds, second.allowed_seconds = 5.0, 5.5

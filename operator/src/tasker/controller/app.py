@@ -27,7 +27,7 @@ from tasker.controller.runtime.health import Health, serve_health
 from tasker.controller.runtime.logs import configure_logging
 from tasker.controller.runtime.loops import UNOFFERED_SECONDS, ChangeReader, listen, sweep
 from tasker.controller.runtime.metrics import OperatorMetrics
-from tasker.controller.runtime.repeat import Loop, Pacer
+from tasker.controller.runtime.repeat import Loop, Pacer, was_cancelled_from_outside
 from tasker.controller.runtime.supervision import Breakdown, Part, Supervisor, Waiter
 from tasker.controller.runtime.termination import ExitCode, Signals, end_in_any_case, leave_message
 from tasker.engine import Engine
@@ -175,17 +175,27 @@ async def _until(attempt: Callable[[], Awaitable[Result]], what: str, health: He
     wait, said = _WAIT_FROM_SECONDS, ""
     while True:
         try:
-            return await attempt()
+            result = await attempt()
         except SchemaMismatch as error:
             cause = f"{error}; waiting for the migration"
         except (StoreUnavailable, ForeignInstallation, ClusterError) as error:
             cause = f"{error}; waiting for {what}"
+        else:
+            _require_no_cancellation()
+            return result
+        _require_no_cancellation()
         health.waiting_for = f"{what}: {cause}"
         if cause != said:
             logger.warning("%s", cause)
             said = cause
         await asyncio.sleep(wait)
         wait = min(_WAIT_TO_SECONDS, wait * 2)
+
+
+def _require_no_cancellation() -> None:
+    """Raises the cancellation of this task that something awaited has swallowed; `supervision` says what does so."""
+    if was_cancelled_from_outside():
+        raise asyncio.CancelledError
 
 
 def main() -> int:

@@ -92,6 +92,8 @@ class Loop:
         while True:
             await self._round()
             self._rounds += 1
+            if was_cancelled_from_outside():
+                raise asyncio.CancelledError  # the round swallowed it: see `supervision`
             await self._pacer.wait()
 
     async def _round(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -26,6 +26,9 @@ CHECK_SECONDS = 1.0
 
 MOST_COUNTED_SECONDS = 2 * CHECK_SECONDS
 """The most that the time between two checks counts for: when it was longer, the event loop itself did not turn."""
+
+CANCEL_AGAIN_SECONDS = 5.0
+"""How long a part has to end before it is cancelled again: more than closing takes, less than a pod's grace."""
 
 
 class Breakdown(TaskerError):
@@ -73,6 +76,20 @@ class Waiter:
 
     def progress(self) -> Progress:
         return Progress(count=0, allowed_seconds=None)
+
+
+async def _cancel_all(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancels the tasks until all have ended.
+
+    Once is not enough: in Python 3.11 `asyncio.wait_for`, which the connection pool uses, swallows a cancellation that
+    comes together with what it waits for.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
+    await asyncio.gather(*tasks, return_exceptions=True)  # what they raise at their end is nobody's any more
 
 
 class _Watched:
@@ -132,8 +149,7 @@ class Supervisor:
             self._watched = []
             for task in tasks:
                 task.remove_done_callback(self._ended)
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _cancel_all(tasks)
 
     def check(self) -> str | None:
         """What has broken, None while all is well. Nothing is checked before `run` begins nor after it ended."""
