@@ -49,7 +49,7 @@ begin
     ) d
     cross join lateral (select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0) t
     cross join lateral (select * from tasker.templates f where f.template_id = s.template_id offset 0) template
-    left join lateral (
+    cross join lateral (
         select jsonb_object_agg(ancestor.name, done.result) as results
         from unnest(d.result_positions) as needs(position)
         cross join lateral (
@@ -61,7 +61,7 @@ begin
             where f.template_id = s.template_id and f.position = needs.position offset 0
         ) ancestor
         where done.state in ('complete', 'resolved_manually')
-    ) needed on cardinality(d.result_positions) > 0;
+    ) needed;
 end $$;
 
 -- Takes up to p_limit ready steps that this worker has handlers for, oldest first with priority counted as waiting.
@@ -82,7 +82,7 @@ begin
         ))
         returning step_id
     )
-    select array_agg(step_id order by step_id) into v_step_ids from taken;
+    select array_agg(step_id) into v_step_ids from taken;
     return v_step_ids;
 end $$;
 

@@ -121,7 +121,7 @@ end $$;
 
 create or replace function tasker.apply_outcomes(
     p_actor text, p_now timestamptz, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[],
-    p_worker tasker.workers, p_claim_limit integer
+    p_worker tasker.workers default null, p_claim_limit integer default 0
 ) returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -216,12 +216,12 @@ begin
             select d.task_id, d.step_id, d.attempt, coalesce(d.error ->> 'error_type', 'HandlerError'),
                 left(coalesce(d.error ->> 'message', ''), 8192), left(d.error ->> 'traceback', 16384),
                 d.state = 'error', p_now
-            from unnest(v_settled) d where d.error is not null order by d.step_id;
+            from unnest(v_settled) d where d.error is not null;
 
             insert into tasker.timers (due_at, kind, task_id, step_id, attempts)
             select d.retry_at, 'retry', d.task_id, d.step_id, d.attempt
             from unnest(v_settled) d where d.retry_at > p_now;
-            select array_agg(d.step_id order by d.step_id) into v_due
+            select array_agg(d.step_id) into v_due
             from unnest(v_settled) d where d.retry_at <= p_now;
         end if;
 
@@ -240,7 +240,7 @@ begin
             from reached r where s.step_id = r.step_id and s.state = 'pending'
             returning s.step_id, s.state
         )
-        select array_agg(step_id order by step_id) into v_ready from counted where state = 'enqueued';
+        select array_agg(step_id) into v_ready from counted where state = 'enqueued';
 
         if v_ready is not null then
             insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
@@ -261,30 +261,27 @@ begin
             ) as each_step
             group by task_id
         ) as each_task;
-        v_finished := coalesce(v_finished, 0);
         -- A retry without delay (an expired lease, backoff none) need not wait for a sweep.
         if v_due is not null then
             perform tasker.retry_steps(v_due, p_actor, p_now);
         end if;
 
         -- What the caller can take goes straight into its hands; the rest, and what was released, into the queue.
-        if p_claim_limit > 0 and v_ready is not null then
-            select array_agg(ready.id) into v_kept from (
-                select s.step_id as id
-                from unnest(v_ready) as r(id)
-                cross join lateral (select * from tasker.steps f where f.step_id = r.id offset 0) s
-                cross join lateral (
-                    select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0
-                ) t
-                cross join lateral (
-                    select * from tasker.template_steps f
-                    where f.template_id = s.template_id and f.position = s.template_position offset 0
-                ) d
-                where d.callable = any (p_worker.callables) and t.namespace = p_worker.namespace and not t.suspended
-                order by t.priority desc, s.step_id
-                limit p_claim_limit
-            ) as ready;
-        end if;
+        select array_agg(ready.id) into v_kept from (
+            select s.step_id as id
+            from unnest(v_ready) as r(id)
+            cross join lateral (select * from tasker.steps f where f.step_id = r.id offset 0) s
+            cross join lateral (
+                select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0
+            ) t
+            cross join lateral (
+                select * from tasker.template_steps f
+                where f.template_id = s.template_id and f.position = s.template_position offset 0
+            ) d
+            where d.callable = any (p_worker.callables) and t.namespace = p_worker.namespace and not t.suspended
+            order by t.priority desc, s.step_id
+            limit p_claim_limit
+        ) as ready;
         select array_agg(id) into v_queued from (
             select id from unnest(v_ready) as ready(id) where id <> all (coalesce(v_kept, '{}'))
             union all
@@ -321,7 +318,7 @@ create or replace function tasker.settle_steps(
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
     v_worker tasker.workers;
-    v_claim_limit integer := greatest(coalesce(p_claim_limit, 0), 0);
+    v_claim_limit integer := greatest(p_claim_limit, 0); -- null is 0 as well
     v_count integer := cardinality(p_step_ids);
     v_wrong text;
 begin
@@ -331,7 +328,7 @@ begin
         raise exception 'settle_steps: the arrays differ in length' using errcode = 'TK005';
     end if;
     select outcome into v_wrong from unnest(p_outcomes) as given(outcome)
-    where outcome is null or outcome not in ('success', 'error', 'release') limit 1;
+    where outcome is null or outcome not in ('success', 'error', 'release');
     if found then
         raise exception 'settle_steps: unknown outcome %', coalesce(v_wrong, 'null') using errcode = 'TK005';
     end if;

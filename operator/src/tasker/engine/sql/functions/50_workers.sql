@@ -29,9 +29,6 @@ begin
     select worker_id into v_worker_id from tasker.workers where name = p_worker for update;
     select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
     from tasker.leases where worker_id = v_worker_id;
-    if v_step_ids is null then
-        return 0;
-    end if;
     return tasker.expire_leases(p_worker, v_step_ids, v_fences, 'its process ended and was started anew');
 end $$;
 
@@ -80,7 +77,7 @@ begin
             where l.step_id is null
         ), coalesce(unknown.step_ids, '{}'), coalesce(unknown.fences, '{}'), v_now
     from (
-        select array_agg(l.step_id order by l.step_id) as step_ids, array_agg(l.fence order by l.step_id) as fences
+        select array_agg(l.step_id) as step_ids, array_agg(l.fence) as fences
         from tasker.leases l
         where l.worker_id = v_worker.worker_id and l.fence <> all (p_fences) and l.started_at < p_claiming_since
     ) as unknown;
@@ -105,7 +102,7 @@ declare
 begin
     select array_agg(worker_id) into v_ids from (
         select worker_id from tasker.workers
-        where namespace = p_namespace and name = any (p_names) order by worker_id for update skip locked
+        where namespace = p_namespace and name = any (p_names) for update skip locked
     ) as locked;
     return query
     update tasker.workers w set draining = true
@@ -144,14 +141,14 @@ begin
     if v_step_ids is not null then
         select count(*) into v_released from tasker.apply_outcomes(p_worker, tasker.now(), v_step_ids, v_fences,
             array_fill('release'::text, array[cardinality(v_step_ids)]),
-            array_fill(null::jsonb, array[cardinality(v_step_ids)]), null, 0)
+            array_fill(null::jsonb, array[cardinality(v_step_ids)]))
         where kind = 'settled';
     end if;
     delete from tasker.workers where worker_id = v_worker_id;
     return v_released;
 end $$;
 
--- Ends leases whose holder is not going to settle them. Returns how many were current.
+-- Ends leases whose holder is not going to settle them; null for none. Returns how many were current.
 create or replace function tasker.expire_leases(
     p_actor text, p_step_ids bigint[], p_fences bigint[], p_reason text, p_error_type text default 'worker_crash_loop'
 ) returns integer language plpgsql as $$
@@ -159,6 +156,9 @@ declare
     v_payloads jsonb[];
     v_expired integer;
 begin
+    if p_step_ids is null then
+        return 0;
+    end if;
     select array_agg(jsonb_build_object('error_type', p_error_type, 'message',
             format('worker %s was lost during attempt %s: %s', coalesce(w.name, 'unknown'), l.attempt, p_reason))
             order by given.place) into v_payloads
@@ -166,7 +166,7 @@ begin
     left join tasker.leases l on l.step_id = given.step_id
     left join tasker.workers w on w.worker_id = l.worker_id;
     select count(*) into v_expired from tasker.apply_outcomes(p_actor, tasker.now(), p_step_ids, p_fences,
-        array_fill('expired'::text, array[cardinality(p_step_ids)]), v_payloads, null, 0)
+        array_fill('expired'::text, array[cardinality(p_step_ids)]), v_payloads)
     where kind = 'settled';
     return v_expired;
 end $$;
@@ -180,16 +180,14 @@ declare
     v_gone bigint[];
     v_step_ids bigint[];
     v_fences bigint[];
-    v_expired integer := 0;
+    v_expired integer;
 begin
     select array_agg(worker_id) into v_gone from (
         select worker_id from tasker.workers where worker_id = any (p_worker_ids) order by worker_id for update
     ) as locked;
     select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
     from tasker.leases where worker_id = any (v_gone);
-    if v_step_ids is not null then
-        v_expired := tasker.expire_leases(p_actor, v_step_ids, v_fences, p_reason, p_error_type);
-    end if;
+    v_expired := tasker.expire_leases(p_actor, v_step_ids, v_fences, p_reason, p_error_type);
     delete from tasker.workers where worker_id = any (v_gone);
     return v_expired;
 end $$;

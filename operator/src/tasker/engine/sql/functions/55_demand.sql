@@ -13,7 +13,7 @@ begin
     delete from tasker.pool_callables
     where namespace = p_namespace and pool = p_pool and (
         template_hash = p_template_hash and callable <> all (p_callables)
-        or template_hash <> p_template_hash and offered_at < p_now - interval '30 days');
+        or offered_at < p_now - interval '30 days');
     insert into tasker.pool_callables (namespace, pool, template_hash, callable, offered_at)
     select p_namespace, p_pool, p_template_hash, callable, p_now from unnest(p_callables) as offered(callable)
     group by callable order by callable
@@ -59,12 +59,11 @@ $$;
 
 -- Callables that have waited for longer than the given time and that no worker offers which is alive and takes steps:
 -- how many steps wait for each, and since when the oldest.
-create or replace function tasker.unoffered_callables(p_namespaces text[], p_seconds double precision)
+create or replace function tasker.unoffered_callables(p_seconds double precision)
 returns table (namespace text, callable text, steps bigint, since timestamptz) language sql stable as $$
     with waiting as (
         select r.namespace, r.callable, count(*) as steps, min(r.ready_at) as since
         from tasker.ready_steps r
-        where (p_namespaces is null or r.namespace = any (p_namespaces))
         group by r.namespace, r.callable
     )
     select w.namespace, w.callable, w.steps, w.since

@@ -8,7 +8,6 @@ create or replace function tasker.register_template(
 #variable_conflict use_column
 declare
     v_template_id bigint;
-    v_newest bigint;
     v_created boolean := false;
 begin
     -- One registration of a name at a time, so that two operators cannot both insert its parts.
@@ -34,9 +33,7 @@ begin
         select v_template_id, (edge ->> 0)::integer, (edge ->> 1)::integer from jsonb_array_elements(p_edges) as edge;
         v_created := true;
     else
-        select t.template_id into v_newest from tasker.templates t
-        where t.namespace = p_namespace and t.name = p_name order by t.activated_at desc limit 1;
-        if v_newest <> v_template_id then
+        if tasker.current_template(p_namespace, p_name, null) <> v_template_id then
             update tasker.templates t set activated_at = clock_timestamp() where t.template_id = v_template_id;
         end if;
     end if;
@@ -48,7 +45,7 @@ create or replace function tasker.current_template(p_namespace text, p_name text
 returns bigint language sql stable as $$
     select template_id from tasker.templates
     where namespace = p_namespace and name = p_name and (p_version is null or version = p_version)
-    order by activated_at desc, template_id desc limit 1
+    order by activated_at desc limit 1
 $$;
 
 -- Creates a run for each request (a JSON array of objects), all or none. A request whose origin_uid has a run already
@@ -65,8 +62,7 @@ declare
 begin
     select request ->> 'template_name' as name, request ->> 'template_version' as version into v_missing
     from jsonb_array_elements(p_requests) as request
-    where tasker.current_template(p_namespace, request ->> 'template_name', request ->> 'template_version') is null
-    limit 1;
+    where tasker.current_template(p_namespace, request ->> 'template_name', request ->> 'template_version') is null;
     if found then
         raise exception 'no template % in namespace %',
             v_missing.name || coalesce(' version ' || v_missing.version, ''), p_namespace using errcode = 'TK001';
@@ -97,7 +93,7 @@ begin
         on conflict (origin_uid) do nothing
         returning task_id
     )
-    select array_agg(r.place order by r.place), array_agg(r.task_id order by r.place) into v_places, v_task_ids
+    select array_agg(r.place), array_agg(r.task_id) into v_places, v_task_ids
     from request r join fresh on fresh.task_id = r.task_id;
 
     if v_task_ids is not null then

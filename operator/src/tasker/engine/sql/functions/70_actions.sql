@@ -16,14 +16,13 @@ begin
         select step_id, state from tasker.steps
         where step_id >= v_first and step_id < v_next
             and state in ('pending', 'enqueued', 'in_progress', 'waiting_for_retry')
-        order by step_id for no key update
     ), stopped as (
         update tasker.steps s set state = 'cancelled', completed_at = p_now, next_attempt_at = null
         from open_steps o where s.step_id = o.step_id
         returning s.step_id, o.state
     ), logged as (
         insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at, metadata)
-        select step_id, state, 'cancel', 'cancelled', p_actor, p_now, p_metadata from stopped order by step_id
+        select step_id, state, 'cancel', 'cancelled', p_actor, p_now, p_metadata from stopped
     )
     select count(*) into v_stopped from stopped;
     delete from tasker.leases where step_id >= v_first and step_id < v_next;
@@ -110,7 +109,6 @@ begin
     perform tasker.queue_steps(array_agg(step_id), tasker.now())
     from tasker.steps
     where step_id >= tasker.first_step_id(p_task_id) and step_id < tasker.first_step_id(p_task_id + 1)
-        and state = 'enqueued'
-    having count(*) > 0;
+        and state = 'enqueued';
     return true;
 end $$;

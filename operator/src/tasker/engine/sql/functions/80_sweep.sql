@@ -2,24 +2,19 @@
 -- and operators all call it about once a second, so that it needs no leader. A run that somebody else holds is left to
 -- the next one: it is not waited for, since all others would have to wait with it.
 
--- Puts steps whose retry is due back into the queue. Returns how many.
+-- Puts steps whose retry is due back into the queue; the caller holds their tasks' rows. Returns how many.
 create or replace function tasker.retry_steps(p_step_ids bigint[], p_actor text, p_now timestamptz)
 returns integer language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
     v_due bigint[];
 begin
-    perform 1 from tasker.tasks
-    where task_id in (select tasker.task_of_step(id) from unnest(p_step_ids) as given(id))
-    order by task_id for no key update;
     with due as (
-        update tasker.steps s set state = 'enqueued', enqueued_at = p_now, next_attempt_at = null
-        from tasker.tasks t
-        where s.step_id = any (p_step_ids) and s.state = 'waiting_for_retry' and s.next_attempt_at <= p_now
-            and t.task_id = tasker.task_of_step(s.step_id) and t.completed_at is null
-        returning s.step_id
+        update tasker.steps set state = 'enqueued', enqueued_at = p_now, next_attempt_at = null
+        where step_id = any (p_step_ids) and state = 'waiting_for_retry' and next_attempt_at <= p_now
+        returning step_id
     )
-    select array_agg(step_id order by step_id) into v_due from due;
+    select array_agg(step_id) into v_due from due;
     if v_due is null then
         return 0;
     end if;
@@ -50,33 +45,33 @@ begin
     return cardinality(v_due);
 end $$;
 
--- Fails steps that waited in the queue longer than their template allows, without running them. The log shows the
--- attempt that was never given to a worker as started and failed in one moment.
+-- Fails steps that waited in the queue longer than their template allows, without running them; the caller holds their
+-- tasks' rows. The log shows the attempt that was never given to a worker as started and failed in one moment.
 create or replace function tasker.expire_queued_steps(p_step_ids bigint[], p_actor text, p_now timestamptz)
 returns integer language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
+    v_nobody tasker.workers;
     v_taken bigint[];
     v_fences bigint[];
     v_failed integer;
 begin
-    perform 1 from tasker.tasks
-    where task_id in (select tasker.task_of_step(id) from unnest(p_step_ids) as given(id))
-    order by task_id for no key update;
     with taken as (
         delete from tasker.ready_steps where step_id = any (p_step_ids) returning step_id
     )
-    select array_agg(step_id order by step_id) into v_taken from taken;
+    select array_agg(step_id) into v_taken from taken;
     if v_taken is null then
         return 0;
     end if;
-    perform 1 from tasker.start_steps(
-        row(0, p_actor, '', '', 1, '', '{}', false, 1, p_now, p_now)::tasker.workers, v_taken, p_now);
-    select array_agg(fence order by step_id) into v_fences from tasker.leases where step_id = any (v_taken);
+    v_nobody.worker_id := 0;
+    v_nobody.name := p_actor;
+    perform 1 from tasker.start_steps(v_nobody, v_taken, p_now);
+    select array_agg(step_id), array_agg(fence) into v_taken, v_fences
+    from tasker.leases where step_id = any (v_taken);
     select count(*) into v_failed from tasker.apply_outcomes(p_actor, p_now, v_taken, v_fences,
         array_fill('error'::text, array[cardinality(v_taken)]),
         array_fill(jsonb_build_object('error_type', 'schedule_timeout', 'retryable', false, 'message',
-            'no worker took the step within its scheduleTimeoutSeconds'), array[cardinality(v_taken)]), null, 0)
+            'no worker took the step within its scheduleTimeoutSeconds'), array[cardinality(v_taken)]))
     where kind = 'settled';
     return v_failed;
 end $$;
@@ -116,7 +111,7 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as
     from unnest(p_task_ids) as looked_at(task_id)
     join tasker.tasks t on t.task_id = looked_at.task_id
     join tasker.steps s on s.step_id >= tasker.first_step_id(t.task_id) and s.step_id < tasker.first_step_id(t.task_id + 1)
-    where t.active_steps > (
+    where not t.suspended and t.active_steps > (
             select count(*) from tasker.ready_steps r
             where r.step_id >= tasker.first_step_id(t.task_id) and r.step_id < tasker.first_step_id(t.task_id + 1)
         ) + (
@@ -127,28 +122,6 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as
         and not exists (select from tasker.ready_steps r where r.step_id = s.step_id)
         and not exists (select from tasker.leases l where l.step_id = s.step_id)
 $$;
-
--- Queues those of the given steps that are still lost; the caller holds their tasks' rows.
-create or replace function tasker.requeue_lost_steps(p_step_ids bigint[], p_now timestamptz)
-returns integer language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
-declare
-    v_lost bigint[];
-begin
-    select array_agg(s.step_id) into v_lost
-    from unnest(p_step_ids) as given(id)
-    join tasker.steps s on s.step_id = given.id
-    join tasker.tasks t on t.task_id = tasker.task_of_step(s.step_id)
-    where s.state = 'enqueued' and not t.suspended and t.completed_at is null
-        and not exists (select from tasker.ready_steps r where r.step_id = s.step_id)
-        and not exists (select from tasker.leases l where l.step_id = s.step_id);
-    if v_lost is null then
-        return 0;
-    end if;
-    perform tasker.queue_steps(v_lost, p_now);
-    return cardinality(v_lost);
-end $$;
 
 create or replace function tasker.sweep(p_limit integer default 500)
 returns table (repair text, repaired integer) language plpgsql
@@ -171,8 +144,12 @@ declare
     v_looked_at bigint[];
     v_lost bigint[];
     v_tasks bigint[];
-    v_task_id bigint;
-    v_count integer;
+    v_left integer;
+    v_gone integer;
+    v_overdue integer;
+    v_retried integer;
+    v_untaken integer;
+    v_late integer;
 begin
     if not pg_try_advisory_xact_lock(hashtextextended('tasker.sweep', 0)) then
         return;
@@ -184,14 +161,12 @@ begin
 
     -- Workers that did not renew in time.
     select array_agg(worker_id) into v_workers from (
-        select worker_id from tasker.workers where lease_until < v_now order by worker_id limit p_limit
-        for update skip locked
+        select worker_id from tasker.workers where lease_until < v_now limit p_limit for update skip locked
     ) as late;
     -- Attempts far over their time, whose worker should have ended them and did not.
     select array_agg(step_id), array_agg(fence) into v_overdue_steps, v_overdue_fences from (
         select step_id, fence from tasker.leases
         where timeout_at < v_now - tasker.setting('timeout_grace_seconds', 60) * interval '1 second'
-            and worker_id <> all (coalesce(v_workers, '{}'))
         limit p_limit
     ) as overdue;
     -- Retries that are due.
@@ -200,7 +175,7 @@ begin
     ) as due;
     -- Steps that waited too long in the queue. A timer says nothing about a step that has left the queue since, and
     -- perhaps come back: released, tried again, or its run was suspended.
-    select array_agg(due.timer_id), array_agg(due.task_id), array_agg(d.step_id) filter (where d.step_id is not null)
+    select array_agg(due.timer_id), array_agg(due.task_id), array_agg(d.step_id)
         into v_queue_timers, v_queue_tasks, v_queued_steps
     from (
         select timer_id, task_id, step_id, due_at from tasker.timers
@@ -218,14 +193,14 @@ begin
             and r.ready_at + d.schedule_timeout_ms * interval '1 millisecond' <= due.due_at
     ) d on true;
     -- Runs past their deadline.
-    select array_agg(task_id order by task_id) into v_deadlines from (
+    select array_agg(task_id) into v_deadlines from (
         select task_id from tasker.timers where due_at <= v_now and kind = 'deadline' order by due_at limit p_limit
     ) as due;
     -- Steps that could run and are in nobody's hands. There should never be one; a hundred open runs are looked at each
     -- time, in turn, and from the first again after the last.
     select array_agg(task_id order by task_id) into v_looked_at from (
         select task_id from tasker.tasks
-        where completed_at is null and not suspended and task_id > tasker.setting('sweep_cursor', 0)::bigint
+        where completed_at is null and task_id > tasker.setting('sweep_cursor', 0)::bigint
         order by task_id limit 100
     ) as looked_at;
     insert into tasker.settings (key, value)
@@ -243,70 +218,48 @@ begin
         )
         order by task_id for no key update skip locked
     ) as locked;
-    v_tasks := coalesce(v_tasks, '{}');
 
-    if v_workers is not null then
-        select array_agg(step_id), array_agg(fence) into v_left_steps, v_left_fences from tasker.leases
-        where worker_id = any (v_workers) and tasker.task_of_step(step_id) = any (v_tasks);
-        if v_left_steps is not null then
-            v_count := tasker.expire_leases(v_actor, v_left_steps, v_left_fences, 'its lease was not renewed in time');
-            if v_count > 0 then
-                return query select 'leases_expired', v_count;
-            end if;
-        end if;
-        delete from tasker.workers w
-        where worker_id = any (v_workers) and not exists (select from tasker.leases l where l.worker_id = w.worker_id);
-        get diagnostics v_count = row_count;
-        if v_count > 0 then
-            return query select 'workers_expired', v_count;
-        end if;
-    end if;
+    select array_agg(step_id), array_agg(fence) into v_left_steps, v_left_fences from tasker.leases
+    where worker_id = any (v_workers) and tasker.task_of_step(step_id) = any (v_tasks);
+    v_left := tasker.expire_leases(v_actor, v_left_steps, v_left_fences, 'its lease was not renewed in time');
+    delete from tasker.workers w
+    where worker_id = any (v_workers) and not exists (select from tasker.leases l where l.worker_id = w.worker_id);
+    get diagnostics v_gone = row_count;
+
     select array_agg(step_id), array_agg(fence) into v_overdue_steps, v_overdue_fences
     from unnest(v_overdue_steps, v_overdue_fences) as overdue(step_id, fence)
     where tasker.task_of_step(step_id) = any (v_tasks);
-    if v_overdue_steps is not null then
-        v_count := tasker.expire_leases(v_actor, v_overdue_steps, v_overdue_fences, 'the attempt is far over its timeout');
-        if v_count > 0 then
-            return query select 'attempts_timed_out', v_count;
-        end if;
-    end if;
+    v_overdue := tasker.expire_leases(
+        v_actor, v_overdue_steps, v_overdue_fences, 'the attempt is far over its timeout');
+
     select array_agg(timer_id), array_agg(step_id) into v_retry_timers, v_retry_steps
     from unnest(v_retry_timers, v_retry_steps) as due(timer_id, step_id)
     where tasker.task_of_step(step_id) = any (v_tasks);
-    if v_retry_steps is not null then
-        v_count := tasker.retry_steps(v_retry_steps, v_actor, v_now);
-        delete from tasker.timers where timer_id = any (v_retry_timers);
-        if v_count > 0 then
-            return query select 'retries_due', v_count;
-        end if;
-    end if;
+    v_retried := tasker.retry_steps(v_retry_steps, v_actor, v_now);
+    delete from tasker.timers where timer_id = any (v_retry_timers);
+
     select array_agg(timer_id) into v_queue_timers
     from unnest(v_queue_timers, v_queue_tasks) as due(timer_id, task_id) where task_id = any (v_tasks);
     select array_agg(id) into v_queued_steps
     from unnest(v_queued_steps) as queued(id) where tasker.task_of_step(id) = any (v_tasks);
-    if v_queue_timers is not null then
-        v_count := coalesce(tasker.expire_queued_steps(v_queued_steps, v_actor, v_now), 0);
-        delete from tasker.timers where timer_id = any (v_queue_timers);
-        if v_count > 0 then
-            return query select 'schedule_timeouts', v_count;
-        end if;
-    end if;
-    v_count := 0;
-    foreach v_task_id in array coalesce(v_deadlines, '{}') loop
-        if v_task_id = any (v_tasks) and tasker.fail_task(v_task_id, v_actor, 'deadline_exceeded', 'the task passed its deadline') then
-            v_count := v_count + 1;
-        end if;
-    end loop;
-    if v_count > 0 then
-        return query select 'deadlines_passed', v_count;
-    end if;
-    select array_agg(id) into v_lost from unnest(v_lost) as lost(id) where tasker.task_of_step(id) = any (v_tasks);
-    if v_lost is not null then
-        v_count := tasker.requeue_lost_steps(v_lost, v_now);
-        if v_count > 0 then
-            return query select 'lost_steps_requeued', v_count;
-        end if;
-    end if;
+    v_untaken := tasker.expire_queued_steps(v_queued_steps, v_actor, v_now);
+    delete from tasker.timers where timer_id = any (v_queue_timers);
+
+    select count(*) into v_late from unnest(v_deadlines) as late(task_id)
+    where task_id = any (v_tasks)
+        and tasker.fail_task(task_id, v_actor, 'deadline_exceeded', 'the task passed its deadline');
+
+    -- Looked for again among the tasks that are held now: a step may have been queued meanwhile.
+    v_lost := tasker.find_lost_steps(array(
+        select distinct tasker.task_of_step(id) from unnest(v_lost) as lost(id)
+        where tasker.task_of_step(id) = any (v_tasks)), v_now);
+    perform tasker.queue_steps(v_lost, v_now);
+
+    return query
+    select made.repair, made.repaired from (values ('leases_expired', v_left), ('workers_expired', v_gone),
+        ('attempts_timed_out', v_overdue), ('retries_due', v_retried), ('schedule_timeouts', v_untaken),
+        ('deadlines_passed', v_late), ('lost_steps_requeued', cardinality(v_lost))) as made(repair, repaired)
+    where made.repaired > 0;
 
     if to_regclass('tasker.step_transitions'
         || to_char((clock_timestamp() + interval '7 days') at time zone 'UTC', '_YYYYMMDD')) is null

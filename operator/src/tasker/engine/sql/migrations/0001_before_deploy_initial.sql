@@ -396,7 +396,7 @@ comment on table tasker.step_failures is 'Every failed attempt, for people: newe
 -- History. No primary key: it would have to hold the time, and nothing looks a row up by one. The log's order is
 -- transition_id; transaction_id lets a reader follow the log without missing a row that commits late.
 
-create sequence tasker.task_transition_ids cache 1;
+create sequence tasker.task_transition_ids;
 create table tasker.task_transitions (
     transition_id bigint not null default nextval('tasker.task_transition_ids'),
     task_id bigint not null,
@@ -413,7 +413,7 @@ create index task_transitions_by_task on tasker.task_transitions (task_id, trans
 create index task_transitions_by_transaction on tasker.task_transitions (transaction_id, task_id);
 create table tasker.task_transitions_default partition of tasker.task_transitions default;
 
-create sequence tasker.step_transition_ids cache 1;
+create sequence tasker.step_transition_ids;
 create table tasker.step_transitions (
     transition_id bigint not null default nextval('tasker.step_transition_ids'),
     step_id bigint not null,

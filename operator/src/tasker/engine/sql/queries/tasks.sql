@@ -25,15 +25,14 @@ select tasker.resume_task(%(task_id)s);
 -- name: open_task_ids_of_namespace
 -- All runs of a namespace that have not ended.
 select task_id from tasker.tasks
-where namespace = %(namespace)s and completed_at is null and tasker.is_owner(%(installation)s) order by task_id;
+where namespace = %(namespace)s and completed_at is null and tasker.is_owner(%(installation)s);
 
 -- name: open_origins
 -- The resources whose runs have not ended.
 select namespace, origin_name, origin_uid, task_uuid
 from tasker.tasks
 where completed_at is null and origin_uid is not null and (%(namespace)s::text is null or namespace = %(namespace)s)
-    and tasker.is_owner(%(installation)s)
-order by task_id;
+    and tasker.is_owner(%(installation)s);
 
 -- name: summaries
 -- All that a resource's status shows, for runs given by the uid of their resource or by their own.
@@ -124,7 +123,7 @@ where l.started_at >= %(since)s::timestamptz - interval '2 seconds' and t.origin
 -- name: origins_waiting_for_worker
 -- Resources whose runs have a ready step that no worker offers to run, those that have waited longest first.
 select t.origin_uid
-from tasker.unoffered_callables(null, %(seconds)s) missing
+from tasker.unoffered_callables(%(seconds)s) missing
 join tasker.ready_steps r on r.namespace = missing.namespace and r.callable = missing.callable
 join tasker.tasks t on t.task_id = tasker.task_of_step(r.step_id)
 where r.ready_at < tasker.now() - %(seconds)s * interval '1 second' and t.origin_uid is not null

@@ -19,7 +19,7 @@ left join held h using (namespace, pool);
 -- name: unoffered_callables
 -- Callables that wait for a worker that would offer them.
 select namespace, callable, steps, since
-from tasker.unoffered_callables(null, %(seconds)s) order by since, namespace, callable;
+from tasker.unoffered_callables(%(seconds)s) order by since, namespace, callable;
 
 -- name: workers
 -- The workers of a namespace with what they have in hand.
