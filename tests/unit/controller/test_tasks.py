@@ -398,7 +398,8 @@ async def test_who_does_what_to_a_run_and_why_is_in_the_transition_log(setting: 
     made = setting.kit.give(task())
     await setting.start(made)
     uuid = str(setting.kit.engine.runs[setting.run_of(made)].task_uuid)
-    for spec in ({"suspend": True}, {"suspend": True}, {}, {}, {"suspend": True, "cancel": True}):
+    specs: list[dict[str, Any]] = [{"suspend": True}, {"suspend": True}, {}, {}, {"suspend": True, "cancel": True}]
+    for spec in specs:
         setting.kit.give(task(**spec))
         await setting.reconcile(made)
         setting.clock += 10
