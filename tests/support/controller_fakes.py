@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
@@ -360,7 +361,7 @@ class ControllerKit:
     def orphan_reconciler(self, progress: ProgressPace) -> OrphanReconciler:
         return OrphanReconciler(actions=self._engine.actions, progress=progress)
 
-    def pool_reconciler(self) -> PoolReconciler:
+    def pool_reconciler(self, clock: Callable[[], float] = time.monotonic) -> PoolReconciler:
         return PoolReconciler(
             pools=self.caches.pools,
             deployments=self.caches.deployments,
@@ -373,6 +374,7 @@ class ControllerKit:
             events=self.events,
             image_defaults=ImageDefaults(image=self.settings.worker_image),
             worker_database_url=self.settings.worker_database_url,
+            clock=clock,
             now=self.now,
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.fake_cluster import FakeCluster, Fault
+from support.virtual_time import settle
 from tasker.controller.kube.events import EventRecorder, Reason, render_event
 from tasker.controller.runtime.metrics import OperatorMetrics
 
@@ -96,10 +97,8 @@ async def writing(recorder: EventRecorder) -> AsyncIterator[None]:
     """The loop that writes has written all there is at the end."""
     running = asyncio.create_task(recorder.run())
     yield
-    async with asyncio.timeout(10):
-        while not recorder._backlog.empty():
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
+    await settle(100)
+    assert recorder._backlog.empty()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
