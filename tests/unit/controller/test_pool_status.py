@@ -166,7 +166,8 @@ def test_a_transition_time_stays_until_the_condition_changes() -> None:
 
 
 def waiting_pod(reason: str, message: str = "", *, name: str = "p", **metadata: Any) -> Pod:
-    running, stuck = {"state": {}}, {"state": {"waiting": {"reason": reason, "message": message}}}
+    running: dict[str, Any] = {"state": {}}
+    stuck = {"state": {"waiting": {"reason": reason, "message": message}}}
     return Pod.parse(
         {"metadata": {**METADATA, "name": name, **metadata}, "status": {"containerStatuses": [running, stuck]}}
     )

@@ -218,17 +218,16 @@ async def test_a_deployment_without_a_number_has_one_worker(setting: Setting) ->
 async def test_a_status_is_written_once_a_second_and_the_last_one_comes(setting: Setting) -> None:
     await setting.give()
     assert setting.status_writes() == 1
-    state = setting.kit.states.get(KEY)
-    assert state is not None
+    [(_, state)] = setting.kit.states.items()
     state.demand, state.scaled = make_demand("default", "default", queued=3), True
     setting.clock = 0.25
     assert await setting.pools.reconcile(KEY) == 0.75
     assert setting.status_writes() == 1
-    assert state.scaled, "the status does not show it yet"
+    assert state.scaled is True, "the status does not show it yet"
     setting.clock = 1.0
     assert await setting.pools.reconcile(KEY) is None
     assert setting.status_writes() == 2
-    assert not state.scaled
+    assert [each.scaled for _, each in setting.kit.states.items()] == [False]
     assert setting.kit.live(pool())["status"]["queued"] == 3
     assert await setting.pools.reconcile(KEY) is None, "nothing is new, so nothing waits"
     state.demand = make_demand("default", "default", queued=4)

@@ -626,15 +626,18 @@ async def test_the_managed_pool_in_full(setting: Setting) -> None:
     assert setting.kit.caches.pools.read(KEY) is not None, "it is known before its event comes"
 
 
-async def test_the_grace_begins_with_the_oldest_template_and_is_never_longer(setting: Setting) -> None:
+async def test_the_grace_begins_with_the_oldest_template_and_a_wrong_clock_does_not_count(setting: Setting) -> None:
     later = template("later")
     later["metadata"]["creationTimestamp"] = "2031-01-01T00:00:04Z"
     setting.kit.give(template())
     setting.kit.give(later)
     setting.kit.pass_time(4)
     assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
-    setting.kit.pass_time(-60)
-    assert await setting.namespaces.reconcile(NAMESPACE) == 5.0, "a clock ahead of ours"
+    setting.kit.pass_time(-9)
+    assert await setting.namespaces.reconcile(NAMESPACE) == 10.0, "a clock a little ahead of ours"
+    setting.kit.pass_time(-0.001)
+    assert await setting.namespaces.reconcile(NAMESPACE) is None, "a clock that is wrong"
+    assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects
 
 
 async def test_a_template_that_is_going_needs_no_pool(setting: Setting) -> None:

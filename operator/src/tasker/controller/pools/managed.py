@@ -101,9 +101,9 @@ class NamespaceReconciler:
             if template.creation_timestamp is not None
         )
         left = self._grace_seconds - (now - min(created_at, default=now)).total_seconds()
-        if left > 0:
-            # A clock ahead of ours must not make this wait for longer than the grace.
-            return min(left, self._grace_seconds)
+        # A clock that is ahead of ours by more than the grace says nothing about how long this should wait.
+        if 0 < left <= 2 * self._grace_seconds:
+            return left
         live = await self._cluster.get(NAMESPACE, None, namespace)
         if live is None or Namespace.parse(live).is_being_deleted:
             return None
