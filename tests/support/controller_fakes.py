@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -76,15 +78,20 @@ class FakeEngine:
         self.demand: dict[tuple[str, str], PoolDemand] = {}
         self.expired: list[tuple[str, str]] = []
         self.expired_as: list[str] = []
+        self.acted: list[tuple[str, ...]] = []
+        """What was done to runs and workers: the verb, about whom or what, and by whom and why where that is noted."""
         self.template_hashes: dict[tuple[str, str], str] = {}
         self.unoffered: list[UnofferedCallable] = []
         self.waiting_for_worker: frozenset[str] = frozenset()
+        self.counts = TemplateCounts(running=0, waiting=0, complete=0, error=0)
+        self.obstacle: str | None = None
         self.reads = 0
         self.templates = FakeTemplates(self)
         self.tasks = FakeTasks(self)
         self.actions = FakeActions(self)
         self.workers = FakeWorkers(self)
         self.changes = FakeChanges()
+        self.installation = FakeInstallation()
 
     def change(self, task_uuid: UUID, **changes: Any) -> bool:
         for uid, run in self.runs.items():
@@ -95,8 +102,33 @@ class FakeEngine:
 
 
 class FakeChanges:
+    """`moved` are the Tasks' uids that the next read finds."""
+
+    def __init__(self) -> None:
+        self.moved: frozenset[str] = frozenset()
+        self.cursors: list[ChangeCursor | None] = []
+
     async def read(self, cursor: ChangeCursor | None) -> Changes:
-        return Changes(origin_uids=frozenset(), cursor=ChangeCursor(transaction_id="0", at=START))
+        self.cursors.append(cursor)
+        moved, self.moved = self.moved, frozenset()
+        return Changes(origin_uids=moved, cursor=ChangeCursor(transaction_id=str(len(self.cursors)), at=START))
+
+    async def listen(self) -> AsyncIterator[str]:
+        await asyncio.Event().wait()
+        yield "nothing is ever announced"
+
+
+class FakeInstallation:
+    """The database's owner."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    async def take(self, installation: str) -> None:
+        self.taken.append(installation)
+
+    async def require(self) -> None:
+        return
 
 
 class FakeTemplates:
@@ -110,7 +142,7 @@ class FakeTemplates:
         return RegisteredTemplate(template_id=1, revision=spec.revision, created=created)
 
     async def counts(self, namespace: str, name: str) -> TemplateCounts:
-        return TemplateCounts(running=0, waiting=0, complete=0, error=0)
+        return self._engine.counts
 
 
 class FakeTasks:
@@ -156,19 +188,24 @@ class FakeActions:
         self._engine = engine
 
     async def cancel(self, task_uuid: UUID, *, actor: str, reason: str) -> bool:
+        self._engine.acted.append(("cancel", str(task_uuid), actor, reason))
         return self._engine.change(task_uuid, state=TaskState.CANCELLED, completed_at=START)
 
     async def suspend(self, task_uuid: UUID) -> bool:
+        self._engine.acted.append(("suspend", str(task_uuid)))
         return self._engine.change(task_uuid, suspended=True)
 
     async def resume(self, task_uuid: UUID) -> bool:
+        self._engine.acted.append(("resume", str(task_uuid)))
         return self._engine.change(task_uuid, suspended=False)
 
     async def cancel_by_origin(self, origin_uid: str, *, actor: str, reason: str) -> bool:
+        self._engine.acted.append(("cancel_by_origin", origin_uid, actor, reason))
         run = self._engine.runs.get(origin_uid)
         return run is not None and self._engine.change(run.task_uuid, state=TaskState.CANCELLED, completed_at=START)
 
     async def cancel_namespace(self, namespace: str, *, actor: str, reason: str) -> int:
+        self._engine.acted.append(("cancel_namespace", namespace, actor, reason))
         opened = [
             run.task_uuid for run in self._engine.runs.values() if run.namespace == namespace and not run.finished
         ]
@@ -220,9 +257,13 @@ class FakeWorkers:
         reason: str,
         error_type: str = "worker_crash_loop",
     ) -> int:
+        self._engine.acted.append(("expire", namespace, *names, actor, reason, error_type))
         self._engine.expired_as.append(error_type)
         self._engine.expired += [(name, reason) for name in names]
         return 1
+
+    async def sweep(self) -> dict[str, int]:
+        return {}
 
 
 class ControllerKit:
@@ -277,6 +318,15 @@ class ControllerKit:
         routes[stored["kind"]](stored, "ADDED")
         return stored
 
+    def take_events(self) -> list[tuple[str, str, str, str]]:
+        """Kubernetes Events that were recorded since the last call: about which kind and object, reason and message."""
+        taken, backlog = list[tuple[str, str, str, str]](), self.events._backlog
+        while not backlog.empty():
+            reason, event = backlog.get_nowait()
+            about = event["involvedObject"]
+            taken.append((about["kind"], about["name"], str(reason), event["message"]))
+        return taken
+
     def live(self, manifest: Mapping[str, Any]) -> Manifest:
         """The object as the cluster has it now."""
         key = key_of(manifest)
@@ -311,7 +361,7 @@ class ControllerKit:
     def orphan_reconciler(self, progress: ProgressPace) -> OrphanReconciler:
         return OrphanReconciler(actions=self._engine.actions, progress=progress)
 
-    def pool_reconciler(self) -> PoolReconciler:
+    def pool_reconciler(self, clock: Callable[[], float] = time.monotonic) -> PoolReconciler:
         return PoolReconciler(
             pools=self.caches.pools,
             deployments=self.caches.deployments,
@@ -324,6 +374,7 @@ class ControllerKit:
             events=self.events,
             image_defaults=ImageDefaults(image=self.settings.worker_image),
             worker_database_url=self.settings.worker_database_url,
+            clock=clock,
             now=self.now,
         )
 

@@ -151,6 +151,11 @@ def test_changed_handlers_change_the_pods_and_the_same_handlers_do_not() -> None
     same = {"data": {"b.py": "y = 2", "a.py": "x = 1"}, "metadata": {"resourceVersion": "2"}}
     other = {"data": {"a.py": "x = 2", "b.py": "y = 2"}}
     assert manifests.hash_handlers(one) == manifests.hash_handlers(same) != manifests.hash_handlers(other)
+    binary = {"binaryData": {"a.whl": "eA=="}}
+    none, text = manifests.hash_handlers({}), manifests.hash_handlers({"data": binary["binaryData"]})
+    assert len({none, text, manifests.hash_handlers(binary)}) == 3
+    assert len(none) == 32
+    assert manifests.hash_handlers({"data": None, "binaryData": None}) == none
 
 
 def test_the_secret_is_owned_by_every_pool_that_uses_it() -> None:
@@ -167,10 +172,37 @@ def test_the_secret_is_owned_by_every_pool_that_uses_it() -> None:
         ("kube-controller-manager", "Update", {"f:status": {"f:replicas": {}}}, False),
         ("kube-controller-manager", "Update", {"f:spec": {"f:replicas": {}}}, True),
         ("kubectl-scale", "Update", {"f:spec": {"f:replicas": {}}}, True),
+        ("kubectl-apply", "Apply", {"f:spec": {"f:replicas": {}}}, True),
+        ("tasker-operator", "Update", {"f:spec": {"f:replicas": {}}}, True),
+        ("kubectl-apply", "Apply", {"f:metadata": {}}, False),
+        ("kubectl-apply", "Apply", None, False),
     ],
 )
 def test_another_owner_of_the_replicas_is_seen(
-    manager: str, operation: str, fields: dict[str, Any], expected: bool
+    manager: str, operation: str, fields: dict[str, Any] | None, expected: bool
 ) -> None:
     entry = {"manager": manager, "operation": operation, "fieldsV1": fields}
-    assert manifests.others_own_replicas({"metadata": {"managedFields": [entry]}}) is expected
+    ours = {"manager": "tasker-operator", "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    for entries in ([entry], [ours, entry]):
+        assert manifests.others_own_replicas({"metadata": {"managedFields": entries}}) is expected
+    assert manifests.others_own_replicas({"metadata": {}}) is False
+
+
+def test_the_pull_secrets_of_a_pool_take_the_place_of_the_default_ones() -> None:
+    plain = load("pool-plain.yaml")
+    plain["spec"]["imagePullSecrets"] = [{"name": "mine"}]
+    made = manifests.deployment(
+        identity_of(plain),
+        WorkerPoolSpec.model_validate(plain["spec"]),
+        defaults=manifests.ImageDefaults(image=IMAGE, pull_secrets=("registry",)),
+        replicas=0,
+        handlers_hash=None,
+    )
+    assert made["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "mine"}]
+
+
+def test_a_pool_that_shares_its_secret_goes_without_waiting_for_it() -> None:
+    """An owner that blocks would need rights on the pools' finalizers, and a Secret has one controller at most."""
+    secret = manifests.database_secret("orders", [identity_of(load("pool-plain.yaml"))], "postgresql:///x")
+    [owner] = secret["metadata"]["ownerReferences"]
+    assert owner.keys() == {"apiVersion", "kind", "name", "uid"}

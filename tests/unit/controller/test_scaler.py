@@ -374,3 +374,421 @@ def test_what_is_asked_for_before_the_first_round(spec: dict[str, Any], live: in
     given = pool(**spec)
     given["metadata"]["uid"] = "1"
     assert initial_replicas(WorkerPool.parse(given).spec, live) == expected
+
+
+# What a decision leaves.
+
+
+async def test_the_scaling_of_the_spec_is_what_decides(setting: Setting) -> None:
+    """Each of its numbers, one after the other."""
+    setting.with_pool(
+        slots=2, maxReplicas=5, scaling={"upSeconds": 10, "downSeconds": 20, "idleSeconds": 40, "maxStep": 2}
+    )
+    assert (await setting.scale(queued=100)).reason == "100 queued, 0 running, 2 slots each; up within 10 s"
+    assert (await setting.scale(queued=100, seconds=10)).desired == 2
+    await setting.scale(queued=100, seconds=10)
+    assert (await setting.scale(queued=100, seconds=10)).desired == 4
+    await setting.scale(queued=100, seconds=10)
+    state = await setting.scale(queued=100, seconds=10)
+    assert (state.desired, state.reason) == (5, "4 → 5: 100 queued, 0 running, 2 slots each")
+    await setting.scale(running=6)
+    assert (await setting.scale(running=6, seconds=19)).desired == 5
+    assert (await setting.scale(running=6, seconds=1)).desired == 3
+    await setting.scale()
+    assert (await setting.scale(seconds=20)).desired == 1
+    assert (await setting.scale(seconds=20)).desired == 0
+
+
+async def test_the_minimum_of_the_spec_stays(setting: Setting) -> None:
+    setting.with_pool(minReplicas=2)
+    assert (await setting.scale()).desired == 2
+    assert (await setting.scale(seconds=1000)).desired == 2
+
+
+async def test_each_change_is_told_counted_and_marked_for_the_status(setting: Setting) -> None:
+    setting.with_pool()
+    state = await setting.scale(queued=11)
+    assert state.scaled
+    setting.with_replicas(2)
+    await setting.scale()
+    await setting.scale(seconds=60)
+    setting.kit.give(pool(scaling={"mode": "manual"}, replicas=3))
+    await setting.scale()
+    assert setting.kit.take_events() == [
+        ("WorkerPool", "default", "ScaledUp", "0 → 2: 11 queued, 0 running, 10 slots each"),
+        ("WorkerPool", "default", "ScaledDown", "2 → 0: idle for 60 s"),
+        ("WorkerPool", "default", "ScaledUp", "0 → 3: set by a person"),
+    ]
+    sample = setting.kit.metrics.registry.get_sample_value
+    counted = {
+        (direction, mode): sample("tasker_operator_scale_decisions_total", {"direction": direction, "mode": mode})
+        for direction, mode in (("up", "operator"), ("down", "operator"), ("up", "manual"))
+    }
+    assert set(counted.values()) == {1}
+
+
+async def test_a_round_that_changes_nothing_calls_nobody(setting: Setting) -> None:
+    setting.with_pool()
+    await setting.scale()
+    setting.kit.queue("pools").take()
+    state = await setting.scale(seconds=1)
+    assert setting.kit.queue("pools").take() == []
+    assert not state.scaled
+    assert setting.kit.take_events() == []
+
+
+@pytest.mark.parametrize("demand", [{"queued": 1}, {"running": 1}])
+async def test_demand_that_a_status_shows_calls_the_pool(setting: Setting, demand: dict[str, int]) -> None:
+    setting.with_pool(scaling={"mode": "manual"}, replicas=0)
+    await setting.scale()
+    setting.kit.queue("pools").take()
+    state = await setting.scale(**demand)
+    assert state.reason == "set by a person"
+    assert setting.kit.queue("pools").take() == [KEY]
+
+
+async def test_when_fewer_are_idle_than_may_go_the_idle_ones_go_first(setting: Setting) -> None:
+    setting.with_pool(replicas=4)
+    setting.busy(p0=1, p1=1, p2=1)
+    await setting.scale(running=3)
+    state = await setting.scale(running=3, seconds=31)
+    assert (state.desired, state.reason) == (3, "4 → 3: the idle ones first")
+    assert setting.drained() == {"p3"}
+    setting.remove_pod("p3")
+    setting.busy(p1=0, p2=0)
+    await setting.scale(running=3, seconds=1)
+    assert (await setting.scale(running=3, seconds=31)).desired == 1
+
+
+async def test_what_holds_workers_back_is_said(setting: Setting) -> None:
+    setting.with_pool(replicas=2)
+    setting.busy(p0=3, p1=4)
+    await setting.scale(running=7)
+    state = await setting.scale(running=7, seconds=31)
+    assert (state.desired, state.reason) == (2, "7 running; waiting for a worker to become idle")
+
+
+async def test_of_idle_workers_no_more_go_than_have_to_and_those_chosen_earlier_first(setting: Setting) -> None:
+    setting.with_pool(replicas=4)
+    setting.kit.engine.registered_workers["p3"] = make_worker("p3", draining=True)
+    setting.busy(p0=1)
+    await setting.scale(running=25)
+    state = await setting.scale(running=25, seconds=31)
+    assert (state.desired, setting.drained(), setting.cheapest_to_delete()) == (3, {"p3"}, {"p3"})
+
+
+async def test_a_pod_that_is_being_deleted_does_not_count_as_one_that_stays(setting: Setting) -> None:
+    setting.with_pool(replicas=2, pods=3)
+    gone = setting.kit.cluster.objects["Pod", "default", "p2"]
+    going = {**gone["metadata"], "deletionTimestamp": "2031-01-01T00:00:00Z"}
+    setting.kit.router.pod(setting.kit.cluster.store({**gone, "metadata": going}), "MODIFIED")
+    await setting.scale(running=1)
+    state = await setting.scale(running=1, seconds=31)
+    assert state.desired == 1
+    assert len(setting.drained()) == 1
+
+
+async def test_pods_that_go_by_themselves_need_no_draining(setting: Setting) -> None:
+    setting.with_pool(replicas=3, pods=1)
+    await setting.scale(running=1)
+    assert (await setting.scale(running=1, seconds=31)).desired == 1
+    assert setting.drained() == set()
+
+
+async def test_a_pod_that_cannot_be_marked_does_not_end_the_round(setting: Setting) -> None:
+    """It may be gone already."""
+    setting.with_pool(replicas=2)
+    await setting.scale(running=1)
+    for name in ("p0", "p1"):
+        setting.kit.cluster.remove("Pod", "default", name)
+    assert (await setting.scale(running=1, seconds=31)).desired == 1
+    assert len(setting.drained()) == 1
+
+
+async def test_workers_that_are_wanted_again_lose_their_mark(setting: Setting) -> None:
+    setting.with_pool(replicas=3)
+    await setting.scale()
+    await setting.scale(seconds=61)
+    assert setting.cheapest_to_delete() == {"p0", "p1", "p2"}
+    state = await setting.scale(queued=11, draining=3)
+    assert state.desired == 2
+    assert len(setting.drained()) == len(setting.cheapest_to_delete()) == 1
+    marked = [
+        found["metadata"].get("annotations")
+        for (kind, _, name), found in setting.kit.cluster.objects.items()
+        if kind == "Pod" and name not in setting.cheapest_to_delete()
+    ]
+    assert all(not annotations for annotations in marked), "the mark is taken away, not only made dearer"
+
+
+async def test_only_this_pools_draining_workers_are_wanted_again(setting: Setting) -> None:
+    setting.with_pool(replicas=0, pods=1)
+    setting.kit.engine.registered_workers = {
+        "p0": make_worker("p0"),
+        "other": make_worker("other", draining=True, pool="other"),
+        "gone": make_worker("gone", draining=True),
+    }
+    await setting.scale(queued=1, draining=2)
+    assert setting.drained() == {"other", "gone"}
+
+
+async def test_without_draining_workers_nobody_asks_for_them(setting: Setting) -> None:
+    setting.with_pool(replicas=0, pods=1)
+    setting.kit.engine.registered_workers["p0"] = make_worker("p0", draining=True)
+    await setting.scale(queued=1, draining=0)
+    assert setting.drained() == {"p0"}
+
+
+@pytest.mark.parametrize(("draining", "kept"), [(2, 2), (0, 0)])
+async def test_a_number_that_somebody_raises_keeps_workers_that_were_to_go(
+    setting: Setting, draining: int, kept: int
+) -> None:
+    setting.with_pool(replicas=1, pods=4, scaling={"mode": "manual"})
+    setting.kit.give(pool(scaling={"mode": "manual"}, replicas=1))
+    for name in ("p1", "p2", "p3"):
+        setting.kit.engine.registered_workers[name] = make_worker(name, draining=True)
+    await setting.scale()
+    setting.kit.give(pool(scaling={"mode": "manual"}, replicas=3))
+    state = await setting.scale(draining=draining)
+    assert state.desired == 3
+    assert len(setting.drained()) == 3 - kept
+
+
+async def test_a_number_that_somebody_lowers_is_not_held_back_and_idle_workers_go_first(setting: Setting) -> None:
+    setting.with_pool(replicas=3, scaling={"mode": "manual"})
+    setting.kit.give(pool(scaling={"mode": "manual"}, replicas=3))
+    setting.busy(p0=1, p1=1, p2=0)
+    assert (await setting.scale(running=2)).reason == "set by a person"
+    setting.kit.give(pool(scaling={"mode": "manual"}, replicas=1))
+    state = await setting.scale(running=2)
+    assert (state.desired, state.reason) == (1, "3 → 1: set by a person")
+    assert setting.drained() == setting.cheapest_to_delete() == {"p2"}
+
+
+async def test_an_external_pool_says_whose_number_it_is(setting: Setting) -> None:
+    setting.with_pool(replicas=2, scaling={"mode": "external"})
+    assert (await setting.scale()).reason == "set by an autoscaler"
+
+
+@pytest.mark.parametrize("why", ["being deleted", "its namespace is"])
+async def test_a_pool_that_goes_is_not_scaled(setting: Setting, why: str) -> None:
+    made = setting.with_pool()
+    if why == "being deleted":
+        going = {**made["metadata"], "deletionTimestamp": "2031-01-01T00:00:00Z", "finalizers": ["x"]}
+        setting.kit.give({**made, "metadata": going})
+    else:
+        setting.kit.caches.terminating_namespaces.add("default")
+    other = pool("other")
+    other["metadata"]["namespace"] = "elsewhere"
+    setting.kit.give(other)
+    await setting.scaler.reconcile_scale()
+    assert setting.kit.states.get(KEY) is None
+    assert setting.kit.states.get(ObjectKey(namespace="elsewhere", name="other")) is not None
+
+
+async def test_an_idle_pool_counts_from_its_live_number_when_nothing_was_decided(setting: Setting) -> None:
+    """As after its mode was changed: the number was an autoscaler's until now."""
+    setting.with_pool(replicas=3, scaling={"mode": "external"})
+    assert (await setting.scale()).desired is None
+    setting.kit.give(pool())
+    assert (await setting.scale(running=25)).desired == 3
+
+
+# Pods that may still register.
+
+
+async def test_a_pod_may_register_for_as_long_as_a_worker_may_take_to_start(setting: Setting) -> None:
+    setting.with_pool(replicas=1, pods=0)
+    setting.show_pod("starting", ready=False, phase="Running")
+    await setting.scale()
+    setting.kit.pass_time(START_SECONDS - 0.001)
+    assert (await setting.scale(seconds=100)).desired == 1
+    setting.kit.pass_time(0.001)
+    assert (await setting.scale(seconds=1)).desired == 0
+
+
+# Managed pools.
+
+
+def events_of(setting: Setting) -> list[tuple[str, str, str, str]]:
+    return [event for event in setting.kit.take_events() if event[2].startswith("Managed")]
+
+
+async def test_the_managed_pool_in_full(setting: Setting) -> None:
+    setting.kit.give(template())
+    setting.kit.pass_time(5)
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    made = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
+    assert made["metadata"]["labels"] == {"tasker.dev/managed": "true", "app.kubernetes.io/managed-by": "tasker"}
+    message = "The namespace has templates and had no WorkerPool. Write one of your own to replace this one."
+    assert events_of(setting) == [("WorkerPool", "default", "ManagedPoolCreated", message)]
+    assert setting.kit.queue("pools").take() == [KEY]
+    assert setting.kit.caches.pools.read(KEY) is not None, "it is known before its event comes"
+
+
+async def test_the_grace_begins_with_the_oldest_template_and_a_wrong_clock_does_not_count(setting: Setting) -> None:
+    later = template("later")
+    later["metadata"]["creationTimestamp"] = "2031-01-01T00:00:04Z"
+    setting.kit.give(template())
+    setting.kit.give(later)
+    setting.kit.pass_time(4)
+    assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
+    setting.kit.pass_time(-9)
+    assert await setting.namespaces.reconcile(NAMESPACE) == 10.0, "a clock a little ahead of ours"
+    setting.kit.pass_time(-0.001)
+    assert await setting.namespaces.reconcile(NAMESPACE) is None, "a clock that is wrong"
+    assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects
+
+
+async def test_a_template_that_is_going_needs_no_pool(setting: Setting) -> None:
+    going = template()
+    going["metadata"] |= {"deletionTimestamp": "2031-01-01T00:00:00Z", "finalizers": ["x"]}
+    setting.kit.give(going)
+    setting.kit.pass_time(60)
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    assert (WORKER_POOL.kind, "default", "default") not in setting.kit.cluster.objects
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_a_namespace_that_goes_or_is_gone_gets_no_pool(setting: Setting, gone: bool) -> None:
+    """Its event has not come yet."""
+    setting.kit.give(template())
+    setting.kit.pass_time(60)
+    if gone:
+        setting.kit.cluster.remove("Namespace", None, "default")
+    else:
+        metadata = {"name": "default", "deletionTimestamp": "2031-01-01T00:00:00Z"}
+        setting.kit.cluster.store({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    assert (WORKER_POOL.kind, "default", "default") not in setting.kit.cluster.objects
+
+
+async def test_a_pool_that_is_being_deleted_is_none(setting: Setting) -> None:
+    setting.kit.give(template())
+    going = pool("mine")
+    going["metadata"] |= {"deletionTimestamp": "2031-01-01T00:00:00Z", "finalizers": ["x"]}
+    setting.kit.give(going)
+    setting.kit.pass_time(60)
+    await setting.namespaces.reconcile(NAMESPACE)
+    assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects
+
+
+async def managed(setting: Setting) -> None:
+    """The namespace has a template and its managed pool, as the operator made it, observed once."""
+    setting.kit.give(template())
+    setting.kit.pass_time(5)
+    await setting.namespaces.reconcile(NAMESPACE)
+    await setting.scale()
+    setting.kit.queue("pools").take()
+    setting.kit.take_events()
+
+
+def remove_template(setting: Setting) -> None:
+    setting.kit.router.template(setting.kit.cluster.remove("TaskTemplate", "default", "order"), "DELETED")
+
+
+async def test_the_managed_pool_goes_with_the_last_template_once_nothing_waits(setting: Setting) -> None:
+    await managed(setting)
+    remove_template(setting)
+    state = await setting.scale(queued=1)
+    assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
+    assert not state.retiring, "no other pool would take what is queued"
+    setting.kit.states.forget(KEY)
+    assert await setting.namespaces.reconcile(NAMESPACE) == 1.0, "nothing is known of its work"
+    state = await setting.scale(running=1)
+    assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
+    assert state.retiring
+    state = await setting.scale()
+    state.desired = 1
+    assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
+    state.desired = 0
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    assert (WORKER_POOL.kind, "default", "default") not in setting.kit.cluster.objects
+    assert events_of(setting) == [
+        ("WorkerPool", "default", "ManagedPoolRemoved", "The managed pool is no longer needed.")
+    ]
+
+
+async def test_a_managed_pool_that_is_needed_again_stays(setting: Setting) -> None:
+    await managed(setting)
+    remove_template(setting)
+    state = await setting.scale(running=1)
+    await setting.namespaces.reconcile(NAMESPACE)
+    assert state.retiring
+    setting.kit.give(template())
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    assert not state.retiring
+
+
+async def test_a_retiring_pool_has_no_minimum(setting: Setting) -> None:
+    setting.with_pool(minReplicas=2, replicas=2)
+    state = await setting.scale()
+    state.retiring = True
+    assert (await setting.scale()).desired == 0
+
+
+async def edit_as_a_person(setting: Setting, patch: dict[str, Any]) -> None:
+    """Somebody patches the managed pool, and its event arrives."""
+    path = WORKER_POOL.path("default", "default")
+    live = await setting.kit.cluster._request(
+        "PATCH", path, query={"fieldManager": "kubectl"}, body=patch, content_type="application/merge-patch+json"
+    )
+    setting.kit.router.pool(live, "MODIFIED")
+
+
+async def test_a_managed_pool_that_a_person_edits_is_theirs(setting: Setting) -> None:
+    await managed(setting)
+    await edit_as_a_person(setting, {"spec": {"slots": 3}})
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    live = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
+    assert not live["metadata"].get("labels")
+    assert live["spec"]["slots"] == 3
+    assert live["spec"]["handlersFrom"], "slots alone would be no pool"
+    assert setting.kit.queue("pools").take() == [KEY, KEY]
+    known = setting.kit.caches.pools.read(KEY)
+    assert known is not None and known.metadata.labels == {}
+    remove_template(setting)
+    await setting.scale()
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects, "it does not go as ours would"
+
+
+async def test_labels_that_a_person_wrote_too_are_taken_from_a_pool_that_is_theirs(setting: Setting) -> None:
+    """As with `kubectl apply` of what `kubectl get -o yaml` gave: nothing that is only given up would go."""
+    await managed(setting)
+    labels = {"tasker.dev/managed": "true", "app.kubernetes.io/managed-by": "tasker", "team": "shop"}
+    live = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
+    written = {name: live[name] for name in ("apiVersion", "kind")}
+    written |= {
+        "metadata": {"name": "default", "namespace": "default", "labels": labels},
+        "spec": {"handlers": ["own"]},
+    }
+    path, query = WORKER_POOL.path("default", "default"), {"fieldManager": "kubectl", "force": "true"}
+    applied = await setting.kit.cluster._request(
+        "PATCH", path, query=query, body=written, content_type="application/apply-patch+yaml"
+    )
+    setting.kit.router.pool(applied, "MODIFIED")
+    await setting.namespaces.reconcile(NAMESPACE)
+    live = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
+    assert live["metadata"]["labels"] == {"team": "shop"}
+    assert live["spec"]["handlers"] == ["own"]
+    assert "handlersFrom" not in live["spec"], "what the settings gave is gone with us"
+
+
+async def test_a_managed_pool_whose_spec_only_we_wrote_stays_ours(setting: Setting) -> None:
+    """The scale subresource, a label or an annotation change it too, and make it nobody's own."""
+    await managed(setting)
+    await edit_as_a_person(setting, {"metadata": {"annotations": {"team": "shop"}}})
+    live = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
+    live["metadata"]["generation"] = 2
+    setting.kit.router.pool(setting.kit.cluster.store(live), "MODIFIED")
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    live = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
+    assert live["metadata"]["labels"][MANAGED_POOL_LABEL] == "true"
+
+
+async def test_the_runs_of_a_namespace_that_goes_are_cancelled_by_name(setting: Setting) -> None:
+    setting.kit.caches.terminating_namespaces.add("default")
+    setting.kit.give(template())
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    assert setting.kit.engine.acted == [("cancel_namespace", "default", "operator", "the namespace was deleted")]

@@ -24,6 +24,7 @@ from tasker.controller.tasks.status import (
 )
 from tasker.model.task import StepCounts, StepFailure, TaskSummary
 from tasker.model.transitions import FINAL_TASK_STATES, TaskState
+from tasker.model.workers import UnofferedCallable
 
 NOW = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
 
@@ -89,7 +90,7 @@ def test_no_status_is_larger_than_its_limit(
     error: dict[str, Any] | None,
 ) -> None:
     status = status_of(summary(state, failures=failures, leaf_results=results, error=error))
-    assert size_in_bytes(status) < STATUS_LIMIT_BYTES
+    assert size_in_bytes(status) <= STATUS_LIMIT_BYTES
     assert len(status.get("failures", ())) <= 20
     assert size_in_bytes(status.get("result", {})) <= RESULT_LIMIT_BYTES
     assert all(len(failure["message"]) <= 1024 for failure in status.get("failures", ()))
@@ -183,3 +184,237 @@ def test_a_task_cancelled_before_it_was_accepted_is_finished() -> None:
         previous=TaskStatus.model_validate(status), generation=1, now=NOW + timedelta(seconds=5)
     )
     assert status_operations(status, again) == []
+
+
+# In full, as people and their scripts read it.
+
+RUN = "00000000-0000-0000-0000-000000000007"
+PROGRESS = "2 of 4 steps are done."
+FAILED = StepFailure(
+    step="pay", attempt=2, error_type="CardDeclined", message="no funds", final=True, at="2031-05-06T09:08:01.5+02:00"
+)
+
+
+def conditions(status: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    return [(each["type"], each["status"], each["reason"], each["message"]) for each in status["conditions"]]
+
+
+def reconciling(reason: str) -> list[tuple[str, str, str, str]]:
+    return [
+        ("Reconciling", "True", reason, PROGRESS),
+        ("Stalled", "False", reason, PROGRESS),
+        ("Succeeded", "Unknown", reason, PROGRESS),
+    ]
+
+
+def settled(reason: str, message: str, stalled: str, succeeded: str) -> list[tuple[str, str, str, str]]:
+    return [
+        ("Reconciling", "False", reason, message),
+        ("Stalled", stalled, reason, message),
+        ("Succeeded", succeeded, reason, message),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "expected"),
+    [
+        (TaskState.PENDING, {}, reconciling("Pending")),
+        (TaskState.STEPS_IN_PROCESS, {}, reconciling("Running")),
+        (TaskState.STEPS_IN_PROCESS, {"suspended": True}, reconciling("Suspended")),
+        (TaskState.WAITING_FOR_RETRY, {}, reconciling("Waiting")),
+        (TaskState.BLOCKED_BY_FAILURES, {}, reconciling("Blocked")),
+        (TaskState.COMPLETE, {}, settled("Completed", "All 4 steps are done.", "False", "True")),
+        (TaskState.RESOLVED_MANUALLY, {}, settled("ResolvedManually", "All 4 steps are done.", "False", "True")),
+        (TaskState.ERROR, {}, settled("StepsFailed", "The run ended in error.", "True", "False")),
+        (
+            TaskState.ERROR,
+            {"failures": (FAILED,)},
+            settled("StepsFailed", "Step pay failed: CardDeclined: no funds", "True", "False"),
+        ),
+        (
+            TaskState.ERROR,
+            {"failures": (FAILED,), "error": {"message": "too late"}},
+            settled("StepsFailed", "too late", "True", "False"),
+        ),
+        (
+            TaskState.ERROR,
+            {"error": {"step": "ship", "error_type": "Timeout", "message": "gone"}},
+            settled("StepsFailed", "Step ship failed: Timeout: gone", "True", "False"),
+        ),
+        (
+            TaskState.ERROR,
+            {"error": {"step": "ship", "message": "gone"}},
+            settled("StepsFailed", "Step ship failed: error: gone", "True", "False"),
+        ),
+        (
+            TaskState.ERROR,
+            {"error": {"step": "ship", "message": ""}},
+            settled("StepsFailed", "The run ended in error.", "True", "False"),
+        ),
+        (TaskState.CANCELLED, {}, settled("Cancelled", "The run was cancelled.", "False", "False")),
+        (
+            TaskState.CANCELLED,
+            {"error": {"message": "spec.cancel was set"}},
+            settled("Cancelled", "spec.cancel was set", "False", "False"),
+        ),
+    ],
+)
+def test_the_conditions_of_each_state(
+    state: TaskState, changes: dict[str, Any], expected: list[tuple[str, str, str, str]]
+) -> None:
+    accepted = ("Accepted", "True", "Submitted", f"Run {RUN}.")
+    assert conditions(status_of(summary(state, **changes))) == [accepted, *expected]
+
+
+def test_the_whole_status_of_a_run() -> None:
+    counts = StepCounts(total=28, pending=7, ready=1, running=2, waiting=3, complete=4, failed=5, cancelled=6)
+    status = status_of(summary(TaskState.ERROR, counts=counts, failures=(FAILED,)))
+    shown = status.pop("conditions")
+    assert {(each["observedGeneration"], each["lastTransitionTime"]) for each in shown} == {(3, "2031-05-06T07:08:09Z")}
+    assert status == {
+        "observedGeneration": 3,
+        "state": "error",
+        "phase": "Failed",
+        "taskUuid": RUN,
+        "revision": "0123456789abcdef",
+        "progress": "4/28",
+        "steps": {
+            "total": 28,
+            "ready": 1,
+            "running": 2,
+            "waiting": 3,
+            "complete": 4,
+            "failed": 5,
+            "cancelled": 6,
+        },
+        "startTime": "2031-05-06T07:08:01Z",
+        "completionTime": "2031-05-06T07:08:09Z",
+        "failures": [
+            {
+                "step": "pay",
+                "attempt": 2,
+                "errorType": "CardDeclined",
+                "message": "no funds",
+                "time": "2031-05-06T07:08:01Z",
+                "final": True,
+            }
+        ],
+    }
+
+
+def test_what_has_not_happened_is_not_shown() -> None:
+    status = status_of(summary(TaskState.PENDING, started_at=None))
+    assert status.keys() == {
+        "observedGeneration",
+        "state",
+        "phase",
+        "taskUuid",
+        "revision",
+        "progress",
+        "steps",
+        "conditions",
+    }
+    assert "result" not in status_of(summary(TaskState.COMPLETE))
+    assert "resultTruncated" not in status_of(summary(TaskState.COMPLETE))
+
+
+@pytest.mark.parametrize(("stalled", "truths"), [(False, ("True", "False")), (True, ("False", "True"))])
+def test_the_whole_status_of_a_task_without_a_run(stalled: bool, truths: tuple[str, str]) -> None:
+    status = waiting_status("Why", "m" * 300, stalled=stalled, previous=TaskStatus(), generation=2, now=NOW)
+    cut = "m" * 255 + "…"
+    assert conditions(status) == [
+        ("Accepted", "False", "Why", cut),
+        ("Reconciling", truths[0], "Why", cut),
+        ("Stalled", truths[1], "Why", cut),
+        ("Succeeded", "Unknown", "Why", "The run has not started."),
+    ]
+    assert (status["observedGeneration"], status["phase"], len(status)) == (2, "Pending", 3)
+    assert {each["observedGeneration"] for each in status["conditions"]} == {2}
+    later = NOW + timedelta(seconds=1)
+    again = waiting_status(
+        "Why", "m", stalled=stalled, previous=TaskStatus.model_validate(status), generation=2, now=later
+    )
+    assert {each["lastTransitionTime"] for each in again["conditions"]} == {"2031-05-06T07:08:09Z"}
+
+
+def test_the_whole_status_of_a_task_that_was_cancelled_before_it_had_a_run() -> None:
+    status = cancelled_before_start_status(previous=TaskStatus(), generation=2, now=NOW)
+    assert conditions(status) == [
+        (name, "False", "Cancelled", "The Task was cancelled before it was accepted.")
+        for name in ("Accepted", "Reconciling", "Stalled", "Succeeded")
+    ]
+    del status["conditions"]
+    assert status == {
+        "observedGeneration": 2,
+        "state": "cancelled",
+        "phase": "Cancelled",
+        "completionTime": "2031-05-06T07:08:09Z",
+    }
+
+
+# The limits, to the byte.
+
+
+def test_the_limits_are_what_the_documentation_says() -> None:
+    assert (STATUS_LIMIT_BYTES, RESULT_LIMIT_BYTES) == (16_384, 8_192)
+
+
+def test_a_result_of_just_the_limit_is_shown_and_one_byte_more_is_not() -> None:
+    frame = len('{"ship":""}')
+    for size, shown in ((RESULT_LIMIT_BYTES, True), (RESULT_LIMIT_BYTES + 1, False)):
+        status = status_of(summary(TaskState.COMPLETE, leaf_results={"ship": "x" * (size - frame)}))
+        assert ("result" in status, "resultTruncated" in status) == (shown, not shown)
+
+
+def test_what_the_api_server_escapes_counts_as_it_stores_it() -> None:
+    assert size_in_bytes("ab") == 4
+    assert size_in_bytes({"a": [1, 2]}) == 11
+    assert size_in_bytes("<>&\N{SNOWMAN}") == 2 + 4 * len("\\u2603")
+
+
+def failed(number: int, message: str, **changes: Any) -> StepFailure:
+    fields: dict[str, Any] = {
+        "step": f"step{number:02}",
+        "attempt": 1,
+        "error_type": "E",
+        "message": message,
+        "final": True,
+        "at": "2031-05-06T07:08:09+00:00",
+    }
+    return StepFailure(**fields | changes)
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 1024), (4, 512), (6, 256), (11, 128), (20, 64)])
+def test_messages_are_cut_as_little_as_the_room_allows(count: int, length: int) -> None:
+    many = tuple(failed(number, "<" * 3000) for number in range(count))
+    shown = status_of(summary(failures=many))["failures"]
+    assert [len(each["message"]) for each in shown] == [length] * count
+
+
+def test_when_even_short_messages_are_too_many_the_oldest_go() -> None:
+    wide = tuple(failed(number, "<" * 99, step=f"{number:02}" + "<" * 99, error_type="<" * 200) for number in range(20))
+    status = status_of(summary(failures=wide))
+    shown = status["failures"]
+    assert [each["step"][:2] for each in shown] == [f"{number:02}" for number in range(len(shown))]
+    assert {(len(each["step"]), len(each["errorType"]), len(each["message"])) for each in shown} == {(63, 128, 64)}
+    one_more = size_in_bytes(shown[0]) + 1
+    assert size_in_bytes(status) <= STATUS_LIMIT_BYTES < size_in_bytes(status) + one_more
+
+
+def test_failures_that_fill_the_status_to_the_last_byte_are_not_cut() -> None:
+    def status_with(length: int) -> dict[str, Any]:
+        wide = [failed(number, "m" * 1024) for number in range(13)]
+        return status_of(summary(failures=(*wide, failed(13, "m" * length))))
+
+    left = STATUS_LIMIT_BYTES - size_in_bytes(status_with(1))
+    assert 0 < left < 1023, "the last message decides"
+    full = status_with(1 + left)
+    assert size_in_bytes(full) == STATUS_LIMIT_BYTES
+    assert len(full["failures"][0]["message"]) == 1024
+    assert len(status_with(2 + left)["failures"][0]["message"]) == 512
+
+
+def test_what_a_run_waits_for_is_one_short_line() -> None:
+    missing = UnofferedCallable(namespace="default", callable="c" * 300, steps=1, since=NOW)
+    waiting_for = status_of(summary(waiting_for_worker=(missing,)))["waitingFor"]
+    assert waiting_for == "callable " + "c" * 246 + "…"

@@ -13,7 +13,7 @@ from tasker.controller.kube.client import ClusterError, Manifest
 from tasker.controller.kube.conditions import find
 from tasker.controller.kube.keys import ObjectKey, key_of
 from tasker.controller.tasks.progress import PROGRESS_SECONDS, ProgressPace
-from tasker.model.task import SubmittedTask, TaskRequest, TaskSummary
+from tasker.model.task import StepFailure, SubmittedTask, TaskRequest, TaskSummary
 from tasker.model.transitions import TaskState
 
 
@@ -343,3 +343,337 @@ async def test_a_result_is_shown_with_its_nulls_and_stays_when_the_spec_is_touch
     shown = setting.kit.live(made)["status"]
     assert shown["observedGeneration"] == 2
     assert shown["result"] == result
+
+
+# What the engine is asked for.
+
+
+async def test_the_request_has_all_that_the_spec_says(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(
+        task(
+            templateRef={"name": "order", "version": "1.0.0"},
+            context={"value": 1},
+            priority=-7,
+            correlationId="c",
+            parentCorrelationId="p",
+            initiator="i",
+            sourceSystem="s",
+            reason="r",
+            tags=["x", "y"],
+            suspend=True,
+            deadlineSeconds=60,
+        )
+    )
+    await setting.reconcile(made)
+    assert setting.kit.engine.requests == [
+        TaskRequest(
+            template_name="order",
+            template_version="1.0.0",
+            context={"value": 1},
+            priority=-7,
+            correlation_id="c",
+            parent_correlation_id="p",
+            initiator="i",
+            source_system="s",
+            reason="r",
+            tags=("x", "y"),
+            suspended=True,
+            deadline_seconds=60,
+            origin_uid=setting.run_of(made),
+            origin_name="t",
+        )
+    ]
+
+
+async def test_a_context_of_just_the_limit_is_taken(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task(context={"a": "x" * (262_144 - len('{"a":""}'))}))
+    await setting.reconcile(made)
+    assert len(setting.kit.engine.requests) == 1
+
+
+async def test_who_does_what_to_a_run_and_why_is_in_the_transition_log(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.start(made)
+    uuid = str(setting.kit.engine.runs[setting.run_of(made)].task_uuid)
+    specs: list[dict[str, Any]] = [{"suspend": True}, {"suspend": True}, {}, {}, {"suspend": True, "cancel": True}]
+    for spec in specs:
+        setting.kit.give(task(**spec))
+        await setting.reconcile(made)
+        setting.clock += 10
+    assert setting.kit.engine.acted == [
+        ("suspend", uuid),
+        ("resume", uuid),
+        ("cancel", uuid, "operator", "spec.cancel was set"),
+    ]
+    setting.kit.engine.acted.clear()
+    await setting.orphans.reconcile(ObjectKey(namespace="default", name=setting.run_of(made)))
+    assert setting.kit.engine.acted == [
+        ("cancel_by_origin", setting.run_of(made), "operator", "the Task was deleted"),
+    ]
+
+
+async def test_a_run_that_has_ended_is_not_steered_any_more(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.start(made)
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], state=TaskState.COMPLETE, completed_at=setting.kit.now())
+    setting.kit.give(task(cancel=True))
+    await setting.reconcile(made)
+    assert setting.kit.engine.acted == []
+    assert setting.condition(made, "Succeeded")[:2] == ("True", "Completed")
+
+
+async def test_the_status_after_a_change_of_the_spec_shows_what_it_did(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.start(made)
+    setting.kit.give(task(suspend=True))
+    await setting.reconcile(made)
+    assert setting.condition(made, "Reconciling")[:2] == ("True", "Suspended")
+
+
+async def test_a_task_that_is_being_deleted_has_its_run_cancelled(setting: Setting) -> None:
+    """It waits for somebody's finalizer; its run need not."""
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.reconcile(made)
+    going = {**made["metadata"], "deletionTimestamp": "2031-01-01T00:00:01Z", "finalizers": ["x"]}
+    setting.kit.give({**made, "metadata": going})
+    assert await setting.reconcile(made) is None
+    assert setting.kit.queue("orphans").take() == [ObjectKey(namespace="default", name=setting.run_of(made))]
+    assert setting.writes() == 0
+
+
+async def test_a_task_that_is_gone_needs_nothing(setting: Setting) -> None:
+    assert await setting.tasks.reconcile(ObjectKey(namespace="default", name="gone")) is None
+
+
+# Which template it may run.
+
+
+async def test_a_template_that_is_going_is_none(setting: Setting) -> None:
+    await setting.with_template()
+    live = setting.kit.live(template())
+    metadata = {**live["metadata"], "deletionTimestamp": "2031-01-01T00:00:01Z", "finalizers": ["x"]}
+    setting.kit.give({**live, "metadata": metadata})
+    made = setting.kit.give(task())
+    await setting.reconcile(made)
+    assert setting.condition(made, "Accepted")[1] == "TemplateNotFound"
+    assert setting.condition(made, "Stalled")[0] == "False"
+
+
+async def test_a_template_that_nobody_has_registered_yet_is_waited_for(setting: Setting) -> None:
+    setting.kit.give(template())
+    made = setting.kit.give(task())
+    await setting.reconcile(made)
+    why = ("False", "TemplateNotReady", "TaskTemplate order is not ready: it has not been registered yet")
+    assert setting.condition(made, "Accepted") == why
+
+
+async def test_an_edit_that_has_not_been_registered_yet_is_waited_for(setting: Setting) -> None:
+    """Ready says so of the spec before the edit."""
+    await setting.with_template()
+    setting.kit.give(template(version="1.1.0"))
+    made = setting.kit.give(task())
+    await setting.reconcile(made)
+    why = ("False", "TemplateNotReady", "TaskTemplate order is not ready: it has not been registered yet")
+    assert setting.condition(made, "Accepted") == why
+
+
+async def test_an_earlier_version_runs_whatever_became_of_the_newest(setting: Setting) -> None:
+    await setting.with_template()
+    setting.kit.give(template(version="2.0.0", steps=[{"name": "a"}]))
+    made = setting.kit.give(task(templateRef={"name": "order", "version": "1.0.0"}))
+    await setting.reconcile(made)
+    assert len(setting.kit.engine.requests) == 1
+    newest = setting.kit.give(task("newest", templateRef={"name": "order", "version": "2.0.0"}))
+    await setting.reconcile(newest)
+    assert len(setting.kit.engine.requests) == 1
+    assert setting.condition(newest, "Accepted")[1] == "TemplateNotReady"
+
+
+async def test_a_version_that_is_not_stored_is_named(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task(templateRef={"name": "order", "version": "9.9.9"}))
+    assert await setting.reconcile(made) is None
+    assert setting.condition(made, "Accepted") == ("False", "TemplateNotFound", "no template order 9.9.9")
+    assert setting.condition(made, "Stalled")[0] == "False"
+
+
+# Events.
+
+
+async def test_the_events_of_a_run_are_told_once(setting: Setting) -> None:
+    await setting.with_template()
+    setting.kit.take_events()
+    made = setting.kit.give(task())
+    await setting.start(made)
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    accepted = ("Task", "t", "TaskAccepted", f"Run {runs[uid].task_uuid} of template order.")
+    assert setting.kit.take_events() == [accepted]
+    await setting.reconcile(made)
+    assert setting.kit.take_events() == [], "that it runs is no news"
+    first = StepFailure(step="a", attempt=1, error_type="E", message="m", final=False, at="2031-01-01T00:00:00+00:00")
+    for number in (1, 2):
+        setting.clock += 10
+        runs[uid] = replace(runs[uid], failures=(replace(first, attempt=number), *runs[uid].failures))
+        await setting.reconcile(made)
+    assert setting.kit.take_events() == [("Task", "t", "StepFailed", "Step a, attempt 1: E: m")]
+    runs[uid] = replace(runs[uid], state=TaskState.ERROR, completed_at=setting.kit.now())
+    await setting.reconcile(made)
+    assert setting.kit.take_events() == [("Task", "t", "TaskFailed", "Step a failed: E: m")]
+    await setting.reconcile(made)
+    assert setting.kit.take_events() == []
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "message"),
+    [
+        (TaskState.COMPLETE, "TaskSucceeded", "All 4 steps are done."),
+        (TaskState.RESOLVED_MANUALLY, "TaskSucceeded", "All 4 steps are done."),
+        (TaskState.ERROR, "TaskFailed", "The run ended in error."),
+        (TaskState.CANCELLED, "TaskCancelled", "The run was cancelled."),
+    ],
+)
+async def test_each_end_has_its_event(setting: Setting, state: TaskState, reason: str, message: str) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.reconcile(made)
+    setting.kit.take_events()
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], state=state, completed_at=setting.kit.now())
+    await setting.reconcile(made)
+    assert setting.kit.take_events() == [("Task", "t", reason, message)]
+
+
+async def test_of_failures_that_come_together_the_first_is_told(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.start(made)
+    setting.kit.take_events()
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    newest, oldest = (
+        StepFailure(step=step, attempt=1, error_type="E", message="m", final=False, at="2031-01-01T00:00:00+00:00")
+        for step in ("newest", "oldest")
+    )
+    runs[uid] = replace(runs[uid], failures=(newest, oldest))
+    await setting.reconcile(made)
+    assert setting.kit.take_events() == [("Task", "t", "StepFailed", "Step oldest, attempt 1: E: m")]
+
+
+async def test_a_refusal_and_an_end_before_the_start_have_their_events(setting: Setting) -> None:
+    await setting.with_template()
+    setting.kit.take_events()
+    too_large = setting.kit.give(task("large", context={"a": "x" * 300_000}))
+    await setting.reconcile(too_large)
+    message = "spec.context: is 300008 bytes; a Task resource may carry at most 262144"
+    assert setting.kit.take_events() == [("Task", "large", "TaskInvalid", message)]
+    unreadable = setting.kit.give(task("odd", priority="high"))
+    for _ in range(2):
+        await setting.reconcile(unreadable)
+    assert setting.kit.take_events() == [("Task", "odd", "TaskInvalid", "spec.priority: must be a whole number")]
+    cancelled = setting.kit.give(task("late", cancel=True))
+    await setting.reconcile(cancelled)
+    assert setting.kit.take_events() == [
+        ("Task", "late", "TaskCancelled", "The Task was cancelled before it was accepted.")
+    ]
+
+
+async def test_after_a_restart_no_event_of_a_run_is_said_twice(setting: Setting) -> None:
+    """The name is made from what is said: the API server knows an Event of that name."""
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.start(made)
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    failure = StepFailure(step="a", attempt=1, error_type="E", message="m", final=True, at="2031-01-01T00:00:00+00:00")
+    runs[uid] = replace(runs[uid], state=TaskState.ERROR, completed_at=setting.kit.now(), failures=(failure,))
+    names: list[set[str]] = []
+    for _ in range(2):
+        submitted = runs.pop(uid)
+        setting.kit.give({**setting.kit.live(made), "status": {}})
+        await setting.reconcile(made)
+        runs[uid] = submitted
+        setting.kit.give({**setting.kit.live(made), "status": {}})
+        await setting.reconcile(made)
+        backlog, found = setting.kit.events._backlog, set[str]()
+        while not backlog.empty():
+            reason, event = backlog.get_nowait()
+            if event["involvedObject"]["kind"] == "Task":
+                found.add(f"{reason} {event['metadata']['name']}")
+        names.append(found)
+    assert names[0] == names[1]
+    assert {name.partition(" ")[0] for name in names[0]} == {"TaskAccepted", "StepFailed", "TaskFailed"}
+
+
+# Ends and afterwards.
+
+
+async def test_a_lost_run_is_named(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.start(made)
+    await setting.reconcile(made)
+    uuid = setting.kit.live(made)["status"]["taskUuid"]
+    setting.kit.engine.runs.clear()
+    assert await setting.reconcile(made) is None
+    message = f"The database has no run {uuid}; create a new Task to run it again."
+    assert setting.condition(made, "Stalled") == ("True", "RunLost", message)
+    status = setting.kit.live(made)["status"]
+    assert (status["taskUuid"], status["phase"]) == (uuid, "Pending")
+
+
+async def test_a_finished_task_without_a_time_to_live_stays(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.reconcile(made)
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], state=TaskState.COMPLETE, completed_at=setting.kit.now())
+    for _ in range(3):
+        assert await setting.reconcile(made) is None
+        setting.kit.pass_time(1e6)
+    assert setting.kit.live(made)
+
+
+async def test_a_finished_task_whose_rows_are_gone_still_has_its_time_to_live(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.reconcile(made)
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], state=TaskState.COMPLETE, completed_at=setting.kit.now())
+    await setting.reconcile(made)
+    runs.clear()
+    live = setting.kit.live(made)
+    setting.kit.give({**live, "spec": {**live["spec"], "ttlSecondsAfterFinished": 30}})
+    assert await setting.reconcile(made) == 30
+
+
+async def test_what_has_ended_no_longer_slows_the_others(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.reconcile(made)
+    assert setting.progress._due.keys() == {setting.run_of(made)}
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], state=TaskState.COMPLETE, completed_at=setting.kit.now())
+    await setting.reconcile(made)
+    assert setting.progress._due == {}
+    setting.progress.note_write(uid)
+    await setting.reconcile(made)
+    assert setting.progress._due == {}, "nor one whose status has long shown the end"
+    setting.progress.note_write(uid)
+    await setting.orphans.reconcile(ObjectKey(namespace="default", name=uid))
+    assert setting.progress._due == {}, "nor one that was deleted"
+
+
+async def test_a_run_with_ready_steps_is_read_again_for_what_no_change_announces(setting: Setting) -> None:
+    await setting.with_template()
+    made = setting.kit.give(task())
+    await setting.start(made)
+    assert await setting.reconcile(made) == 2.0
+    setting.clock += 2
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], counts=replace(runs[uid].counts, ready=0, running=1))
+    assert await setting.reconcile(made) is None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Set
 from datetime import datetime
 
 from tasker.controller.actor import ACTOR
-from tasker.controller.kube.client import FIELD_MANAGER, NAMESPACE, WORKER_POOL, Cluster, Manifest
+from tasker.controller.kube.client import FIELD_MANAGER, NAMESPACE, WORKER_POOL, Cluster, ClusterError, Manifest
 from tasker.controller.kube.conditions import parse_timestamp, utc_now
 from tasker.controller.kube.events import EventRecorder, Reason
 from tasker.controller.kube.keys import ObjectKey, key_of
@@ -28,6 +28,7 @@ from tasker.engine.actions import Actions
 logger = logging.getLogger(__name__)
 
 POOL_NAME = "default"
+_INVALID = 422
 RETIRE_SECONDS = 1.0
 """How often a managed pool that is to go is reconciled, in seconds."""
 
@@ -100,9 +101,9 @@ class NamespaceReconciler:
             if template.creation_timestamp is not None
         )
         left = self._grace_seconds - (now - min(created_at, default=now)).total_seconds()
-        if left > 0:
-            # A clock ahead of ours must not make this wait for longer than the grace.
-            return min(left, self._grace_seconds)
+        # A clock that is ahead of ours by more than the grace says nothing about how long this should wait.
+        if 0 < left <= 2 * self._grace_seconds:
+            return left
         live = await self._cluster.get(NAMESPACE, None, namespace)
         if live is None or Namespace.parse(live).is_being_deleted:
             return None
@@ -144,15 +145,19 @@ class NamespaceReconciler:
     async def _release(self, pool: ObjectMeta) -> None:
         namespace, name = pool.namespace, pool.name
         # Applying nothing gives up every field that is only ours: the labels and the spec of the settings.
-        released = await self._cluster.apply(
-            WORKER_POOL,
-            {
-                "apiVersion": WORKER_POOL.api_version,
-                "kind": WORKER_POOL.kind,
-                "metadata": {"name": name, "namespace": namespace, "uid": pool.uid},
-            },
-        )
-        if is_managed(ObjectMeta.of(released)):
+        nothing = {
+            "apiVersion": WORKER_POOL.api_version,
+            "kind": WORKER_POOL.kind,
+            "metadata": {"name": name, "namespace": namespace, "uid": pool.uid},
+        }
+        released: Manifest | None = None
+        try:
+            released = await self._cluster.apply(WORKER_POOL, nothing)
+        except ClusterError as error:
+            # What they changed is no pool on its own, so what the settings gave stays with it.
+            if error.status != _INVALID:
+                raise
+        if released is None or is_managed(ObjectMeta.of(released)):
             released = await self._cluster.merge(
                 WORKER_POOL,
                 namespace,

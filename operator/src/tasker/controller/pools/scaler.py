@@ -157,11 +157,11 @@ class Scaler:
                 state.reason = f"{demand.running} running; {held_by}"
                 return
             partly = f"{current} → {possible}: the idle ones first"
-            self._change(scaled, possible, decision.reason if possible == decision.replicas else partly)
+            self._change(scaled, current, possible, decision.reason if possible == decision.replicas else partly)
         elif decision.replicas > current:
             if demand.draining_workers:
                 await self._undrain(scaled, decision.replicas - current)
-            self._change(scaled, decision.replicas, decision.reason)
+            self._change(scaled, current, decision.replicas, decision.reason)
         else:
             state.reason = decision.reason
         state.memory = decision.memory
@@ -179,12 +179,10 @@ class Scaler:
             await self._drain(scaled, wanted)
         elif state.demand is not None and state.demand.draining_workers:
             await self._undrain(scaled, wanted - current)
-        self._change(scaled, wanted, f"{current} → {wanted}: {why}")
+        self._change(scaled, current, wanted, f"{current} → {wanted}: {why}")
 
-    def _change(self, scaled: _ScaledPool, replicas: int, reason: str) -> None:
-        state = scaled.state
-        current = state.desired if state.desired is not None else 0
-        up = replicas > current
+    def _change(self, scaled: _ScaledPool, current: int, replicas: int, reason: str) -> None:
+        state, up = scaled.state, replicas > current
         state.desired, state.reason, state.scaled = replicas, reason, True
         self._metrics.scale_decisions.labels("up" if up else "down", scaled.pool.spec.scaling.mode).inc()
         self._events.record(scaled.pool.manifest, Reason.SCALED_UP if up else Reason.SCALED_DOWN, reason)

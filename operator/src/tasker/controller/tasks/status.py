@@ -39,9 +39,6 @@ PHASES: Mapping[str, str] = {
     "cancelled": "Cancelled",
 }
 
-# Room that the fields beside result and failures never need more of; checked by a property test.
-_MARGIN_BYTES = 64
-
 
 def size_in_bytes(value: Any) -> int:
     """How many bytes the value takes at most as JSON, escaped the way the API server escapes it."""
@@ -72,7 +69,7 @@ def build_status(summary: TaskSummary, *, previous: TaskStatus, generation: int,
     status["conditions"] = _render(conditions, previous, generation, now)
     if phase == "Succeeded":
         status.update(_result(summary))
-    failures = _failures(summary.failures, STATUS_LIMIT_BYTES - _MARGIN_BYTES - size_in_bytes(status))
+    failures = _failures(summary.failures, STATUS_LIMIT_BYTES - size_in_bytes(status))
     if failures:
         status["failures"] = failures
     return status
@@ -209,12 +206,17 @@ def _result(summary: TaskSummary) -> dict[str, Any]:
 
 
 def _failures(failures: Sequence[StepFailure], budget: int) -> list[dict[str, Any]]:
+    """Of the newest failures as many, and of their messages as much, as fit into so many bytes."""
+
+    def fits(rendered: list[dict[str, Any]]) -> bool:
+        return size_in_bytes(rendered) + len(',"failures":') <= budget
+
     newest = failures[:FAILURES_LIMIT]
     for limit in (FAILURE_MESSAGE_LIMIT, 512, 256, 128, 64):
         rendered = [_failure(failure, limit) for failure in newest]
-        if size_in_bytes(rendered) + len('"failures":,') <= budget:
+        if fits(rendered):
             return rendered
-    while rendered and size_in_bytes(rendered) + len('"failures":,') > budget:
+    while rendered and not fits(rendered):
         rendered.pop()
     return rendered
 
