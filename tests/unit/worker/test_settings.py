@@ -83,8 +83,7 @@ def test_the_shortest_pause_may_be_the_longest_too() -> None:
 
 @pytest.mark.parametrize(
     ("text", "flag"),
-    [(" True ", True), ("1", True), ("yes", True), ("ON", True), ("false", False), ("0", False), ("no", False)]
-    + [(" Off", False)],
+    [(text, True) for text in (" True ", "1", "yes", "ON")] + [(text, False) for text in ("false", "0", "no", " Off")],
 )
 def test_a_flag_is_said_in_any_of_the_usual_ways(text: str, flag: bool) -> None:
     assert load_settings({**URL, "TASKER_NOTIFICATIONS": text}).notifications is flag
@@ -240,7 +239,7 @@ def test_a_file_is_read_as_utf_8_and_one_that_is_not_is_told(tmp_path: Path) -> 
 def test_an_argument_that_is_none_leaves_a_setting_to_the_environment_and_a_path_is_a_text() -> None:
     settings = load_settings({**URL, "TASKER_SLOTS": "3"}, slots=None, handlers_path=Path("/handlers"))
     assert (settings.slots, settings.handlers_path) == (3, "/handlers")
-    with pytest.raises(ConfigurationError, match="^slots is to be a whole number from 1 to 10000, not 0$"):
+    with pytest.raises(ConfigurationError, match=r"^slots is to be a whole number from 1 to 10000, not 0$"):
         load_settings(URL, slots=0)
 
 
