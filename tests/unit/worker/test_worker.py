@@ -47,7 +47,14 @@ def worker() -> Worker:
 
 def running(worker: Worker, **changes: Any) -> Worker:
     """The worker as if it ran, with parts that say what a test wants; `changes` by what they are called below."""
-    parts = {"draining": True, "connected": True, "stuck": 2, "out_of_threads": False, "alive": True, "lag": 0.1234}
+    parts: dict[str, Any] = {
+        "draining": True,
+        "connected": True,
+        "stuck": 2,
+        "out_of_threads": False,
+        "alive": True,
+        "lag": 0.1234,
+    }
     parts |= changes
     held = HeldClaims()
     attempts = []
@@ -255,9 +262,14 @@ async def test_work_in_a_thread_of_its_own_is_waited_for_and_no_longer_than_its_
     assert threads[0].daemon
     assert threads[0] is not threading.main_thread()
     go = threading.Event()
+
+    def wait() -> None:
+        threads.append(threading.current_thread())
+        go.wait(10)
+
     began = time.monotonic()
     try:
-        await worker_module._in_own_thread(lambda: threads.append(threading.current_thread()) or go.wait(10), 0.01)
+        await worker_module._in_own_thread(wait, 0.01)
     finally:
         go.set()
     assert time.monotonic() - began < 5
