@@ -166,7 +166,7 @@ async def test_listening_goes_on_after_every_loss_with_pauses_that_double_up_to_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     metrics, woken, pauses = WorkerMetrics(), [], list[float]()
-    sessions: list[_Listening | None] = [None] * 7 + [_Listening(3), None]
+    sessions: list[_Listening | None] = [*[None] * 7, _Listening(3), None]
     settings: list[dict[str, Any]] = []
 
     async def connect(**given: Any) -> _Listening:

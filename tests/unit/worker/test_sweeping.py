@@ -120,7 +120,12 @@ def test_sweeps_are_spread_and_each_asks_for_a_bounded_number_of_repairs(monkeyp
     monkeypatch.setattr(sweeping, "random", SimpleNamespace(uniform=uniform))
     bench = Bench()
     limits: list[int] = []
-    bench.engine.sweep = lambda limit: limits.append(limit) or {}  # type: ignore[method-assign, func-returns-value]
+
+    def sweep(limit: int) -> dict[str, int]:
+        limits.append(limit)
+        return {}
+
+    bench.engine.sweep = sweep  # type: ignore[method-assign]
     bench.tick(1.29)
     assert limits == []
     bench.now = 1.3
@@ -148,7 +153,12 @@ def test_a_thread_that_cannot_be_started_need_not_be_stopped(monkeypatch: pytest
 def test_the_thread_wakes_for_a_sweep_by_itself_and_keeps_no_program_from_ending() -> None:
     bench = Bench()
     swept = threading.Event()
-    bench.engine.sweep = lambda limit: swept.set() or {}  # type: ignore[method-assign, func-returns-value]
+
+    def sweep(limit: int) -> dict[str, int]:
+        swept.set()
+        return {}
+
+    bench.engine.sweep = sweep  # type: ignore[method-assign]
     waits: list[float | None] = []
 
     class Wanted(threading.Event):
