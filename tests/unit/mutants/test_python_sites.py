@@ -26,6 +26,8 @@ def planted(source: str) -> list[str]:
         ("x = limit + 1\n", "x = limit - 1\n"),
         ("while c:\n    break\n", "while c:\n    continue\n"),
         ("for a in b: pass\n", "for a in []: pass\n"),
+        ("try: x\nexcept a.B: pass\n", "try: x\nexcept CosmicRayTestingException: pass\n"),
+        ("try: x\nexcept (A, b.C): pass\n", "try: x\nexcept (A, CosmicRayTestingException): pass\n"),
         ("async def f():\n    await x.close()\n", "async def f():\n    pass\n"),
         ("def f():\n    self.a = 1\n", "def f():\n    pass\n"),
         ("def f():\n    raise Wrong('x') from None\n", "def f():\n    pass\n"),

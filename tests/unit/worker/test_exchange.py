@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from support.worker_engine import NOTHING_LOST, Rig, make_claim
+from support.worker_engine import NOTHING_LOST, MemoryEngine, Rig, make_claim
 from tasker_worker import HandlerRegistry, StepContext, settling
 from tasker_worker import exchange as exchange_module
-from tasker_worker.attempts import AttemptState
-from tasker_worker.claims import Claim, OutcomeKind
-from tasker_worker.gateway import Refused, Unavailable
+from tasker_worker import locked as locked_module
+from tasker_worker.attempts import Attempt, AttemptState
+from tasker_worker.claims import Answer, Claim, Outcome, OutcomeKind
+from tasker_worker.gateway import Locked, Refused, Unavailable
+from tasker_worker.held import HeldClaims
+from tasker_worker.jitter import spread
+from tasker_worker.locked import LockedTasks
+from tasker_worker.metrics import WorkerMetrics
 
 
 def registry_of(**handlers: Any) -> HandlerRegistry:
@@ -545,3 +552,314 @@ async def test_a_large_batch_is_settled_in_bounded_calls() -> None:
         await rig.until(lambda: not rig.exchange.held)
         assert all(claim.fence in rig.engine.settled for claim in claims)
         assert max(outcomes for _, outcomes, _ in rig.engine.calls) <= 1000
+
+
+class _StillClock:
+    """In place of the loop's clock."""
+
+    def time(self) -> float:
+        return 100.0
+
+    def create_future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+
+def _still_rig(**settings: Any) -> Rig:
+    """A rig that does not run, whose exchange is called by hand at second 100; it has 3 slots and starts nothing."""
+    rig = Rig(HandlerRegistry(), slots=3, **{"poll_min": 0.01, "poll_max": 10.0} | settings)
+    rig.exchange._loop = _StillClock()  # type: ignore[assignment]
+    rig.started = []  # type: ignore[attr-defined]
+    executor = SimpleNamespace(running=0, out_of_threads=False, start=rig.started.extend)  # type: ignore[attr-defined]
+    rig.exchange.attach(executor)  # type: ignore[arg-type]
+    return rig
+
+
+@pytest.fixture
+def evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses are exactly as long as they are meant to be."""
+    for module in (exchange_module, settling):
+        monkeypatch.setattr(module, "spread", lambda seconds: seconds)
+
+
+@pytest.mark.parametrize(("fault", "connected"), [(Locked("held"), True), (Unavailable("down"), False)])
+async def test_a_claim_that_fails_is_tried_again_after_a_pause_though_a_hint_came(
+    evenly: None, fault: Exception, connected: bool
+) -> None:
+    rig = _still_rig()
+    rig.engine.claim_faults.append(fault)
+    rig.engine.gate.clear()
+    call = asyncio.ensure_future(rig.exchange._claim(3))
+    await asyncio.wait_for(rig.engine.called.wait(), 5)
+    assert rig.exchange.held.to_renew(time.monotonic() + 100, 15).claiming_since is None
+    rig.exchange.hint()
+    rig.engine.gate.set()
+    await call
+    assert rig.exchange.connected is connected
+    assert (rig.metrics.calls, rig.metrics.call_failures) == (1, 1)
+    assert (rig.exchange._next_poll, rig.exchange._poll_delay) == (100.05, 0.1)
+    assert rig.exchange.held._call is None
+    await rig.exchange._claim(3)
+    assert rig.exchange.connected
+    assert (rig.exchange._next_poll, rig.exchange._poll_delay) == (100.1, 0.2)
+
+
+async def test_a_longer_pause_than_that_after_a_fault_is_kept(evenly: None) -> None:
+    rig = _still_rig(poll_min=3.0)
+    rig.engine.claim_faults.append(Unavailable("down"))
+    await rig.exchange._claim(3)
+    assert (rig.exchange._next_poll, rig.exchange._poll_delay) == (103.0, 6.0)
+
+
+async def test_a_claim_call_that_is_cancelled_is_not_under_way_any_more() -> None:
+    rig = _still_rig()
+    exchange: Any = rig.exchange
+    rig.engine.gate.clear()
+    call = asyncio.ensure_future(exchange._claim(3))
+    await asyncio.wait_for(rig.engine.called.wait(), 5)
+    assert exchange.held._call is not None
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert exchange.held._call is None
+
+
+@pytest.mark.parametrize(("count", "next_poll"), [(2, 100.01), (3, 0.0)])
+@pytest.mark.parametrize("settles", [False, True])
+async def test_as_many_claims_as_asked_for_mean_that_there_may_be_more(
+    settles: bool, count: int, next_poll: float
+) -> None:
+    rig = _still_rig()
+    rig.exchange._poll_delay = 5.0
+    rig.engine.queue.extend(make_claim() for _ in range(count))
+    if settles:
+        rig.exchange._hinted = True
+        assert await rig.exchange._settle([], 3)
+    else:
+        await rig.exchange._claim(3)
+    assert len(rig.started) == rig.metrics.claimed == count  # type: ignore[attr-defined]
+    assert (rig.exchange._next_poll, rig.exchange._poll_delay) == (next_poll, 0.01)
+    assert rig.exchange.held._call is None
+
+
+async def test_a_call_that_claims_nothing_leaves_a_hint_that_came_before_it_standing() -> None:
+    rig = _still_rig()
+    rig.exchange.hint()
+    assert await rig.exchange._settle([], 0)
+    assert rig.exchange._next_poll == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Answer(frozenset(), [], 0, 0), []),
+        (Answer(frozenset(), [], 1, 0), ["ready"]),
+        (Answer(frozenset(), [], 0, 1), ["finished"]),
+    ],
+)
+async def test_an_answer_without_claims_polls_soon_and_is_passed_on(answer: Answer, told: list[str]) -> None:
+    rig = _still_rig()
+    exchange: Any = rig.exchange
+    exchange._poll_delay, exchange._next_poll = 5.0, 500.0
+    exchange.held.call_begins(0)
+    exchange._take_answer(answer, 0)
+    assert exchange.held._call is not None  # one that asked for nothing says nothing about one that did
+    exchange._take_answer(answer, 1)
+    assert exchange.held._call is None
+    assert (exchange._next_poll, exchange._poll_delay, rig.hints.told) == (100.01, 0.01, told * 2)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda exchange: exchange.finished(Attempt(make_claim(), 0.0)),
+        lambda exchange: exchange.hint(),
+        lambda exchange: exchange.set_draining(True),
+        lambda exchange: exchange.stop(0.0),
+        lambda exchange: exchange._take_answer(Answer(frozenset(), [], 0, 0), 1),
+        lambda exchange: exchange._locked._on_progress(),
+    ],
+    ids=["finished", "hint", "draining", "stop", "answer", "locked"],
+)
+async def test_whatever_there_is_to_do_wakes_the_conversation(action: Any) -> None:
+    rig = _still_rig()
+    exchange: Any = rig.exchange
+    waiting = asyncio.ensure_future(exchange._wait(None))
+    await asyncio.sleep(0)
+    assert exchange._waiter is not None
+    action(exchange)
+    await asyncio.wait_for(waiting, 5)
+    assert exchange._waiter is None
+    exchange.hint()  # when nobody waits there is nobody to wake
+
+
+async def test_what_changes_nothing_about_draining_wakes_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tasker_worker")
+    rig = _still_rig()
+    waiting = asyncio.ensure_future(rig.exchange._wait(None))
+    await asyncio.sleep(0)
+    rig.exchange.set_draining(False)
+    assert rig.exchange._waiter is not None
+    assert not rig.exchange._waiter.done()
+    waiting.cancel()
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("state", "slots"),
+    [
+        ({}, 3),
+        ({"running": 2}, 1),
+        ({"out_of_threads": True}, 0),
+        ({"stopping": True}, 0),
+        ({"draining": True}, 0),
+        ({"valid": -1.0}, 0),
+        ({"locked": 999}, 3),
+        ({"locked": 1000}, 0),
+    ],
+    ids=str,
+)
+async def test_it_asks_for_no_more_than_it_can_run(state: dict[str, Any], slots: int) -> None:
+    rig = _still_rig()
+    exchange: Any = rig.exchange
+    executor = SimpleNamespace(running=state.get("running", 0), out_of_threads=state.get("out_of_threads", False))
+    exchange._stopping, exchange.draining = state.get("stopping", False), state.get("draining", False)
+    exchange.held.valid_until = time.monotonic() + state.get("valid", 1000.0)
+    exchange._locked.add(Attempt(make_claim(), 0.0) for _ in range(state.get("locked", 0)))
+    assert exchange._free_slots(executor) == slots
+
+
+@pytest.mark.parametrize(
+    ("stopping", "running", "give_up_at", "valid", "until"),
+    [
+        (False, 0, float("inf"), True, None),
+        (False, 0, float("inf"), False, 110.0),
+        (True, 1, 500.0, True, None),
+        (True, 0, 500.0, True, 500.0),
+        (True, 0, float("inf"), False, None),
+    ],
+)
+async def test_with_nothing_to_ask_for_it_sleeps_until_that_may_change(
+    stopping: bool, running: int, give_up_at: float, valid: bool, until: float | None
+) -> None:
+    rig = _still_rig()
+    rig.exchange._stopping, rig.exchange._give_up_at = stopping, give_up_at
+    rig.exchange.held.valid_until = float("inf") if valid else 0.0
+    executor: Any = SimpleNamespace(running=running)
+    assert rig.exchange._idle_until(executor) == until
+
+
+async def test_outcomes_are_counted_wherever_they_wait() -> None:
+    rig = _still_rig()
+    exchange = rig.exchange
+    exchange.finished(Attempt(make_claim(task_uuid="a"), 0.0))
+    exchange._locked.add([Attempt(make_claim(task_uuid="b"), 0.0) for _ in range(2)])
+    exchange.finished(Attempt(make_claim(task_uuid="b"), 0.0))  # joins the others of its task
+    assert (len(exchange._finished), exchange._locked.waiting()) == (1, 3)
+    exchange._settler.sending = [Attempt(make_claim(), 0.0)] * 4
+    exchange._settler_of_locked.sending = [Attempt(make_claim(), 0.0)] * 8
+    assert exchange.outcomes_waiting == 16
+
+
+async def _settler(engine: MemoryEngine) -> tuple[settling.Settler, WorkerMetrics, list[Any]]:
+    metrics, locked = WorkerMetrics(), list[Any]()
+    return (
+        settling.Settler(
+            engine,
+            worker="worker",
+            held=HeldClaims(),
+            metrics=metrics,
+            on_answer=lambda answer, limit: None,
+            on_locked=locked.append,
+        ),
+        metrics,
+        locked,
+    )
+
+
+def _ended(payload: str = "{}") -> Attempt:
+    attempt = Attempt(make_claim(), 0.0)
+    attempt.finish(Outcome(OutcomeKind.SUCCESS, payload))
+    return attempt
+
+
+async def test_a_call_that_fails_is_repeated_after_pauses_that_double_up_to_two_seconds(
+    evenly: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = MemoryEngine()
+    settler, metrics, _ = await _settler(engine)
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(settling, "asyncio", SimpleNamespace(sleep=sleep))
+    engine.settle_faults.extend(Unavailable("down") for _ in range(8))
+    batch = settler.take_batch(deque([_ended()]))
+    assert await settler.settle(batch, 1)
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+    assert (metrics.calls, metrics.call_failures) == (9, 8)
+    assert [limit for _, _, limit in engine.calls] == [1, *[0] * 8]
+
+
+async def test_a_call_takes_at_most_a_thousand_outcomes() -> None:
+    settler, _, _ = await _settler(MemoryEngine())
+    finished = deque(_ended() for _ in range(1001))
+    assert (len(settler.take_batch(finished)), len(finished)) == (1000, 1)
+
+
+@pytest.mark.parametrize(("short_of", "taken"), [(1, 2), (0, 1)])
+async def test_a_call_takes_outcomes_until_they_are_16_mebibytes(short_of: int, taken: int) -> None:
+    settler, _, _ = await _settler(MemoryEngine())
+    text = "x" * (16 * 1024 * 1024 - short_of)
+    assert len(settler.take_batch(deque([_ended(text), _ended(), _ended()]))) == taken
+
+
+async def test_giving_up_in_the_middle_of_a_refused_batch_keeps_the_rest_as_under_way() -> None:
+    engine = MemoryEngine()
+    settler, _, _ = await _settler(engine)
+    batch = settler.take_batch(deque(_ended() for _ in range(3)))
+    engine.settle_faults.extend([Refused("one of them"), Unavailable("down")])
+    settler.give_up_at = 0.0
+    assert not await settler.settle(batch, 0)
+    assert settler.sending == batch
+    assert not settler.connected
+
+
+async def test_what_met_a_lock_is_handed_back_with_nothing_under_way() -> None:
+    engine = MemoryEngine()
+    settler, metrics, locked = await _settler(engine)
+    batch = settler.take_batch(deque([_ended()]))
+    engine.settle_faults.append(Locked("held"))
+    assert await settler.settle(batch, 0)
+    assert (locked, settler.sending, settler.connected) == ([batch], [], True)
+    assert (metrics.lock_timeouts, metrics.call_failures) == (1, 0)
+    assert batch[0].state is AttemptState.FINISHED
+
+
+async def test_a_task_that_is_held_again_is_logged_again_and_tried_again_after_a_pause(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = MemoryEngine()
+    pauses: list[float] = []
+    locked = LockedTasks(lambda: None)
+    settler, _, _ = await _settler(engine)
+    settler._on_locked = locked.put_back
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(locked_module, "asyncio", SimpleNamespace(sleep=sleep))
+    for _ in range(2):
+        locked.add([_ended()])
+        engine.settle_faults.extend(Locked("held") for _ in range(2))
+        for _ in range(3):
+            assert await locked._settle_next(settler)
+        assert locked.waiting() == 0
+    assert pauses == [0.1] * 4
+    assert caplog.text.count("a task is held by another session of the database; its outcomes wait") == 2
+
+
+def test_pauses_are_spread_by_a_fifth_to_either_side() -> None:
+    drawn = [spread(10.0) for _ in range(2000)]
+    assert 8.0 <= min(drawn) < 8.4
+    assert 11.6 < max(drawn) <= 12.0

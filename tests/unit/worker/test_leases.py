@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +14,9 @@ import pytest
 from support.worker_engine import NOTHING_LOST, MemoryLeaseEngine, Rig, make_claim
 from tasker_worker import HandlerRegistry, StepContext
 from tasker_worker.attempts import Attempt, AttemptState
-from tasker_worker.claims import RELEASE, OutcomeKind, Settlement
+from tasker_worker.claims import RELEASE, Outcome, OutcomeKind, Settlement
 from tasker_worker.gateway import Offer, Unavailable
-from tasker_worker.leases import LeaseKeeper
+from tasker_worker.leases import LeaseKeeper, _place_of
 
 
 class Clock:
@@ -25,15 +28,17 @@ class Clock:
 
 
 class Keeper:
-    """A lease keeper of 30 s leases over a rig, ticking only when told to."""
+    """A lease keeper over a rig, ticking only when told to."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: Rig, lease_seconds: float = 30.0, began: float | None = None) -> None:
         self.rig = rig
         self.engine = MemoryLeaseEngine()
         self.clock = Clock()
+        if began is not None:
+            self.clock.now = began
         self.revision = 1
         self.settlements: list[Settlement] = []
-        offer = Offer("worker", "default", "pool", 10, "1.0.0", ["work"], 30.0)
+        offer = Offer("worker", "default", "pool", 10, "1.0.0", ["work"], lease_seconds)
         self.keeper = LeaseKeeper(
             self.engine,
             offer=lambda: offer,
@@ -341,3 +346,196 @@ async def test_the_thread_lives_through_anything_and_closes_its_connection() -> 
         alive.append(keeper.keeper.alive)
         assert alive == [True, False]
         assert keeper.engine.closed
+
+
+async def test_a_renewal_that_fails_is_tried_again_after_half_a_second_or_a_tenth_of_a_short_lease() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        for lease_seconds, pause in ((30.0, 0.5), (2.0, 0.2)):
+            keeper = Keeper(rig, lease_seconds)
+            keeper.engine.faults.append(Unavailable("down"))
+            await keeper.tick(lease_seconds / 3)
+            assert keeper.engine.renewals == []
+            await keeper.tick(pause - 0.01)
+            assert keeper.engine.renewals == []
+            await keeper.tick(0.02)
+            assert keeper.engine.renewals == [[]]
+        assert (rig.metrics.renewals, rig.metrics.renewal_failures) == (4, 2)
+
+
+async def test_leases_run_out_at_the_moment_they_are_said_to_and_each_time_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    handler = Waiting()
+    async with Rig(_registry(handler)) as rig:
+        keeper = Keeper(rig)
+        assert keeper.keeper.valid_until == keeper.clock.now + 30
+        for times in (1, 2):
+            [attempt] = await _holding(rig, handler, 1)
+            handler.contexts.clear()
+            keeper.engine.faults.extend(Unavailable("down") for _ in range(1000))
+            keeper.clock.now = keeper.keeper.valid_until - 0.01
+            await keeper.tick()
+            states = [attempt.state]
+            await keeper.tick(0.01)
+            states.append(attempt.state)
+            assert states == [AttemptState.RUNNING, AttemptState.EXPIRED]
+            await keeper.tick(5)
+            assert caplog.text.count("the leases ran out before they could be renewed") == times
+            keeper.engine.faults.clear()
+            await keeper.tick(1)
+
+
+async def test_a_renewal_that_fails_is_logged_once_until_one_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tasker_worker")
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        for _ in range(2):
+            keeper.engine.faults.extend(Unavailable("down") for _ in range(3))
+            for _ in range(5):
+                await keeper.tick(10)
+    failed, mended = "leases could not be renewed; trying again", "leases are renewed again"
+    assert [text for text in caplog.messages if text in (failed, mended)] == [failed, mended] * 2
+
+
+async def test_a_lease_that_is_lost_after_its_step_ended_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        rig.exchange.held.call_begins(keeper.clock.now)
+        attempts, _ = rig.exchange.held.call_ends([make_claim("work") for _ in range(2)], keeper.clock.now)
+        attempts[0].finish(Outcome(OutcomeKind.SUCCESS, "{}"))
+        keeper.engine.renewal = NOTHING_LOST._replace(lost_fences=[each.claim.fence for each in attempts])
+        await keeper.tick(11)
+        assert caplog.text.count("the lease of a running step is lost") == 1
+        assert rig.metrics.leases_lost == 2
+        for attempt in attempts:
+            rig.exchange.held.drop(attempt)
+
+
+async def test_the_loop_is_asked_once_at_a_time_and_its_lag_is_what_it_took() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        asked: list[Any] = []
+        keeper.keeper._loop = SimpleNamespace(call_soon_threadsafe=lambda *call: asked.append(call))  # type: ignore[assignment]
+        keeper.keeper.tick()
+        keeper.clock.now += 1.0
+        keeper.keeper.tick()
+        assert (len(asked), rig.metrics.loop_blocked) == (1, 0)
+        keeper.clock.now += 0.5
+        for function, *arguments in asked:
+            function(*arguments)
+        assert keeper.keeper.loop_lag == pytest.approx(1.5)
+        keeper.keeper.tick()
+        assert (len(asked), rig.metrics.loop_blocked) == (2, 0)
+        keeper.clock.now += 1.1
+        keeper.keeper.tick()
+        assert rig.metrics.loop_blocked == 1
+        asked[1][0](*asked[1][1:])
+        keeper.keeper.tick()
+        keeper.clock.now += 1.1
+        keeper.keeper.tick()
+        assert rig.metrics.loop_blocked == 2, "each time that it is blocked counts"
+
+
+async def test_a_loop_that_is_closed_is_told_nothing() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        closed = asyncio.new_event_loop()
+        closed.close()
+        keeper.keeper._loop = closed
+        await keeper.tick(11)
+        assert len(keeper.engine.renewals) == 1
+
+
+@pytest.mark.parametrize(("seconds", "timed_out"), [(5.0, False), (5.01, True)])
+async def test_a_step_that_blocks_the_loop_has_all_of_its_time(seconds: float, timed_out: bool) -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        attempt = Attempt(make_claim("work", timeout_ms=5_000), keeper.clock.now)
+        assert attempt.begin()
+        attempt.began_at = keeper.clock.now = 1000.0
+        keeper.keeper.tick()
+        rig.executor.watch.stepping = attempt
+        keeper.clock.now += seconds
+        keeper.keeper.tick()
+        assert [each.outcome.error_type for each in keeper.settlements] == ["Timeout"] * timed_out
+        rig.executor.watch.stepping = None
+
+
+async def test_claims_are_looked_over_once_a_second_and_warned_of_after_ten() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig, began=1000.0)
+        await keeper.tick(0.1)
+        await keeper.tick(0.9)  # looks them over at 1001, 1002, …
+        keeper.clock.now = 1000.0
+        held = rig.exchange.held
+        held.call_begins(1000.0)
+        attempts, _ = held.call_ends([make_claim("work") for _ in range(2)], 1000.0)
+        assert attempts[1].begin()
+        await keeper.tick(10.0)
+        assert rig.metrics.steps_starved == 0, "ten seconds are not more than ten"
+        await keeper.tick(0.9)
+        assert rig.metrics.steps_starved == 0, "not looked at again before a second has passed"
+        await keeper.tick(0.1)
+        assert rig.metrics.steps_starved == 1
+        for attempt in attempts:
+            held.drop(attempt)
+
+
+async def test_half_a_lease_is_how_long_a_claim_call_may_take() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        held = rig.exchange.held
+        asked: list[float] = []
+        to_renew = held.to_renew
+
+        def noted(now: float, patience: float) -> Any:
+            asked.append(patience)
+            return to_renew(now, patience)
+
+        held.to_renew = noted  # type: ignore[method-assign]
+        await keeper.tick(11)
+        assert asked == [15.0]
+
+
+def test_where_a_thread_is_right_now_is_its_file_line_and_function() -> None:
+    assert re.fullmatch(r".*leases\.py:\d+ in _place_of", _place_of(threading.get_ident()) or "")
+    assert _place_of(-1) is None
+
+
+async def test_a_thread_that_cannot_be_started_need_not_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+
+        def none_left(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none_left)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                keeper.keeper.start()
+        keeper.keeper.stop(5)
+        assert not keeper.keeper.alive
+
+
+async def test_the_thread_ticks_four_times_a_second_and_keeps_no_program_from_ending() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        pauses: list[float] = []
+
+        class Stopping(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                assert timeout is not None
+                pauses.append(timeout)
+                return super().wait(0)
+
+        keeper.keeper._stopping = Stopping()
+        ticked = threading.Event()
+        keeper.keeper.tick = ticked.set  # type: ignore[method-assign]
+        keeper.keeper.start()
+        try:
+            assert await asyncio.to_thread(ticked.wait, 5)
+            assert keeper.keeper._thread is not None
+            assert keeper.keeper._thread.daemon
+        finally:
+            await asyncio.to_thread(keeper.keeper.stop, 5)
+        assert set(pauses) == {0.25}

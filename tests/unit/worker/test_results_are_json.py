@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import traceback
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
@@ -368,3 +369,103 @@ def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None
     assert _refusal(work())["message"] == (
         "the handler of step 'x' is a plain function that returned an awaitable; make it async"
     )
+
+
+@pytest.mark.parametrize(("length", "kept"), [(8192, 8192), (8193, 8192)])
+def test_a_message_is_kept_up_to_8_kibibytes(length: int, kept: int) -> None:
+    told = _refusal(StepResult.fail("m" * length))
+    assert len(told["message"]) == kept
+    assert told["message"].endswith("…") is (length > kept)
+
+
+@pytest.mark.parametrize("length", [256, 257])
+def test_an_error_type_is_kept_up_to_256_characters(length: int) -> None:
+    assert len(_refusal(StepResult.fail("m", "T" * length))["error_type"]) == 256
+
+
+@pytest.mark.parametrize(("over", "kept"), [(0, True), (1, False)])
+def test_metadata_of_a_failure_is_kept_up_to_64_kibibytes(over: int, kept: bool) -> None:
+    metadata = {"what": "a" * (64 * 1024 - len('{"what":""}') + over)}
+    assert ("metadata" in _refusal(StepResult.fail("no", metadata=metadata))) is kept
+
+
+def test_a_wait_is_told_in_milliseconds_and_has_an_end() -> None:
+    assert _refusal(StepResult.fail("m", retryable=True, retry_after=0.0015))["retry_after_ms"] == 2
+    assert _refusal(StepResult.fail("m", retryable=True, retry_after=float("inf")))["retry_after_ms"] == 10**12
+
+
+def test_of_a_long_traceback_the_last_16_kibibytes_are_kept() -> None:
+    try:
+        raise ValueError("v" * 17_000)
+    except ValueError as error:
+        told = json.loads(from_exception(error).payload or "")
+    assert told["traceback"] == "…" + ("v" * 17_000 + "\n")[-(16 * 1024 - 1) :]
+
+
+def test_a_traceback_of_exactly_that_length_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traceback, "format_exception", lambda *_: ["t" * (16 * 1024)])
+    told = json.loads(from_exception(ValueError("v")).payload or "")
+    assert told["traceback"] == "t" * (16 * 1024)
+
+
+def test_the_sdk_s_own_errors_bring_a_traceback_when_another_one_caused_them() -> None:
+    def told(error: BaseException) -> Any:
+        try:
+            raise error from (ValueError("why") if error.args == ("caused",) else None)
+        except BaseException as raised:
+            return json.loads(from_exception(raised).payload or "")["traceback"]
+
+    assert told(RetryableError("alone")) is None
+    assert "ValueError: why" in told(RetryableError("caused"))
+    assert "RuntimeError: other" in told(RuntimeError("other"))
+
+
+def test_a_failure_without_words_is_told_all_the_same_and_an_awaitable_of_no_coroutine_too() -> None:
+    told = _refusal(StepResult(success=False))
+    assert (told["message"], told["error_type"]) == (
+        "the handler reported a failure without a message",
+        "HandlerError",
+    )
+
+    class Later:
+        def __await__(self) -> Any:
+            yield
+
+    assert _refusal(Later())["message"].endswith("returned an awaitable; make it async")
+
+
+def test_what_cannot_be_read_is_told_with_the_place_where_that_failed() -> None:
+    class Unreadable(StepResult):
+        @property
+        def success(self) -> bool:
+            raise OSError("no")
+
+    value = object.__new__(Unreadable)
+    told = _refusal(value)
+    assert told["message"] == "what the handler of step 'x' returned cannot be read: OSError"
+    assert (told["error_type"], told["retryable"]) == ("PermanentError", False)
+    assert told["traceback"].endswith("OSError: no\n")
+
+
+def test_an_outcome_carries_type_and_message_for_logs_beside_its_payload() -> None:
+    outcome = from_value("x", StepResult.fail("no stock", "StockError"))
+    assert (outcome.kind, outcome.error_type, outcome.message) == ("error", "StockError", "no stock")
+
+
+def test_integers_are_stored_up_to_4300_digits() -> None:
+    largest = 10**4300 - 1
+    assert encode(largest) == "9" * 4300
+    assert encode(-largest) == "-" + "9" * 4300
+    for value in (largest + 1, -largest - 1):
+        with pytest.raises(NotJson, match="is an integer of more than 4300 digits"):
+            encode(value)
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_too_deep_is_too_deep_in_objects_as_in_arrays(kind: type[Any]) -> None:
+    value: Any = 1
+    for _ in range(32):
+        value = {"a": value} if kind is dict else [value]
+    assert encode(value)
+    with pytest.raises(NotJson, match="is nested deeper than 32 levels"):
+        encode({"a": value} if kind is dict else [value])

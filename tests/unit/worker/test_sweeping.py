@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
 
 from support.waiting import eventually
 from support.worker_engine import MemoryLeaseEngine, make_claim
+from tasker_worker import sweeping
 from tasker_worker.claims import RELEASE, Settlement
 from tasker_worker.gateway import Locked, Refused, Unavailable
 from tasker_worker.metrics import WorkerMetrics
@@ -103,4 +107,86 @@ def test_the_thread_does_what_it_is_asked_lives_through_anything_and_closes_its_
     bench.sweeper.settle([second])
     eventually(lambda: len(bench.engine.settlements) == 2)
     bench.sweeper.stop(5)
+    assert bench.engine.closed
+
+
+def test_sweeps_are_spread_and_each_asks_for_a_bounded_number_of_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        drawn.append((low, high))
+        return high
+
+    monkeypatch.setattr(sweeping, "random", SimpleNamespace(uniform=uniform))
+    bench = Bench()
+    limits: list[int] = []
+
+    def sweep(limit: int) -> dict[str, int]:
+        limits.append(limit)
+        return {}
+
+    bench.engine.sweep = sweep  # type: ignore[method-assign]
+    bench.tick(1.29)
+    assert limits == []
+    bench.now = 1.3
+    bench.tick()
+    assert (limits, bench.metrics.sweeps) == ([500], 1)
+    assert drawn == [(0, 1.3), (0.7, 1.3)]
+    bench.tick(1.2)
+    assert len(limits) == 1
+    bench.tick(0.11)
+    assert len(limits) == 2
+
+
+def test_a_thread_that_cannot_be_started_need_not_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    bench = Bench()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            bench.sweeper.start()
+    bench.sweeper.stop(5)
+
+
+def test_the_thread_wakes_for_a_sweep_by_itself_and_keeps_no_program_from_ending() -> None:
+    bench = Bench()
+    swept = threading.Event()
+
+    def sweep(limit: int) -> dict[str, int]:
+        swept.set()
+        return {}
+
+    bench.engine.sweep = sweep  # type: ignore[method-assign]
+    waits: list[float | None] = []
+
+    class Wanted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            bench.now = bench.sweeper._next_sweep
+            return super().wait(0)
+
+    bench.sweeper._next_sweep = 1.0
+    bench.sweeper._wanted = Wanted()
+    bench.sweeper.start()
+    try:
+        assert swept.wait(5)
+        assert bench.sweeper._thread is not None
+        assert bench.sweeper._thread.daemon
+    finally:
+        bench.sweeper.stop(5)
+    assert waits[0] == 1.0
+    assert bench.sweeper._thread is not None
+    assert not bench.sweeper._thread.is_alive()
+
+
+def test_one_that_is_asked_to_stop_does_nothing_more() -> None:
+    bench = Bench()
+    bench.sweeper._next_sweep = 1e9
+    bench.sweeper.start()
+    bench.sweeper._stopping.set()
+    bench.sweeper.settle(_releases(1))
+    bench.sweeper.stop(5)
+    assert bench.engine.settlements == []
     assert bench.engine.closed

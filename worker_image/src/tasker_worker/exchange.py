@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from .errors import DatabaseError
 from .execution import Executor
 from .gateway import Locked
 from .held import HeldClaims
+from .jitter import spread
 from .locked import LockedTasks
 from .logging import with_fields
 from .metrics import WorkerMetrics
@@ -179,7 +179,7 @@ class Exchange:
             return 0
         if self._leases_ran_out():
             return 0  # what it claimed would be given back unrun
-        return max(0, self._slots - executor.running)
+        return self._slots - executor.running
 
     def _nothing_is_locked(self, locked: asyncio.Task[None]) -> bool:
         """Whether there is nothing left to wait for of the runs that are held; or no time."""
@@ -237,7 +237,7 @@ class Exchange:
         if self._hinted:
             self._poll_soon()
             return
-        self._next_poll = self._loop.time() + self._poll_delay * random.uniform(0.8, 1.2)  # noqa: S311
+        self._next_poll = self._loop.time() + spread(self._poll_delay)
         self._poll_delay = min(self._poll_delay * 2, self._poll_max)
 
     def _take_answer(self, answer: Answer, limit: int) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from . import outcomes
 from .attempts import Attempt, AttemptState, log_fields
 from .claims import RELEASE, Outcome, OutcomeKind
-from .errors import ConfigurationError, ErrorType
+from .errors import ErrorType
 from .logging import current_step, with_fields
 from .metrics import WorkerMetrics
 from .registry import HandlerRegistry, Invocation
@@ -95,10 +95,7 @@ class Executor:
             self._active.add(attempt)
             try:
                 invocation = self._registry.invocation(claim.callable, claim.method, claim.resolver)
-            except ConfigurationError as error:
-                self._finish(attempt, outcomes.from_exception(error))
-                continue
-            except Exception as error:  # a custom resolver's, or an import's
+            except Exception as error:  # a custom resolver's, or an import's, too
                 self._finish(attempt, outcomes.from_exception(error))
                 continue
             if invocation.is_async:
@@ -334,13 +331,15 @@ class Executor:
         elif outcome.kind is OutcomeKind.ERROR:
             metrics.failed += 1
             metrics.timed_out += outcome.error_type == ErrorType.TIMEOUT
-            fields = with_fields(
-                **log_fields(attempt),
-                seconds=round(seconds, 6),
-                error_type=outcome.error_type,
-                error=outcome.message,
+            logger.warning(
+                "step failed",
+                extra=with_fields(
+                    **log_fields(attempt),
+                    seconds=round(seconds, 6),
+                    error_type=outcome.error_type,
+                    error=outcome.message,
+                ),
             )
-            logger.warning("step failed", extra=fields)
         else:
             metrics.released += 1
         self._on_finished(attempt)

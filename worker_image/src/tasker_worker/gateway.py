@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import conninfo
-from psycopg.rows import tuple_row
 from psycopg.types.string import TextLoader
 
 from .claims import Answer, Claim, Settlement
@@ -137,9 +136,7 @@ class Gateway:
     async def connect(self) -> None:
         if self._connection is None:
             try:
-                self._connection = await psycopg.AsyncConnection.connect(
-                    **self._settings, autocommit=True, row_factory=tuple_row
-                )
+                self._connection = await psycopg.AsyncConnection.connect(**self._settings, autocommit=True)
             except psycopg.Error as error:
                 raise _translated(error) from error
             _use_text(self._connection)
@@ -261,9 +258,7 @@ class SyncGateway:
     def _rows(self, name: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
             if self._connection is None:
-                self._connection = psycopg.Connection.connect(
-                    **self._settings, autocommit=True, row_factory=tuple_row, prepare_threshold=None
-                )
+                self._connection = psycopg.Connection.connect(**self._settings, autocommit=True, prepare_threshold=None)
                 _use_text(self._connection)
             return self._connection.execute(QUERIES[name], parameters).fetchall()
         except psycopg.Error as error:

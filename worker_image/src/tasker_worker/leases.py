@@ -96,13 +96,14 @@ class LeaseKeeper:
 
     def start(self) -> None:
         """RuntimeError when the system has no thread left."""
-        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="leases", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def stop(self, timeout: float) -> None:
         """End the thread, waiting for it no longer than `timeout` seconds: it may be inside a call."""
         self._stopping.set()
-        if self.alive and self._thread is not None:
+        if self._thread is not None:
             self._thread.join(timeout)
 
     @property

@@ -7,7 +7,7 @@ from importlib import resources
 
 def load() -> dict[str, bytes]:
     """Statements by name. Bytes, which psycopg takes as a query that no program text was pasted into."""
-    text = resources.files(__package__).joinpath("sql", "worker.sql").read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath("sql", "worker.sql").read_bytes().decode()
     queries = {}
     for block in text.split("-- name: ")[1:]:
         name, _, body = block.partition("\n")

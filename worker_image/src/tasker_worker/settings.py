@@ -368,7 +368,7 @@ def _parsed(about: About, value: object, source: str) -> Any:
 def _read_file(path: Path) -> dict[str, object]:
     """A TOML file's settings by `section.key`; refuses keys that mean nothing."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise ConfigurationError(f"TASKER_CONFIG_PATH: {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from .claims import Answer, OutcomeKind, Settlement
 from .errors import DatabaseError, ErrorType
 from .gateway import Locked, Refused
 from .held import HeldClaims
+from .jitter import spread
 from .logging import with_fields
 from .metrics import WorkerMetrics
 
@@ -99,8 +99,10 @@ class Settler:
                 return True
             except Refused as error:
                 self._metrics.call_failures += 1
-                fields = with_fields(count=len(batch), reason=str(error))
-                logger.error("the database refuses to record outcomes", extra=fields)
+                logger.error(
+                    "the database refuses to record outcomes",
+                    extra=with_fields(count=len(batch), reason=str(error)),
+                )
                 if len(batch) > 1:
                     # One of them is at fault. Each on its own shows which, and the others go through.
                     return await self._settle_one_by_one(batch)
@@ -115,8 +117,10 @@ class Settler:
                 self.connected = False
                 for attempt in batch:
                     attempt.doubt()
-                fields = with_fields(count=len(batch), reason=str(error), seconds=delay)
-                logger.warning("outcomes could not be settled; trying again", extra=fields)
+                logger.warning(
+                    "outcomes could not be settled; trying again",
+                    extra=with_fields(count=len(batch), reason=str(error), seconds=delay),
+                )
             else:
                 self.sending = []
                 self._take_answer(batch, answer, limit)
@@ -127,7 +131,7 @@ class Settler:
                     "outcomes are left unsettled; their leases will expire", extra=with_fields(count=len(batch))
                 )
                 return False
-            await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
+            await asyncio.sleep(spread(delay))
             delay = min(delay * 2, RETRY_SECONDS[1])
 
     async def _call(self, batch: list[Attempt], limit: int) -> Answer:

@@ -67,14 +67,15 @@ class Sweeper:
 
     def start(self) -> None:
         """RuntimeError when the system has no thread left."""
-        self._thread = threading.Thread(target=self._run, name="sweeps", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="sweeps", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def stop(self, timeout: float) -> None:
         """End the thread, waiting for it no longer than `timeout` seconds: it may be inside a call."""
         self._stopping.set()
         self._wanted.set()
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(timeout)
 
     def _run(self) -> None:

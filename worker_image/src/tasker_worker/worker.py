@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -22,6 +21,7 @@ from .exchange import Exchange, Hinter
 from .execution import Executor
 from .gateway import Gateway, Offer, SchemaMissing, SyncGateway, Unavailable
 from .hints import HintReceiver, HintSender
+from .jitter import spread
 from .leases import LeaseKeeper
 from .loading import load_handlers
 from .logging import with_fields
@@ -352,8 +352,10 @@ class Worker:
         while not self._stop_wanted.is_set():
             try:
                 if left_behind := await gateway.expire_predecessor(self.settings.name):
-                    told = with_fields(steps=left_behind)
-                    logger.warning("an earlier process of this name was lost in the middle of its work", extra=told)
+                    logger.warning(
+                        "an earlier process of this name was lost in the middle of its work",
+                        extra=with_fields(steps=left_behind),
+                    )
                 await gateway.register(self._offer())
                 await self._warn_of_unhandled(gateway)
                 return
@@ -364,9 +366,10 @@ class Worker:
                     raise DatabaseError(
                         f"the database {what} after {self.settings.startup_seconds:g} s: {error}"
                     ) from error
-                told = with_fields(reason=str(error), seconds_left=round(left, 1))
-                logger.warning("waiting for the database", extra=told)
-                wait = min(pause * random.uniform(0.8, 1.2), left)  # noqa: S311 - spreads load
+                logger.warning(
+                    "waiting for the database", extra=with_fields(reason=str(error), seconds_left=round(left, 1))
+                )
+                wait = min(spread(pause), left)
                 try:
                     async with asyncio.timeout(wait):
                         await self._stop_wanted.wait()
@@ -377,8 +380,10 @@ class Worker:
         """Say once what this worker leaves to others: a handler that was forgotten is else only seen as a long wait."""
         missing = await gateway.unhandled_callables(self.settings.name)
         if missing:
-            told = with_fields(callables=missing[:20], count=len(missing))
-            logger.warning("templates of this namespace need handlers that this worker does not have", extra=told)
+            logger.warning(
+                "templates of this namespace need handlers that this worker does not have",
+                extra=with_fields(callables=missing[:20], count=len(missing)),
+            )
 
     def _offer(self) -> Offer:
         settings = self.settings
