@@ -29,8 +29,8 @@ lint: $(READY)      ## Lint, formatting, import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 types: $(READY)     ## mypy --strict; the examples one by one, for each has a module called handlers
 	$(BIN)/mypy operator/src worker_image/src tests operator/devcluster charts && for each in examples/*/handlers.py; do $(BIN)/mypy $$each || exit 1; done
-bench: $(READY)     ## Latency and throughput beside this machine's raw limits
-	$(BIN)/python tests/bench/run.py
+bench: $(READY)     ## Latency and throughput beside this machine's raw limits; what many short Tasks cost
+	$(BIN)/python tests/bench/run.py && $(BIN)/python tests/bench/tasks.py
 parity: $(READY)    ## How many rows of the parity checklist have a passing test
 	$(BIN)/pytest -n 2 -q -m parity --parity-report
 examples: $(READY) $(patsubst %.py,%.yaml,$(wildcard examples/*/handlers.py)) ## The examples' ConfigMaps, from their handlers.py
