@@ -130,10 +130,10 @@ class OperatorSettings:
     """How the operator runs; every field has an environment variable, named in `from_environment`."""
 
     worker_image: str
-    """The image of pools that name none: the release's own unless told, since worker and engine speak one contract."""
+    """The image of pools that name none: the release's own unless set, since worker and engine speak one contract."""
 
     worker_image_pull_policy: str | None = None
-    """Always, IfNotPresent or Never for that image; Kubernetes' own rule unless told."""
+    """Always, IfNotPresent or Never for that image; Kubernetes' own rule unless set."""
 
     worker_image_pull_secrets: tuple[str, ...] = ()
     """Names of Secrets, in the pools' namespaces, for pulling that image."""

@@ -219,7 +219,7 @@ async def test_fences_that_the_database_calls_lost_are_told_to_their_handlers(ca
         assert (first.state, second.state) == (AttemptState.LOST, AttemptState.RUNNING)
         assert first.context.cancelled
         assert rig.metrics.leases_lost == 1
-        assert "the lease of a running step is lost; its handler is told" in caplog.text
+        assert "the lease of a running step is lost; its handler is cancelled" in caplog.text
         keeper.engine.renewal = NOTHING_LOST
         await keeper.tick(11)
         assert keeper.engine.renewals[-1] == [(second.claim.step_id, second.claim.fence)]

@@ -1,4 +1,4 @@
-"""An attempt: a claim in this worker's hands, and the one state that it is in.
+"""An attempt: a claim that this worker holds, and the one state that it is in.
 
 The event loop runs an attempt, a handler thread begins it, and the lease thread finds out that its lease is lost. All
 of them move it by the methods below, which take the attempt's lock and make only the moves of `_MOVES`; whoever comes
@@ -21,7 +21,7 @@ from .threads import Job
 class AttemptState(Enum):
     WAITING = "waiting"  # its handler has not been called
     RUNNING = "running"  # its handler was called and has not ended
-    EXPIRED = "expired"  # the leases ran out by the local clock before it ended: its handler is told to stop
+    EXPIRED = "expired"  # the leases ran out by the local clock before it ended: its handler is asked to stop
     FINISHED = "finished"  # it has an outcome, of which the engine knows nothing
     SENDING = "sending"  # its outcome is under way to the engine
     UNSURE = "unsure"  # its outcome was sent, with an effect that is not known, and is sent again
@@ -46,7 +46,7 @@ _MOVES: dict[str, tuple[set[AttemptState], AttemptState]] = {
 
 
 class Attempt:
-    """A claim in this worker's hands, from the claim to its settling. Its moves may be made from any thread."""
+    """A claim that this worker holds, from the claim to its settling. Its moves may be made from any thread."""
 
     __slots__ = (
         "_lock",
@@ -101,7 +101,7 @@ class Attempt:
             if self.state is AttemptState.LOST and self.outcome is None:
                 self.outcome = outcome
             if self.state is AttemptState.EXPIRED and outcome.kind is OutcomeKind.ERROR:
-                # It was told to stop, which is no failure of the step. If the lease is current after all, it goes back.
+                # It was asked to stop, which is no failure of the step. If the lease is current, it is released.
                 outcome = RELEASE
             return self._move("finish", outcome)
 

@@ -1,4 +1,4 @@
-"""What a handler is told about its step. Made by the executor for each attempt, and by `tasker_worker.testing`."""
+"""What a handler learns about its step. Made by the executor for each attempt, and by `tasker_worker.testing`."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ When there is nothing to settle and a slot is free, it asks for work: at once af
 from `poll_min` to `poll_max` while nothing comes.
 
 Outcomes of runs that somebody else holds are taken out of the conversation and handed in beside it (`locked.py`). Only
-a stale fence makes a result go away, and that is told loudly.
+a stale fence makes a result go away, and that is logged as an error.
 """
 
 from __future__ import annotations

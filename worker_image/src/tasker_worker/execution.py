@@ -106,7 +106,7 @@ class Executor:
             self._begin_share()
 
     def release(self, attempt: Attempt) -> None:
-        """Stop waiting for a running attempt and give its claim back; its handler is told and cancelled."""
+        """Stop waiting for a running attempt and give its claim back; its handler is cancelled."""
         if attempt in self._active:
             self._finish(attempt, RELEASE)
             self._abandon(attempt)

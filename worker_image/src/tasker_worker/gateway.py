@@ -60,8 +60,8 @@ class Renewal(NamedTuple):
 
     known: bool
     draining: bool
-    lost_fences: list[int]  # of the claims that were told
-    unknown_step_ids: list[int]  # of claims that were not told and should have been; parallel to the next
+    lost_fences: list[int]  # of the claims that were named
+    unknown_step_ids: list[int]  # of claims that were not named and should have been; parallel to the next
     unknown_fences: list[int]
     renewed_at: datetime  # by the database's clock
 

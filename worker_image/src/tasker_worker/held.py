@@ -86,7 +86,7 @@ class HeldClaims:
                     to_run.append(attempt)
             self._attempts.update((attempt.claim.fence, attempt) for attempt in attempts)
             self._end_call()
-        # Not told apart by their states: from here on the lease thread may move them, and each must be in one list.
+        # Not distinguished by their states: from here on the lease thread may move them, and each must be in one list.
         return to_run, late
 
     def call_fails(self) -> None:
@@ -132,7 +132,7 @@ class HeldClaims:
         return [attempt for attempt in lost if attempt.lose()], unknown
 
     def expire(self) -> list[Attempt]:
-        """The leases ran out by this worker's clock: the attempts that had not ended, which are told to stop."""
+        """The leases ran out by this worker's clock: the attempts that had not ended, which are asked to stop."""
         with self._lock:
             if self._call is not None:
                 self._call.void = True

@@ -140,7 +140,7 @@ class LeaseKeeper:
         try:
             self._engine.register(self._offer())
         except DatabaseError as error:
-            logger.warning("the worker's offer could not be told", extra=with_fields(reason=str(error)))
+            logger.warning("the worker's offer could not be registered", extra=with_fields(reason=str(error)))
         else:
             self._registered_revision = revision
 
@@ -177,12 +177,12 @@ class LeaseKeeper:
         for attempt in lost:
             if attempt.outcome is None:
                 logger.warning(
-                    "the lease of a running step is lost; its handler is told",
+                    "the lease of a running step is lost; its handler is cancelled",
                     extra=with_fields(**log_fields(attempt)),
                 )
 
     def _expire(self) -> None:
-        """The leases ran out by this worker's clock: the steps may be in other hands now."""
+        """The leases ran out by this worker's clock: others may hold the steps now."""
         self._expired = True
         running = self._held.expire()
         self._metrics.leases_lost += len(running)

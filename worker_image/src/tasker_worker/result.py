@@ -1,4 +1,4 @@
-"""What a handler hands back: a success with a result, or a failure that says whether to try again."""
+"""What a handler returns: a success with a result, or a failure that says whether to try again."""
 
 from __future__ import annotations
 

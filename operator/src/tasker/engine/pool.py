@@ -170,7 +170,7 @@ def _recording(record: Callable[[str | None], None]) -> type[Connection]:
 
 
 def connection_parameters(url: str, limits: ConnectionLimits) -> dict[str, Any]:
-    """What libpq is told beside the URL; what the URL says itself stands. Raises `ConfigurationError`."""
+    """What libpq is given beside the URL; what the URL says itself stands. Raises `ConfigurationError`."""
     try:
         given = conninfo_to_dict(url)
     except psycopg.Error:

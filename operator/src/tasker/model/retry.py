@@ -1,6 +1,6 @@
 """How long a failed step waits before it is tried again.
 
-The engine computes this in SQL (``store/sql/functions/20_retry.sql``); this module is the same rule for explanations
+The engine computes this in SQL (``engine/sql/functions/20_retry.sql``); this module is the same rule for explanations
 and in-memory runs, and a test holds the two together.
 """
 

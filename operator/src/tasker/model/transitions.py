@@ -1,6 +1,6 @@
 """The two state machines, tasks and steps: states, events, and the moves that exist.
 
-Called by the engine to explain, and by tests that hold this module, the SQL in ``store/sql/schema.sql`` and the page
+Called by the engine to explain, and by tests that hold this module, the SQL in ``engine/sql/schema.sql`` and the page
 ``operator/STATES.md`` against each other. The database enforces the same tables without any Python.
 
 Some states are only ever passed through inside one transaction. A row then jumps over them, while the transition log

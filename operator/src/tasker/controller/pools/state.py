@@ -48,7 +48,7 @@ class PoolState:
     applied: dict[str, str] = field(default_factory=dict)
     """Hashes of the manifests that were applied, by kind: the same is not applied twice."""
     template_hash: str | None = None
-    """What the workers of the newest Deployment are told that their pod template is; None before it was made."""
+    """The hash of the pod template that the workers of the newest Deployment are given; None before it was made."""
     unoffered: tuple[UnofferedCallable, ...] = ()
     """Callables of the namespace that no live worker offers, and for which steps have waited for a minute."""
     deployment_generation: int | None = None

@@ -45,7 +45,7 @@ class Health:
 async def serve_health(
     host: str, port: int, *, health: Health, metrics: OperatorMetrics, on_bound: Callable[[int], None]
 ) -> AsyncIterator[None]:
-    """Serves while the context is open; `on_bound` is told the port, which matters when `port` is 0."""
+    """Serves while the context is open; `on_bound` is called with the port, which matters when `port` is 0."""
 
     async def healthz(_: web.Request) -> web.Response:
         return _answer(health.broken())

@@ -2,7 +2,7 @@
 
 What was known before a list began and is not in it counts as deleted, as of the state that was listed; every key is
 reconciled; runs whose Task is gone are cancelled. The order matters for those: the open runs are read before the Tasks
-are listed, so that a Task that is not listed is truly gone. Objects are told apart by their uid, names come again.
+are listed, so that a Task that is not listed is truly gone. Objects are distinguished by their uid, names come again.
 """
 
 from __future__ import annotations
