@@ -8,7 +8,7 @@ select pg_advisory_unlock(hashtextextended('tasker.migrations', 0));
 
 -- name: has_migrations_table
 -- Whether anything was ever applied.
-select to_regclass('tasker.migrations') is not null as present;
+select where to_regclass('tasker.migrations') is not null;
 
 -- name: applied_migrations
 -- What was applied, with checksums.
