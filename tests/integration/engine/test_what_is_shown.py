@@ -71,9 +71,7 @@ async def test_a_worker_offers_until_its_lease_ends_and_not_a_moment_longer(lab:
         assert bool(await lab.engine.tasks.origins_waiting_for_worker()) is waits
 
 
-@pytest.mark.parametrize(
-    ("size", "shown"), [(tasks.LEAF_RESULTS_BYTES - 2, True), (tasks.LEAF_RESULTS_BYTES - 1, False)]
-)
+@pytest.mark.parametrize(("size", "shown"), [(8190, True), (8191, False)])
 async def test_results_of_the_last_steps_are_shown_as_long_as_they_fit(lab: Lab, size: int, shown: bool) -> None:
     task = await lab.run(step("a"), step("b", "a"))
     worker = await lab.worker()
