@@ -198,6 +198,14 @@ async def test_registering_what_is_current_already_changes_nothing(lab: Lab) -> 
     before = await lab.rows("select * from tasker.templates order by 1")
     await lab.template(step("a"))
     assert await lab.rows("select * from tasker.templates order by 1") == before
+    await lab.template(step("b"))
+    await lab.template(step("a"))
+    activated = await lab.rows(
+        "select name, spec -> 'steps' -> 0 ->> 'name' as step from tasker.templates"
+        " where activated_at > %s order by activated_at",
+        before[1]["activated_at"],
+    )
+    assert [tuple(row.values()) for row in activated] == [("order", "b"), ("order", "a")], "and going back that alone"
 
 
 async def test_a_claim_whose_step_went_to_another_worker_is_lost(lab: Lab) -> None:
