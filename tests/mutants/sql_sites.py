@@ -3,7 +3,8 @@
 The file is cut into tokens and no further: each rule looks at a token and its neighbours and gives single edits. A rule
 may be wrong about a place; what the database then refuses to load is not planted (see ``runs``). Comments and string
 literals are left alone; the bodies between dollar signs are code. Settings that only steer the planner (``jit``,
-``enable_…``, ``plan_cache_mode``) are left alone too, for no result depends on them, and so is ``not null`` of columns.
+``enable_…``, ``plan_cache_mode``) or the storage (``fillfactor``, ``autovacuum_…``) are left alone too, for no result
+depends on them, and so are ``not null`` of columns and the ranks of rows in a list that is written in order.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ _ENDS = frozenset(
 _ACTS = frozenset({"perform", "insert", "update", "delete", "raise"})
 _BEFORE_STATEMENT = frozenset({";", "begin", "then", "else", "loop"})
 _STEERS_PLANNER = re.compile(r"jit|plan_cache_mode|enable_\w+")
+_STEERS_STORAGE = re.compile(r"fillfactor|autovacuum_\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,8 +229,24 @@ def _number(reader: _Reader, place: int) -> Iterator[Edit]:
         return
     if reader.text(place - 1) in ("perform", "select") and reader.text(place + 1) == "from":
         return  # any value will do: only that there is a row counts
+    if reader.text(place - 1) == "=" and _STEERS_STORAGE.fullmatch(reader.text(place - 2)):
+        return
+    if _is_rank(reader, place):
+        return
     for by in (1, -1):
         yield _replace(reader, f"number {by:+d}", place, place + 1, str(int(token.text) + by))
+
+
+def _is_rank(reader: _Reader, place: int) -> bool:
+    """Whether a number is the rank of a row of ``(values (1, …), (2, …)) as name(place, …)``.
+
+    One more or less makes at most a tie of two rows that are in order already, and rows in order are left so.
+    """
+    if reader.text(place - 1) != "(" or reader.text(place - 2) not in ("values", ","):
+        return False
+    depth = reader.tokens[place].depth - 2  # of the parentheses around the list
+    close = next((end for end in range(place, len(reader.tokens)) if reader.tokens[end].depth == depth), place)
+    return reader.text(close + 1) == "as" and reader.text(close + 4) == "place"
 
 
 def _lock(reader: _Reader, place: int) -> Iterator[Edit]:

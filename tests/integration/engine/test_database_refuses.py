@@ -197,3 +197,81 @@ async def test_a_step_is_queued_once_held_once_and_a_resource_has_one_run(lab: L
     await lab.run(step("a"), step("b"), origin_uid="uid-1")
     await (await lab.worker()).claim(1)
     assert isinstance(await refused(lab, duplicate), errors.UniqueViolation)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "lowest", "highest", "by", "beside"),
+    [
+        ("templates", "step_count", 1, None, 1, ""),
+        ("template_steps", "position", 0, None, 1, ""),
+        ("template_steps", "length(name)", 1, 63, 1, ""),
+        ("template_steps", "dependency_count", 0, None, 1, ""),
+        ("template_steps", "max_attempts", 1, 100, 1, ""),
+        ("template_steps", "base_ms", 0, None, 1, ""),
+        ("template_steps", "max_ms", 0, None, 1, ""),
+        ("template_steps", "jitter", 0, 1, 0.001, ""),
+        ("template_steps", "timeout_ms", 1, None, 1, ""),
+        ("template_steps", "schedule_timeout_ms", 1, None, 1, ""),
+        ("tasks", "priority", -100, 100, 1, ""),
+        ("tasks", "total_steps", 1, None, 1, ", remaining_steps = 0, active_steps = 0"),
+        ("tasks", "active_steps", 0, None, 1, ""),
+        ("tasks", "retrying_steps", 0, None, 1, ""),
+        ("tasks", "failed_steps", 0, None, 1, ""),
+        ("tasks", "cancelled_steps", 0, None, 1, ""),
+        ("steps", "unmet_dependencies", 0, None, 1, ""),
+        ("steps", "attempts", 0, 100, 1, ""),
+        ("workers", "length(name)", 1, 128, 1, ""),
+        ("workers", "slots", 1, None, 1, ""),
+        ("workers", "lease_seconds", 0.001, None, 0.001, ""),
+    ],
+)
+async def test_a_column_takes_its_bounds_and_nothing_beyond(
+    lab: Lab, table: str, column: str, lowest: float, highest: float | None, by: float, beside: str
+) -> None:
+    await lab.run(step("a"))
+    await lab.worker()
+    name = column.removeprefix("length(").removesuffix(")")
+    value = "repeat('x', %s)" if name != column else "%s"
+    change = f"update tasker.{table} set {name} = {value}{beside}"
+    for bound, beyond in ((lowest, lowest - by), *([] if highest is None else [(highest, highest + by)])):
+        async with lab.connection.transaction(force_rollback=True):
+            assert await lab.execute(change, bound) == 1
+        if name == column or beyond >= 0:
+            error = await refused(lab, change, beyond)
+            assert error.diag.constraint_name == f"{table}_{name}_check"
+
+
+async def test_steps_of_every_kind_count_towards_what_remains(lab: Lab) -> None:
+    await lab.run(step("a"), step("b"))
+    change = "update tasker.tasks set active_steps = %s, retrying_steps = %s, failed_steps = %s"
+    for counts in ((2, 0, 0), (0, 2, 0), (0, 0, 2), (1, 1, 0), (1, 0, 1), (0, 1, 1)):
+        async with lab.connection.transaction(force_rollback=True):
+            assert await lab.execute(change, *counts) == 1
+        for place in range(3):
+            more = [count + (place == each) for each, count in enumerate(counts)]
+            assert (await refused(lab, change, *more)).diag.constraint_name == "tasks_counts_add_up"
+
+
+async def test_of_a_row_nothing_is_assumed_that_it_does_not_say(lab: Lab) -> None:
+    registered = await lab.template(step("a"))
+    await lab.execute(
+        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, total_steps, remaining_steps,"
+        " correlation_id, created_at) values (1, gen_random_uuid(), 'shop', %s, 1, 1, 'x', now())",
+        registered.template_id,
+    )
+    assert await lab.rows(
+        "select state::text, suspended, priority, active_steps, retrying_steps, failed_steps, cancelled_steps, context,"
+        " tags from tasker.tasks"
+    ) == [
+        {
+            "state": "pending",
+            "suspended": False,
+            "priority": 0,
+            "active_steps": 0,
+            "retrying_steps": 0,
+            "failed_steps": 0,
+            "cancelled_steps": 0,
+            "context": {},
+            "tags": [],
+        }
+    ]

@@ -294,6 +294,9 @@ async def test_a_settlement_waits_for_the_disk_and_what_can_be_had_again_does_no
     async with lab.connection.transaction():
         assert len((await worker.settle(success(claim), claim_limit=1)).claims) == 1
         assert await durable()
+    await worker.claim()
+    await worker.renew()
+    assert await durable(), "only the transaction of the claim or the renewal does not wait"
 
 
 @pytest.mark.parametrize("what", ["task", "worker"])

@@ -261,7 +261,9 @@ async def test_only_idle_workers_of_the_namespace_are_drained_and_the_mark_can_b
 async def test_a_worker_can_ask_what_its_namespace_needs_and_it_does_not_offer(lab: Lab) -> None:
     await lab.template(step("a", callable="old"), name="order")
     await lab.template(step("a", callable="do"), step("b", callable="missing"), name="order")
-    await lab.template(step("a", callable="absent"), step("b", callable="do"), name="other")
+    await lab.template(
+        step("a", callable="absent"), step("b", callable="do"), step("c", callable="missing"), name="other"
+    )
     await lab.template(step("a", callable="elsewhere"), namespace="other")
     await lab.worker(callables=["do", "more"])
     rows = await lab.rows("select * from tasker.unhandled_callables('worker-1')")

@@ -55,6 +55,7 @@ def test_a_fault_of_each_sort_is_planted(source: str, mutant: str) -> None:
         "from a import b\n",
         "# a < b\n",
         "@overload\ndef f(): ...\n",
+        "x = read(name, encoding='utf-8')\n",
     ],
 )
 def test_what_cannot_matter_is_left_alone(source: str) -> None:

@@ -65,6 +65,7 @@ def test_a_fault_of_each_sort_is_planted(source: str, mutant: str) -> None:
         "perform 1 from a;",
         "create table a (b integer not null);",
         "select a, b from c;",
+        "select a from (values (1, b), (2, c)) as hop(place, a);",
     ],
 )
 def test_what_cannot_matter_is_left_alone(source: str) -> None:
@@ -74,6 +75,18 @@ def test_what_cannot_matter_is_left_alone(source: str) -> None:
 def test_an_assignment_is_no_comparison() -> None:
     source = "update a set b = 1, c = case when d = e then f end where g = h;"
     assert planted(source, "swap =") == [source.replace("d =", "d <>"), source.replace("g =", "g <>")]
+
+
+def test_the_numbers_that_steer_the_storage_are_left_alone() -> None:
+    source = "create table a (b integer check (b < 5)) with (fillfactor = 70, autovacuum_vacuum_cost_delay = 0);"
+    numbers = planted(source, "number +1") + planted(source, "number -1")
+    assert numbers == [source.replace("5", "6"), source.replace("5", "4")]
+
+
+def test_only_the_ranks_of_a_list_are_no_numbers() -> None:
+    assert len(planted("select a from (values (1, 5), (2, c)) as hop(place, a);")) == 2
+    assert len(planted("select a from (values (1, b), (2, c)) as hop(size, a);")) == 4
+    assert len(planted("select f(1, b), (2, c);")) == 4
 
 
 def test_the_and_of_a_between_stays() -> None:

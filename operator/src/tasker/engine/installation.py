@@ -31,7 +31,7 @@ class Installation:
     async def owner(self) -> Owner | None:
         """Whose the database is; None until an installation has taken it."""
         rows = await self._database.fetch(load_queries("installation")["installation"])
-        return Owner(**rows[0]) if rows else None
+        return next((Owner(**row) for row in rows), None)
 
     async def take(self, installation: str) -> None:
         """Works for this installation from now on: takes a database that is nobody's.
@@ -39,8 +39,8 @@ class Installation:
         Raises `ForeignInstallation` when it is another's. After it, calls that would end the runs of resources that are
         not there find no run any more as soon as the database has become another's.
         """
-        rows = await self._database.fetch(load_queries("installation")["take_installation"], {"id": installation})
-        self._refuse_foreign(installation, Owner(**rows[0]))
+        [row] = await self._database.fetch(load_queries("installation")["take_installation"], {"id": installation})
+        self._refuse_foreign(installation, Owner(**row))
         self._database.installation = installation
 
     async def require(self) -> None:

@@ -105,8 +105,8 @@ async def _apply_missing(connection: AsyncConnection, limits: ConnectionLimits) 
 
 async def _applied(connection: AsyncConnection, limits: ConnectionLimits) -> dict[str, str]:
     queries = load_queries("migrations")
-    present = await (await execute(connection, queries["has_migrations_table"], limits=limits)).fetchone()
-    if present is None or not present[0]:
+    present = await execute(connection, queries["has_migrations_table"], limits=limits)
+    if present.rowcount == 0:
         return {}
     rows = await (await execute(connection, queries["applied_migrations"], limits=limits)).fetchall()
     return dict(rows)

@@ -30,7 +30,6 @@ from tasker.errors import (
     IllegalTransition,
     StoreError,
     StoreUnavailable,
-    TaskNotFound,
     TemplateNotFound,
 )
 from tasker.settings import ConnectionLimits, DatabaseSettings
@@ -117,8 +116,7 @@ class Database:
 
     async def fetch_value(self, query: LiteralString, parameters: dict[str, Any] | None = None) -> Any:
         """The first column of the first row; None when there is no row."""
-        rows = await self.fetch(query, parameters)
-        return next(iter(rows[0].values())) if rows else None
+        return next((next(iter(row.values())) for row in await self.fetch(query, parameters)), None)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -219,10 +217,10 @@ async def execute(
             cursor = await connection.execute(query, parameters)
     except psycopg.errors.ReadOnlySqlTransaction as error:
         raise _ServerLost(f"the database is read-only: {error.diag.message_primary}") from error
-    reported = [name for name in _READ_ONLY_REPORTS if connection.info.parameter_status(name) == "on"]
-    if reported:
-        # It may have fallen behind the one that took its place, so what it answered is not used.
-        raise _ServerLost(f"the database is read-only: it reports {reported[0]}")
+    for name in _READ_ONLY_REPORTS:
+        if connection.info.parameter_status(name) == "on":
+            # It may have fallen behind the one that took its place, so what it answered is not used.
+            raise _ServerLost(f"the database is read-only: it reports {name}")
     return cursor
 
 
@@ -253,15 +251,16 @@ def _answering_within(connection: AsyncConnection[Any], seconds: float) -> Itera
 
 async def retried(run: Callable[[], Awaitable[Result]], attempts: int = 5) -> Result:
     """Runs a statement, again after a short random wait while it loses to another transaction."""
-    for attempt in range(1, attempts + 1):
+    for attempt in range(1, attempts):
         try:
             with translated_errors():
                 return await run()
         except StoreError as error:
-            if attempt == attempts or not isinstance(error.__cause__, RETRIED):
+            if not isinstance(error.__cause__, RETRIED):
                 raise
             await asyncio.sleep(random.uniform(0.0, 0.01 * 2**attempt))  # noqa: S311 - jitter, not a secret
-    raise AssertionError("unreachable")
+    with translated_errors():
+        return await run()
 
 
 @asynccontextmanager
@@ -286,8 +285,6 @@ def translated_errors() -> Iterator[None]:
         yield
     except PoolTimeout as error:
         raise StoreUnavailable(f"the database cannot be reached: {error}") from error
-    except psycopg.errors.RaiseException as error:
-        raise StoreError(str(error)) from error
     except psycopg.Error as error:
         raise _translate(error) from error
 
@@ -299,14 +296,10 @@ def _translate(error: psycopg.Error) -> Exception:
             return TemplateNotFound(message)
         case "TK002":
             return IllegalTransition(message)
-        case "TK006":
-            return TaskNotFound(message)
         case None if isinstance(error, psycopg.OperationalError):
             return StoreUnavailable(f"the database cannot be reached: {message}")
         case "57014":
             return StoreUnavailable(f"the database gave a statement up: {message}")
-        case "25006":
-            return StoreUnavailable(f"the database is read-only: {message}")
         case state if state is not None and state[:2] in {"08", "57"}:
             return StoreUnavailable(f"the database cannot be reached: {message}")
         case _:

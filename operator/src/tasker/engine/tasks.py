@@ -48,14 +48,13 @@ class Tasks:
         # The runs are accepted whether or not the hint gets through.
         with contextlib.suppress(StoreError):
             await hint_ready(self._database)
-        return [SubmittedTask(task_uuid=row["task_uuid"], created=row["created"]) for row in rows]
+        return [SubmittedTask(**row) for row in rows]
 
     async def read(self, task_uuid: UUID) -> TaskSummary:
         """One run. Raises `TaskNotFound`."""
-        found = await self._summaries(task_uuids=[task_uuid])
-        if not found:
-            raise TaskNotFound(f"no task {task_uuid}")
-        return found[0]
+        for summary in await self._summaries(task_uuids=[task_uuid]):
+            return summary
+        raise TaskNotFound(f"no task {task_uuid}")
 
     async def read_by_origin(self, origin_uids: Sequence[str]) -> list[TaskSummary]:
         """The runs that these resources asked for; those without a run are left out."""
@@ -66,10 +65,10 @@ class Tasks:
 
     async def finished_count(self, task_uuids: Sequence[UUID]) -> int:
         """How many of these runs have ended."""
-        count = await self._database.fetch_value(
+        count: int = await self._database.fetch_value(
             load_queries("tasks")["finished_count"], {"task_uuids": list(task_uuids)}
         )
-        return int(count)
+        return count
 
     async def origins_waiting_for_worker(self) -> frozenset[str]:
         """Resources whose runs have a ready step that no live worker offers to run, and has not for a minute.
@@ -88,15 +87,7 @@ class Tasks:
             load_queries("tasks")["open_origins"],
             {"namespace": namespace, "installation": self._database.installation},
         )
-        return [
-            OpenOrigin(
-                namespace=row["namespace"],
-                name=row["origin_name"] or "",
-                uid=row["origin_uid"],
-                task_uuid=row["task_uuid"],
-            )
-            for row in rows
-        ]
+        return [OpenOrigin(**row) for row in rows]
 
     async def _summaries(
         self, *, origin_uids: Sequence[str] = (), task_uuids: Sequence[UUID] = ()

@@ -22,7 +22,7 @@ class Templates:
 
     async def register(self, namespace: str, name: str, spec: TemplateSpec) -> RegisteredTemplate:
         """Makes `spec` what new runs of the template get; runs under way keep their revision."""
-        rows = await self._database.fetch(
+        [row] = await self._database.fetch(
             load_queries("templates")["register_template"],
             {
                 "namespace": namespace,
@@ -36,16 +36,14 @@ class Templates:
                 ),
             },
         )
-        return RegisteredTemplate(
-            template_id=rows[0]["template_id"], revision=spec.revision, created=rows[0]["created"]
-        )
+        return RegisteredTemplate(revision=spec.revision, **row)
 
     async def counts(self, namespace: str, name: str) -> TemplateCounts:
         """How many runs of a template stand how."""
-        rows = await self._database.fetch(
+        [row] = await self._database.fetch(
             load_queries("templates")["template_counts"], {"namespace": namespace, "name": name}
         )
-        return TemplateCounts(**rows[0])
+        return TemplateCounts(**row)
 
 
 def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:

@@ -83,11 +83,11 @@ class Workers:
 
         `error_type` is what the failed attempts are called; the default is for workers that ended by themselves.
         """
-        expired = await self._database.fetch_value(
+        expired: int = await self._database.fetch_value(
             load_queries("workers")["expire_workers"],
             {"namespace": namespace, "names": list(names), "actor": actor, "reason": reason, "error_type": error_type},
         )
-        return int(expired or 0)
+        return expired
 
     async def sweep(self, limit: int = 500) -> dict[str, int]:
         """Repairs what time has broken, at most `limit` of a kind; counts by kind, empty while another sweep runs."""

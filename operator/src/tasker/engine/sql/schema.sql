@@ -233,7 +233,7 @@ create table tasker.tasks (
     priority smallint not null default 0 check (priority between -100 and 100),
     -- Counts of steps; pending = remaining - active - retrying - failed.
     total_steps integer not null check (total_steps > 0),
-    remaining_steps integer not null check (remaining_steps >= 0),
+    remaining_steps integer not null,
     active_steps integer not null default 0 check (active_steps >= 0),
     retrying_steps integer not null default 0 check (retrying_steps >= 0),
     failed_steps integer not null default 0 check (failed_steps >= 0),

@@ -53,14 +53,13 @@ begin
         select jsonb_object_agg(ancestor.name, done.result) as results
         from unnest(d.result_positions) as needs(position)
         cross join lateral (
-            select f.state, f.result from tasker.steps f
+            select f.result from tasker.steps f
             where f.step_id = tasker.first_step_id(t.task_id) + needs.position offset 0
         ) done
         cross join lateral (
             select f.name from tasker.template_steps f
             where f.template_id = s.template_id and f.position = needs.position offset 0
         ) ancestor
-        where done.state in ('complete', 'resolved_manually')
     ) needed;
 end $$;
 

@@ -333,11 +333,8 @@ begin
         raise exception 'settle_steps: unknown outcome %', coalesce(v_wrong, 'null') using errcode = 'TK005';
     end if;
     if v_claim_limit > 0 then
-        -- Taken before any other lock, and held, for the same reason as in claim_steps.
+        -- Taken before any other lock, and held, for the same reason as in claim_steps. None: it is given nothing.
         select * into v_worker from tasker.workers where name = p_worker and not draining for key share;
-        if not found then
-            v_claim_limit := 0;
-        end if;
     end if;
     return query select * from tasker.apply_outcomes(
         p_worker, tasker.now(), p_step_ids, p_fences, p_outcomes, p_payloads, v_worker, v_claim_limit);

@@ -11,7 +11,7 @@ declare
     v_created boolean := false;
 begin
     -- One registration of a name at a time, so that two operators cannot both insert its parts.
-    perform pg_advisory_xact_lock(hashtextextended('tasker.template/' || p_namespace || '/' || p_name, 0));
+    perform pg_advisory_xact_lock(hashtext('tasker.template/' || p_namespace || '/' || p_name));
     select t.template_id into v_template_id from tasker.templates t
     where t.namespace = p_namespace and t.name = p_name and t.revision = p_revision;
     if not found then

@@ -86,7 +86,7 @@ declare
     v_name text;
     v_created integer := 0;
 begin
-    perform pg_advisory_xact_lock(hashtextextended('tasker.partitions', 0));
+    perform pg_advisory_xact_lock(hashtext('tasker.partitions'));
     foreach v_parent in array array['task_transitions', 'step_transitions'] loop
         for v_day in select generate_series(current_date, current_date + 8, interval '1 day')::date loop
             v_name := v_parent || to_char(v_day, '_YYYYMMDD');
@@ -151,7 +151,7 @@ declare
     v_untaken integer;
     v_late integer;
 begin
-    if not pg_try_advisory_xact_lock(hashtextextended('tasker.sweep', 0)) then
+    if not pg_try_advisory_xact_lock(hashtext('tasker.sweep')) then
         return;
     end if;
 

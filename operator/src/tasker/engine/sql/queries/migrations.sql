@@ -1,14 +1,14 @@
 -- name: lock_migrations
 -- One migration run at a time; held to the end of the session.
-select pg_advisory_lock(hashtextextended('tasker.migrations', 0));
+select pg_advisory_lock(hashtext('tasker.migrations'));
 
 -- name: unlock_migrations
 -- Lets the next one in.
-select pg_advisory_unlock(hashtextextended('tasker.migrations', 0));
+select pg_advisory_unlock(hashtext('tasker.migrations'));
 
 -- name: has_migrations_table
 -- Whether anything was ever applied.
-select to_regclass('tasker.migrations') is not null as present;
+select where to_regclass('tasker.migrations') is not null;
 
 -- name: applied_migrations
 -- What was applied, with checksums.

@@ -1,6 +1,6 @@
 -- name: submit_tasks
 -- Creates runs, all or none.
-select place, task_uuid, created from tasker.submit_tasks(%(namespace)s, %(requests)s) order by place;
+select task_uuid, created from tasker.submit_tasks(%(namespace)s, %(requests)s) order by place;
 
 -- name: task_ids_by_uuid
 -- The internal id of a run.
@@ -29,7 +29,7 @@ where namespace = %(namespace)s and completed_at is null and tasker.is_owner(%(i
 
 -- name: open_origins
 -- The resources whose runs have not ended.
-select namespace, origin_name, origin_uid, task_uuid
+select namespace, coalesce(origin_name, '') as name, origin_uid as uid, task_uuid
 from tasker.tasks
 where completed_at is null and origin_uid is not null and (%(namespace)s::text is null or namespace = %(namespace)s)
     and tasker.is_owner(%(installation)s);

@@ -1,0 +1,288 @@
+"""What the pool of connections holds to, how Postgres' errors are told, and when a statement is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from support.engine import Lab, connect, step
+from support.waiting import eventually_async
+from tasker.engine import tasks
+from tasker.engine.migrate import FUNCTIONS, Migration, check_schema, migrate, migrations
+from tasker.engine.pool import RETRIED, Database, retried
+from tasker.engine.pool import connect as connect_limited
+from tasker.errors import (
+    IllegalTransition,
+    SchemaMismatch,
+    StoreError,
+    StoreUnavailable,
+    TemplateNotFound,
+)
+from tasker.settings import DEFAULT_LIMITS, DatabaseSettings
+
+
+@asynccontextmanager
+async def opened(settings: DatabaseSettings) -> AsyncIterator[Database]:
+    database = Database(settings)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def test_a_pool_keeps_what_it_is_told_to_and_makes_no_more_than_it_may(database_url: str) -> None:
+    settings = DatabaseSettings(
+        url=database_url, pool_min=2, pool_max=3, connect_timeout_seconds=0.3, application_name="told-so"
+    )
+    async with await connect(database_url) as watching, opened(settings) as database:
+
+        async def count(condition: LiteralString) -> int:
+            query: LiteralString = (
+                "select count(*) from pg_stat_activity where application_name = 'told-so'" + condition
+            )
+            row = await (await watching.execute(query)).fetchone()
+            assert row is not None
+            return int(row["count"])
+
+        assert await count("") == 2
+        await watching.execute("select pg_advisory_lock(1)")
+        waiting = [
+            asyncio.create_task(database.fetch("select pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1)"))
+            for _ in range(3)
+        ]
+
+        async def all_wait() -> bool:
+            return await count(" and wait_event_type = 'Lock'") == 3
+
+        await eventually_async(all_wait)
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreUnavailable, match="the database cannot be reached: "):
+                await database.fetch("select 1")
+        assert await count("") == 3
+        await watching.execute("select pg_advisory_unlock(1)")
+        await asyncio.gather(*waiting)
+
+
+async def test_an_open_that_failed_leaves_nothing_running(tmp_path: Path) -> None:
+    database = Database(DatabaseSettings(url=f"postgresql:///x?host={tmp_path}", connect_timeout_seconds=0.1))
+    with pytest.raises(StoreUnavailable):
+        await database.open()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_each_statement_is_a_transaction_of_its_own(database_url: str) -> None:
+    async with opened(DatabaseSettings(url=database_url)) as database:
+        first = await database.fetch_value("select pg_current_xact_id()::text")
+        assert await database.fetch_value("select pg_current_xact_id()::text") != first
+        assert await database.fetch_value("select 1 where false") is None
+    async with connect_limited(database_url, "told-so", DEFAULT_LIMITS) as connection:
+        first = await (await connection.execute("select pg_current_xact_id()::text")).fetchone()
+        assert await (await connection.execute("select pg_current_xact_id()::text")).fetchone() != first
+        assert connection.info.get_parameters()["application_name"] == "told-so"
+    assert connection.closed
+
+
+@pytest.mark.parametrize(("seconds", "set_to"), [(None, "0"), (0.0001, "1ms"), (0.0016, "2ms"), (1.5, "1500ms")])
+async def test_a_limit_is_set_to_the_millisecond_and_never_to_none_by_rounding(
+    database_url: str, seconds: float | None, set_to: str
+) -> None:
+    limits = replace(DEFAULT_LIMITS, lock_timeout_seconds=seconds)
+    async with connect_limited(database_url, "x", limits) as connection:
+        row = await (await connection.execute("select current_setting('lock_timeout')")).fetchone()
+    assert row == (set_to,)
+
+
+async def test_no_statement_that_was_answered_is_hung_up_on_later(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(DatabaseSettings(url=database_url)) as database:
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+        timers: list[asyncio.TimerHandle] = []
+
+        def noted(delay: float, *arguments: Any, **more: Any) -> asyncio.TimerHandle:
+            timer = call_later(delay, *arguments, **more)
+            if delay == DEFAULT_LIMITS.answer_seconds:
+                timers.append(timer)
+            return timer
+
+        monkeypatch.setattr(loop, "call_later", noted)
+        await database.fetch("select 1")
+        with pytest.raises(StoreError):
+            await database.fetch("select 1 / 0")
+    assert len(timers) == 2 and all(timer.cancelled() for timer in timers)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        ("TK001", TemplateNotFound, "as it was said"),
+        ("TK002", IllegalTransition, "as it was said"),
+        ("57014", StoreUnavailable, "the database gave a statement up: as it was said"),
+        ("57P01", StoreUnavailable, "the database cannot be reached: as it was said"),
+        ("08006", StoreUnavailable, "the database cannot be reached: as it was said"),
+        ("25006", StoreUnavailable, "the database is read-only: as it was said"),
+        ("0A000", StoreError, "as it was said"),
+        ("53100", StoreError, "as it was said"),
+        ("P0001", StoreError, "as it was said"),
+    ],
+)
+async def test_what_the_database_says_is_told_in_words_of_ours(
+    database_url: str, code: str, kind: type[Exception], message: str
+) -> None:
+    async with await connect(database_url) as connection:
+        await connection.execute(
+            "create function say(code text) returns void language plpgsql as"
+            " $$ begin raise exception 'as it was said' using errcode = code; end $$"
+        )
+    async with opened(DatabaseSettings(url=database_url)) as database:
+        with pytest.raises(kind) as caught:
+            await database.fetch("select say(%(code)s)", {"code": code})
+        assert str(caught.value) == message
+        assert isinstance(caught.value, StoreUnavailable) is (kind is StoreUnavailable)
+        if code == "57014":
+            assert database.obstacle is None, "it is there and answers"
+
+
+async def test_a_statement_that_lost_waits_twice_as_long_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, float]] = []
+    slept: list[float] = []
+
+    def uniform(low: float, high: float) -> float:
+        asked.append((low, high))
+        return high
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def lose() -> None:
+        raise psycopg.errors.DeadlockDetected("lost")
+
+    monkeypatch.setattr(random, "uniform", uniform)
+    monkeypatch.setattr("tasker.engine.pool.asyncio.sleep", sleep)
+    with pytest.raises(StoreError, match="lost") as caught:
+        await retried(lose)
+    assert isinstance(caught.value.__cause__, RETRIED)
+    assert asked == [(0.0, 0.02), (0.0, 0.04), (0.0, 0.08), (0.0, 0.16)]
+    assert slept == [high for _, high in asked]
+
+
+async def test_summaries_are_read_two_hundred_at_a_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    fetch = Database.fetch
+
+    async def noted(database: Database, query: LiteralString, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        sizes.append(len(parameters["origin_uids"]))
+        return await fetch(database, query, parameters)
+
+    monkeypatch.setattr(Database, "fetch", noted)
+    assert await lab.engine.tasks.read_by_origin([f"uid-{n}" for n in range(401)]) == []
+    assert sizes == [200, 200, 1]
+    assert (tasks.LEAF_RESULTS_BYTES, tasks.WAITING_AT_ONCE) == (8 * 1024, 10_000)
+
+
+async def first_channel(listening: AsyncConnection[Any]) -> str:
+    """Where the next notification comes from, this connection's own at the latest."""
+    async with asyncio.timeout(20):
+        await listening.execute("select pg_notify('tasker_finished', '')")
+        heard: list[str] = []
+        while "tasker_finished" not in heard:
+            heard += [each.channel async for each in listening.notifies(stop_after=1)]
+    return heard[0]
+
+
+async def test_idle_workers_are_told_of_work_that_people_and_sweeps_bring_and_of_nothing_else(lab: Lab) -> None:
+    await lab.clock.freeze()
+    task = await lab.run(step("a", scheduleTimeoutSeconds=60))
+    await lab.worker("w")
+    assert await lab.engine.workers.drain("shop", ["w"]) == ["w"]
+    async with await connect(lab.url) as listening:
+        for channel in ("tasker_ready", "tasker_finished"):
+            await listening.execute(f"listen {channel}".encode())
+        assert await lab.engine.actions.suspend(task) is True
+        assert await lab.engine.actions.suspend(task) is False
+        assert await first_channel(listening) == "tasker_finished"
+        assert await lab.engine.actions.resume(task) is True
+        assert await first_channel(listening) == "tasker_ready"
+        assert await lab.engine.actions.resume(task) is False
+        assert await first_channel(listening) == "tasker_finished"
+        assert await lab.engine.workers.undrain("shop", ["w"]) == ["w"]
+        assert await first_channel(listening) == "tasker_ready"
+        assert await lab.engine.workers.undrain("shop", ["w"]) == []
+        assert await lab.engine.workers.sweep() == {}
+        assert await first_channel(listening) == "tasker_finished"
+        await lab.clock.advance(31)
+        assert await lab.engine.workers.sweep() == {"workers_expired": 1}
+        assert await first_channel(listening) == "tasker_ready"
+        await lab.submit()
+        assert await first_channel(listening) == "tasker_ready"
+    assert await lab.engine.actions.cancel_by_origin("nobody", actor="me", reason="x") is False
+
+
+async def test_resources_without_a_name_and_runs_without_a_resource_are_listed_as_such(lab: Lab) -> None:
+    await lab.template(step("a"))
+    await lab.submit(origin_uid="uid-1")
+    await lab.submit()
+    ended = await lab.submit(origin_uid="uid-3", origin_name="ended")
+    await lab.engine.actions.cancel(ended, actor="me", reason="x")
+    for namespace in ("shop", None):
+        assert [(each.name, each.uid) for each in await lab.engine.tasks.open_origins(namespace)] == [("", "uid-1")]
+    assert await lab.engine.tasks.open_origins("elsewhere") == []
+
+
+async def test_the_lock_of_a_migration_is_given_back_on_a_connection_that_stays(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does behind a pooler, and also when the migration failed."""
+    async with connect_limited(database_url, "pooled", DEFAULT_LIMITS) as connection:
+
+        @asynccontextmanager
+        async def pooled(*_: object) -> AsyncIterator[AsyncConnection]:
+            yield connection
+
+        monkeypatch.setattr("tasker.engine.migrate.connect", pooled)
+        held = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+        assert await migrate("") == []
+        assert await (await connection.execute(held)).fetchone() == (0,)
+        await connection.execute("update tasker.migrations set checksum = 'another' where name <> 'functions'")
+        with pytest.raises(SchemaMismatch):
+            await migrate("")
+        assert await (await connection.execute(held)).fetchone() == (0,)
+
+
+async def test_a_migration_waits_five_seconds_for_a_table_and_no_longer(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "create table seen as select current_setting('lock_timeout') as lock_timeout"
+    monkeypatch.setattr("tasker.engine.migrate.migrations", lambda: [Migration(name="another", text=text)])
+    assert await migrate(database_url) == ["another"]
+    async with await connect(database_url) as connection:
+        assert await (await connection.execute("select * from seen")).fetchone() == {"lock_timeout": "5s"}
+
+
+@pytest.mark.parametrize("missing", [migrations()[-1].name, FUNCTIONS])
+async def test_a_schema_that_lacks_one_part_is_behind(database_url: str, missing: str) -> None:
+    async with await connect(database_url) as connection:
+        await connection.execute("delete from tasker.migrations where name = %s", (missing,))
+    with pytest.raises(SchemaMismatch) as caught:
+        await check_schema(database_url)
+    assert str(caught.value) == f"the database schema is behind: missing {missing}"
+
+
+async def test_a_step_that_left_the_queue_is_not_failed_for_want_of_a_worker(lab: Lab) -> None:
+    task = await lab.run(step("a"))
+    step_ids = [row["step_id"] for row in (await lab.steps(task)).values()]
+    await (await lab.worker()).claim_one()
+    before = await lab.dump()
+    assert await lab.value("select tasker.expire_queued_steps(%s, 'me', tasker.now())", step_ids) == 0
+    assert await lab.dump() == before
