@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,8 @@ def test_kopf_goes_where_the_rest_goes(service_account: Path, tmp_path: Path, mo
     monkeypatch.setattr(access, "pod_connection", lambda: of_the_pod)
     monkeypatch.delenv("KUBECONFIG", raising=False)
     arguments = {"logger": logging.getLogger(), "settings": make_settings(75, cluster_wide=True)}
-    assert access.log_in_kopf(**arguments) is of_the_pod
+    in_a_pod = access.log_in_kopf(**arguments)
+    assert in_a_pod == of_the_pod
     file = tmp_path / "kubeconfig"
     file.write_text(
         """
@@ -109,7 +111,7 @@ def test_kopf_goes_where_the_rest_goes(service_account: Path, tmp_path: Path, mo
 
 async def test_a_token_that_a_pod_reads_by_itself_is_still_read_after_a_renewal(service_account: Path) -> None:
     configuration = await client_configuration(POD, service_account=service_account)
-    hook = configuration.refresh_api_key_hook
+    hook: Any = configuration.refresh_api_key_hook
     assert hook is not None
     await renew_credentials(configuration, POD, service_account=service_account)
     assert configuration.refresh_api_key_hook not in (None, hook)
