@@ -65,6 +65,24 @@ def test_the_context_of_a_submitted_task_is_not_kept() -> None:
     assert "result" not in kept["status"]
 
 
+def test_of_a_run_that_goes_on_only_the_context_is_left_out() -> None:
+    kit = ControllerKit()
+    made = kit.give(task(context={"big": "x"}, priority=3))
+    failures = [{"step": "a", "attempt": 1}]
+    running = {**made, "status": {"taskUuid": "1", "phase": "Running", "failures": failures}}
+    kit.router.task(kit.cluster.store(running), "MODIFIED")
+    kept = kit.caches.tasks.get(key_of(made))
+    assert kept is not None
+    assert kept["spec"]["priority"] == 3
+    assert "context" not in kept["spec"]
+    assert kept["status"]["failures"] == failures, "the next status is compared with it"
+    ended = {**made, "status": {"taskUuid": "1", "phase": "Failed", "failures": failures, "progress": "1/2"}}
+    kit.router.task(kit.cluster.store(ended), "MODIFIED")
+    kept = kit.caches.tasks.get(key_of(made))
+    assert kept is not None
+    assert kept["status"] == {"taskUuid": "1", "phase": "Failed", "progress": "1/2"}
+
+
 def test_a_config_map_calls_only_the_pools_that_name_it() -> None:
     kit = ControllerKit()
     kit.give(pool("a", handlersFrom={"configMapRef": {"name": "h"}}))
