@@ -191,9 +191,9 @@ def plant_python(source: str, site: Site) -> str | None:
 def cannot_matter(node: Node) -> bool:
     """Whether a fault here changes nothing that runs, or only the text of a log.
 
-    Annotations, ``if TYPE_CHECKING``, ``__all__``, calls of a logger, decorators that only type checkers read, the
-    ``*`` before keyword-only parameters and the arguments of ``@dataclass`` (frozen, kw_only), which hold callers to a
-    style that mypy checks. Defaults of parameters are reached through the parameters' own nodes.
+    Annotations, ``TypeVar(…)``, ``if TYPE_CHECKING``, ``__all__``, calls of a logger, decorators that only type
+    checkers read, the ``*`` before keyword-only parameters and the arguments of ``@dataclass`` (frozen, kw_only), which
+    hold callers to a style that mypy checks. Defaults of parameters are reached through the parameters' own nodes.
     """
     child, parent = node, node.parent
     if _is_typing_only(node) or node.type in ("parameters", "param") or (parent and parent.type == "parameters"):
@@ -223,7 +223,7 @@ def _is_typing_only(node: Node) -> bool:
             return _is_typing_only(node.children[0])
         case "atom_expr":
             called = [_code(child) for child in node.children[:2]]
-            return called[0] in LOGGERS and called[1].lstrip(".") in LEVELS
+            return called[0] == "TypeVar" or (called[0] in LOGGERS and called[1].lstrip(".") in LEVELS)
         case "decorator":
             return _decorator_name(node) in TYPING_DECORATORS
         case "trailer":

@@ -25,7 +25,7 @@ def choose_tests(mutant: Mutant, coverage: CoverageMap, root: Path = ROOT) -> di
     if mutant.is_sql:
         found = _tests_of_sql(mutant, coverage, root)
     else:
-        found = _tests_of_python(mutant, coverage)
+        found = _tests_of_python(mutant, coverage, root)
     found = {name for name in found if not runs_processes(name)}
     return _within(BUDGET_SECONDS, sorted(found, key=lambda name: (coverage.tests[name].seconds, name)), coverage)
 
@@ -52,13 +52,33 @@ def _within(budget: float, ordered: Iterable[str], coverage: CoverageMap) -> dic
     return chosen
 
 
-def _tests_of_python(mutant: Mutant, coverage: CoverageMap) -> set[str]:
+def _tests_of_python(mutant: Mutant, coverage: CoverageMap, root: Path) -> set[str]:
     site = mutant.site
     if not _is_in_function(mutant.before, site.line):
-        # Runs when the module is imported, whoever does it first: all that use the file, and its package's tests.
+        # Runs when the module is imported, whoever does it first: all that use the file or import it (constants and
+        # models are used without a line of the file being run), and else its package's tests.
         using = {name for name, noted in coverage.tests.items() if site.path in noted.lines}
+        using |= {name for name in coverage.tests if _module_of(site.path) in _imports(root, name.partition("::")[0])}
         return using or _tests_of_package(site.path, coverage)
     return _tests_of_lines(coverage, site.path, range(site.line, site.end_line + 1))
+
+
+def _module_of(path: str) -> str:
+    return path.partition("/src/")[2].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+@cache
+def _imports(root: Path, path: str) -> frozenset[str]:
+    """The modules that a test's file imports, whole or a name of theirs."""
+    found: set[str] = set()
+    if not (root / path).is_file():
+        return frozenset()
+    for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+    return frozenset(found)
 
 
 def _tests_of_lines(coverage: CoverageMap, path: str, lines: Iterable[int]) -> set[str]:

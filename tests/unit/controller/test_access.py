@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasker.controller.handlers import make_settings
+from tasker.controller.kube import access
 from tasker.controller.kube.access import client_configuration, pod_connection, renew_credentials
 from tasker.errors import ConfigurationError
 
@@ -82,3 +85,33 @@ def test_kopf_never_gives_up_on_an_absent_api_server() -> None:
     assert first[0] <= 1
     assert max(first) <= 16
     assert min(first[6:]) >= 8, "it does not loop hot"
+
+
+def test_kopf_goes_where_the_rest_goes(service_account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_the_pod = pod_connection(POD, service_account=service_account)
+    monkeypatch.setattr(access, "pod_connection", lambda: of_the_pod)
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    arguments = {"logger": logging.getLogger(), "settings": make_settings(75, cluster_wide=True)}
+    in_a_pod = access.log_in_kopf(**arguments)
+    assert in_a_pod == of_the_pod
+    file = tmp_path / "kubeconfig"
+    file.write_text(
+        """
+        current-context: a
+        contexts: [{name: a, context: {cluster: a, user: a}}]
+        clusters: [{name: a, cluster: {server: "https://127.0.0.1:7"}}]
+        users: [{name: a, user: {token: mine}}]
+        """
+    )
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    connection = access.log_in_kopf(**arguments)
+    assert connection is not None
+    assert (connection.server, connection.token) == ("https://127.0.0.1:7", "mine")
+
+
+async def test_a_token_that_a_pod_reads_by_itself_is_still_read_after_a_renewal(service_account: Path) -> None:
+    configuration = await client_configuration(POD, service_account=service_account)
+    hook: Any = configuration.refresh_api_key_hook
+    assert hook is not None
+    await renew_credentials(configuration, POD, service_account=service_account)
+    assert configuration.refresh_api_key_hook not in (None, hook)

@@ -330,3 +330,139 @@ async def test_a_kubeconfig_is_read_again_when_its_token_is_refused(server: Serv
     finally:
         await cluster.close()
     assert [token for _, token in server.requests] == ["first", "second"]
+
+
+# What is asked, and what a refusal says.
+
+
+async def test_a_list_is_asked_for_in_pages_and_by_its_labels(server: Server, cluster: Cluster) -> None:
+    assert await listed(cluster) == []
+    assert [found async for found in cluster.list(CONFIG_MAP, "default", label_selector="a=b,c")] == []
+    assert [line for line, _ in server.requests] == [
+        "GET /api/v1/configmaps?limit=500 HTTP/1.1",
+        "GET /api/v1/namespaces/default/configmaps?limit=500&labelSelector=a%3Db,c HTTP/1.1",
+    ]
+
+
+async def test_the_rest_of_a_list_is_asked_for_until_there_is_none(server: Server, cluster: Cluster) -> None:
+    def answer(line: str, token: str) -> Reply:
+        more = "" if "continue=2" in line else "2" if "continue=1" in line else "1"
+        return Reply(body={**EMPTY, "metadata": {"resourceVersion": "7", "continue": more}, "items": [A_CONFIG_MAP]})
+
+    server.answer = answer
+    listing = cluster.list(CONFIG_MAP)
+    assert len([found async for found in listing]) == 3
+    assert listing.version == "7"
+    assert [line.partition("?")[2] for line, _ in server.requests] == [
+        "limit=500 HTTP/1.1",
+        "limit=500&continue=1 HTTP/1.1",
+        "limit=500&continue=2 HTTP/1.1",
+    ]
+
+
+async def test_writes_are_made_in_our_name_and_by_force_unless_told(server: Server, cluster: Cluster) -> None:
+    server.answer = lambda line, token: Reply(body=A_CONFIG_MAP)
+    manifest = {"metadata": {"name": "a/b", "namespace": "default"}}
+    await cluster.apply(CONFIG_MAP, manifest)
+    await cluster.apply(CONFIG_MAP, manifest, force=False)
+    await cluster.merge(CONFIG_MAP, "default", "a", {})
+    await cluster.create(CONFIG_MAP, manifest)
+    await cluster.patch_status(CONFIG_MAP, "default", "a", resource_version="1", operations=[])
+    await cluster.delete(CONFIG_MAP, "default", "a", uid="u")
+    base = "/api/v1/namespaces/default/configmaps"
+    assert [line.removesuffix(" HTTP/1.1") for line, _ in server.requests] == [
+        f"PATCH {base}/a%2Fb?fieldManager=tasker-operator&force=true",
+        f"PATCH {base}/a%2Fb?fieldManager=tasker-operator&force=false",
+        f"PATCH {base}/a?fieldManager=tasker-operator",
+        f"POST {base}?fieldManager=tasker-operator",
+        f"PATCH {base}/a/status?fieldManager=tasker-operator",
+        f"DELETE {base}/a",
+    ]
+
+
+def test_every_kind_is_where_the_api_serves_it() -> None:
+    namespaced, cluster_wide = TASK, client.NAMESPACE
+    assert namespaced.path("n", "a", "status") == "/apis/tasker.dev/v1alpha1/namespaces/n/tasks/a/status"
+    assert namespaced.path(None) == "/apis/tasker.dev/v1alpha1/tasks"
+    assert cluster_wide.path("ignored", "a") == "/api/v1/namespaces/a"
+    assert (namespaced.api_version, cluster_wide.api_version) == ("tasker.dev/v1alpha1", "v1")
+
+
+async def test_a_refusal_says_what_was_asked_and_what_was_answered(server: Server, cluster: Cluster) -> None:
+    path = "/apis/tasker.dev/v1alpha1/namespaces/default/tasks/a"
+    body = {"kind": "Status", "message": "no", "reason": "Forbidden", "details": {"name": "a"}}
+    cases: list[tuple[Any, str, str, str]] = [
+        (body, "no", "Forbidden", "a"),
+        ({"kind": "Status", "details": "odd"}, '{"kind": "Status", "details": "odd"}', "", ""),
+        (b"x" * 999, "x" * 200, "", ""),
+        (b"\xff", "\ufffd", "", ""),
+    ]
+    for answered, text, reason, about in cases:
+        server.answer = lambda line, token, answered=answered: Reply(code=403, body=answered)  # type: ignore[misc]
+        with pytest.raises(ClusterError) as refused:
+            await cluster.get(TASK, "default", "a")
+        error = refused.value
+        assert str(error) == f"GET {path}: 403 {text}"
+        assert (error.status, error.reason, error.about, error.retry_after) == (403, reason, about, None)
+        assert (error.label, error.is_conflict, error.is_expired, error.is_not_found) == ("api_403", *[False] * 3)
+
+
+@pytest.mark.parametrize("code", [300, 304, 399])
+async def test_what_is_not_done_is_a_refusal(server: Server, cluster: Cluster, code: int) -> None:
+    """A proxy may send one elsewhere."""
+    server.answer = lambda line, token: Reply(code=code, body=b"" if code == 304 else {})
+    with pytest.raises(ClusterError) as refused:
+        await cluster.get(TASK, "default", "a")
+    assert refused.value.status == code
+
+
+async def test_an_answer_that_is_something_else_is_described(server: Server, cluster: Cluster) -> None:
+    async def told(body: Any) -> str:
+        server.answer = lambda line, token: Reply(body=body)
+        with pytest.raises(ClusterError) as failed:
+            await cluster.get(TASK, "default", "a")
+        return str(failed.value).partition("tasks/a: ")[2]
+
+    assert await told(b"<html>") == "200, but the answer is no JSON object: <html>"
+    assert await told({"kind": "Task"}) == "the answer is no Task"
+    assert await told({"kind": "Task", "metadata": {"name": ""}}) == "the answer is no Task"
+    assert await told({"kind": "Pod", "metadata": {"name": "a"}}) == "the answer is no Task"
+    server.answer = lambda line, token: Reply(body={})
+    with pytest.raises(ClusterError, match=r"^GET /api/v1/configmaps: the answer is no list of configmaps$"):
+        await listed(cluster)
+
+
+@pytest.mark.parametrize(("code", "name"), [(404, "a"), (409, "a"), (409, "")])
+async def test_what_is_gone_or_another_by_now_need_not_be_deleted(
+    server: Server, cluster: Cluster, code: int, name: str
+) -> None:
+    server.answer = lambda line, token: Reply(code=code, body={"details": {"name": name}})
+    assert await cluster.delete(TASK, "default", "a", uid="u") is False
+
+
+async def test_a_deletion_that_was_refused_is_no_deletion(server: Server, cluster: Cluster) -> None:
+    for code, expected in ((404, "api_404"), (500, "api_500")):
+        server.answer = lambda line, token, code=code: Reply(code=code, body=b"")  # type: ignore[misc]
+        with pytest.raises(ClusterError) as refused:
+            await cluster.delete(TASK, "default", "a", uid="u")
+        assert refused.value.label == expected
+    server.answer = lambda line, token: Reply(body={"kind": "Status"})
+    assert await cluster.delete(TASK, "default", "a", uid="u") is True
+
+
+async def test_so_many_requests_may_be_under_way_at_once() -> None:
+    configuration = Configuration(host="http://127.0.0.1:1")
+    cluster = await Cluster.connect(configuration)
+    await cluster.close()
+    assert configuration.connection_pool_maxsize == 64
+
+
+async def test_a_refused_token_is_told_with_the_request(server: Server) -> None:
+    server.answer = only_second
+
+    async def fail(configuration: Configuration) -> None:
+        raise ConfigurationError("the file is gone")
+
+    async with connected(server, renew=fail) as cluster:
+        with pytest.raises(ClusterError, match=r"^GET /api/v1/configmaps: 401, and the file is gone$"):
+            await listed(cluster)

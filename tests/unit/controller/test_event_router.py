@@ -65,6 +65,24 @@ def test_the_context_of_a_submitted_task_is_not_kept() -> None:
     assert "result" not in kept["status"]
 
 
+def test_of_a_run_that_goes_on_only_the_context_is_left_out() -> None:
+    kit = ControllerKit()
+    made = kit.give(task(context={"big": "x"}, priority=3))
+    failures = [{"step": "a", "attempt": 1}]
+    running = {**made, "status": {"taskUuid": "1", "phase": "Running", "failures": failures}}
+    kit.router.task(kit.cluster.store(running), "MODIFIED")
+    kept = kit.caches.tasks.get(key_of(made))
+    assert kept is not None
+    assert kept["spec"]["priority"] == 3
+    assert "context" not in kept["spec"]
+    assert kept["status"]["failures"] == failures, "the next status is compared with it"
+    ended = {**made, "status": {"taskUuid": "1", "phase": "Failed", "failures": failures, "progress": "1/2"}}
+    kit.router.task(kit.cluster.store(ended), "MODIFIED")
+    kept = kit.caches.tasks.get(key_of(made))
+    assert kept is not None
+    assert kept["status"] == {"taskUuid": "1", "phase": "Failed", "progress": "1/2"}
+
+
 def test_a_config_map_calls_only_the_pools_that_name_it() -> None:
     kit = ControllerKit()
     kit.give(pool("a", handlersFrom={"configMapRef": {"name": "h"}}))
@@ -106,6 +124,28 @@ def crashing(reason: str) -> dict[str, Any]:
             "pod was deleted: OOMKilled",
         ),
         ({"containerStatuses": [{"state": {"terminated": {"reason": "Completed"}}}]}, True, "pod was deleted"),
+        ({"containerStatuses": [{"state": {"terminated": {"exitCode": 1}}}]}, True, "pod was deleted"),
+        ({"containerStatuses": [{"state": {"running": {}}}]}, True, "pod was deleted"),
+        ({"phase": "Failed"}, False, "pod failed"),
+        ({"phase": "Failed", "message": "low on memory"}, True, "pod failed: low on memory"),
+        (
+            {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]},
+            False,
+            None,
+        ),
+        (
+            {
+                "containerStatuses": [
+                    {"state": {"running": {}}},
+                    {
+                        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                        "lastState": {"terminated": {"exitCode": 3}},
+                    },
+                ]
+            },
+            False,
+            "its container ended: Error, exit code 3",
+        ),
         (crashing("CrashLoopBackOff"), False, "its container ended: OOMKilled, exit code 137"),
         (crashing("ErrImagePull"), False, None),
         # Started anew already: the new process gives up what the one before has left.
@@ -176,3 +216,162 @@ async def test_runs_of_namespaces_that_are_not_served_are_left_alone() -> None:
     kit.engine.runs["mine"] = make_run(origin_uid="mine", namespace="mine")
     await kit.resync().run()
     assert kit.queue("orphans").take() == [ObjectKey(namespace="mine", name="mine")]
+
+
+# Which keys need work because of which event.
+
+
+def keys(*names: str) -> list[ObjectKey]:
+    return [ObjectKey(namespace="default", name=name) for name in names]
+
+
+def labelled(kind: str, name: str = "x", labels: dict[str, str] | None = None, version: int = 5) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "default", "uid": f"{kind}-{name}", "resourceVersion": str(version)}
+    return {"kind": kind, "metadata": {**metadata, "labels": labels or {}}, "spec": {}}
+
+
+def taken(kit: ControllerKit) -> dict[str, list[ObjectKey]]:
+    """The keys of every queue that got any."""
+    names = ("templates", "tasks", "pools", "namespaces", "orphans", "lost_pods")
+    return {name: added for name in names if (added := kit.queue(name).take())}
+
+
+@pytest.mark.parametrize("event_type", ["ADDED", "MODIFIED", None])
+def test_what_comes_or_changes_calls_its_own_kind(event_type: str | None) -> None:
+    kit = ControllerKit()
+    kit.router.template(kit.cluster.store(template()), event_type)
+    assert taken(kit) == {"templates": keys("order"), "namespaces": keys("default")}
+    kit.router.task(kit.cluster.store(task()), event_type)
+    assert taken(kit) == {"tasks": keys("t")}
+    kit.router.pool(kit.cluster.store(pool("p")), event_type)
+    assert taken(kit) == {"pools": keys("p"), "namespaces": keys("default")}
+
+
+def test_what_goes_calls_those_who_have_to_clear_up() -> None:
+    kit = ControllerKit()
+    made = kit.give(template()), kit.give(task()), kit.give(pool("a")), kit.give(pool("b"))
+    taken(kit)
+    kit.router.template(made[0], "DELETED")
+    assert taken(kit) == {"templates": keys("order"), "namespaces": keys("default")}
+    kit.router.task(made[1], "DELETED")
+    assert taken(kit) == {"orphans": keys(made[1]["metadata"]["uid"])}
+    kit.router.pool(made[2], "DELETED")
+    assert taken(kit) == {"pools": keys("b", "a"), "namespaces": keys("default")}, "the Secret loses an owner"
+    for cache in (kit.caches.templates, kit.caches.tasks):
+        assert cache.all_keys() == []
+    assert kit.caches.pools.all_keys() == keys("b")
+
+
+def test_news_that_are_old_call_nobody_but_for_a_task() -> None:
+    """Of a Task a conflict may wait for its newest version, which the answer to the write has brought already."""
+    kit = ControllerKit()
+    old = [kit.cluster.store(each) for each in (template(), pool(), task())]
+    for manifest in old:
+        kit.give({**manifest, "metadata": {**manifest["metadata"], "labels": {"a": "b"}}})
+    taken(kit)
+    kit.router.template(old[0], "MODIFIED")
+    kit.router.pool(old[1], "MODIFIED")
+    assert taken(kit) == {}
+    kit.router.task(old[2], "MODIFIED")
+    assert taken(kit) == {"tasks": keys("t")}
+
+
+def test_a_deployment_and_a_pod_call_their_pool_and_others_nobody() -> None:
+    kit = ControllerKit()
+    mine = {"tasker.dev/pool": "p"}
+    for kind, route in (("Deployment", kit.router.deployment), ("Pod", kit.router.pod)):
+        route(labelled(kind, "other"), "ADDED")
+        assert taken(kit) == {}
+        route(labelled(kind, labels=mine), "ADDED")
+        assert taken(kit) == {"pools": keys("p")}
+        route(labelled(kind, labels=mine, version=4), "MODIFIED")
+        assert taken(kit) == {}, "old"
+        route(labelled(kind, labels=mine, version=6), "DELETED")
+        assert taken(kit)["pools"] == keys("p")
+    assert kit.caches.deployments.all_keys() == kit.caches.pods.all_keys() == keys("other")
+
+
+def test_of_a_pod_its_spec_is_not_kept() -> None:
+    kit = ControllerKit()
+    kit.router.pod(labelled("Pod"), "ADDED")
+    kept = kit.caches.pods.get(ObjectKey(namespace="default", name="x"))
+    assert kept is not None and "spec" not in kept
+
+
+def test_a_pod_that_cannot_be_read_is_not_lost() -> None:
+    kit = ControllerKit()
+    kit.router.pod({**labelled("Pod"), "status": {"phase": 7}}, "ADDED")
+    assert taken(kit) == {}
+
+
+def test_a_namespace_calls_when_it_begins_to_go_and_when_it_is_back() -> None:
+    kit = ControllerKit()
+    active = {"metadata": {"name": "n", "uid": "1"}, "status": {"phase": "Active"}}
+    deleted = {**active, "metadata": {**active["metadata"], "deletionTimestamp": "2031-01-01T00:00:00Z"}}
+    itself = {"namespaces": [ObjectKey(namespace="n", name="n")]}
+    kit.router.namespace(active, "ADDED")
+    assert taken(kit) == {}
+    kit.router.namespace(deleted, "MODIFIED")
+    assert (taken(kit), kit.caches.terminating_namespaces) == (itself, {"n"})
+    kit.router.namespace(active, "ADDED")
+    assert (taken(kit), kit.caches.terminating_namespaces) == (itself, set())
+    kit.router.namespace(active, "DELETED")
+    assert (taken(kit), kit.caches.terminating_namespaces) == (itself, {"n"})
+    kit.router.namespace({"metadata": {"name": 7, "uid": "1"}}, "DELETED")
+    assert taken(kit) == {}
+
+
+def test_a_namespace_that_is_not_served_calls_nobody() -> None:
+    kit = ControllerKit(watch_namespaces=("mine",))
+    kit.router.namespace({"metadata": {"name": "n", "uid": "1"}}, "DELETED")
+    assert taken(kit) == {}
+    kit.router.namespace({"metadata": {"name": "mine", "uid": "1"}}, "DELETED")
+    assert list(taken(kit)) == ["namespaces"]
+
+
+def test_the_end_of_a_pools_generation_is_what_its_namespace_hears() -> None:
+    kit = ControllerKit()
+    made = kit.give(pool())
+    taken(kit)
+    kit.give(pool(slots=3))
+    assert taken(kit) == {"pools": keys("default"), "namespaces": keys("default")}
+    kit.router.pool(kit.live(made), "DELETED")
+    assert taken(kit) == {"pools": keys("default"), "namespaces": keys("default")}
+
+
+def test_events_are_counted_by_kind_and_type() -> None:
+    kit = ControllerKit()
+    for manifest, route in ((template(), kit.router.template), (task(), kit.router.task), (pool(), kit.router.pool)):
+        stored = kit.cluster.store(manifest)
+        for event_type in ("ADDED", None, "DELETED"):
+            route(stored, event_type)
+    for kind in ("TaskTemplate", "Task", "WorkerPool"):
+        for event_type in ("ADDED", "LISTED", "DELETED"):
+            labels = {"kind": kind, "type": event_type}
+            assert kit.metrics.registry.get_sample_value("tasker_operator_events_total", labels) == 1
+
+
+async def test_why_a_worker_was_lost_is_said_to_the_engine_and_counted() -> None:
+    kit = ControllerKit()
+    pod: dict[str, Any] = {"metadata": {"name": "p", "namespace": "default", "uid": "1", "resourceVersion": "1"}}
+    kit.router.pod({**pod, "status": crashing("CrashLoopBackOff")}, "MODIFIED")
+    [key] = kit.queue("lost_pods").take()
+    await kit.lost_pod_reconciler().reconcile(key)
+    why = "its container ended: OOMKilled, exit code 137"
+    assert kit.engine.acted == [("expire", "default", "p", "operator", why, "worker_crash_loop")]
+    assert kit.metrics.registry.get_sample_value("tasker_operator_workers_expired_total") == 1
+
+
+async def test_a_lost_pod_that_held_nothing_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = ControllerKit()
+
+    async def nothing(*_: Any, **__: Any) -> int:
+        return 0
+
+    monkeypatch.setattr(kit.engine.workers, "expire", nothing)
+    pod: dict[str, Any] = {"metadata": {"name": "p", "namespace": "default", "uid": "1", "resourceVersion": "1"}}
+    kit.router.pod(pod, "DELETED")
+    [key] = kit.queue("lost_pods").take()
+    await kit.lost_pod_reconciler().reconcile(key)
+    assert kit.metrics.registry.get_sample_value("tasker_operator_workers_expired_total") == 0
+    assert kit.caches.lost_pods.reason(key) is None

@@ -129,6 +129,7 @@ def test_kopf_only_watches() -> None:
     assert settings.watching.server_timeout == SERVER_TIMEOUT_SECONDS == 300
     assert settings.watching.chunk_size == 500
     assert settings.networking.request_timeout == 60.0
+    assert settings.queueing.idle_timeout == 1.0, "what it keeps for an object that is silent"
 
 
 def test_of_what_others_may_have_too_only_ours_is_watched() -> None:

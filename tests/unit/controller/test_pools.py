@@ -114,6 +114,13 @@ async def test_only_what_has_changed_is_applied(setting: Setting) -> None:
     assert setting.applied() == EVERYTHING[-1:]
 
 
+async def test_the_same_in_another_order_is_no_change(setting: Setting) -> None:
+    await setting.give(resources={"limits": {"memory": "1Gi", "cpu": "1"}, "requests": {"cpu": "1"}})
+    setting.applied()
+    await setting.give(resources={"requests": {"cpu": "1"}, "limits": {"cpu": "1", "memory": "1Gi"}})
+    assert setting.applied() == []
+
+
 async def test_the_secret_belongs_to_the_pools_that_use_it(setting: Setting) -> None:
     shares = setting.kit.give(pool("shares"))
     setting.kit.give(pool("own", database={"secretRef": {"name": "own"}}))
@@ -164,9 +171,11 @@ async def test_an_autoscalers_pool_begins_with_its_minimum(setting: Setting) -> 
 
 async def test_the_number_stays_as_it_is_until_an_autoscaler_writes_one(setting: Setting) -> None:
     await setting.give(minReplicas=4)
-    await setting.give(scaling={"mode": "external"}, minReplicas=1)
-    await setting.pools.reconcile(KEY)
-    assert setting.live()["spec"]["replicas"] == 4
+    [(_, state)] = setting.kit.states.items()
+    state.desired = None  # the scaler's answer to the mode
+    for slots in (1, 2):
+        await setting.give(scaling={"mode": "external"}, minReplicas=1, slots=slots)
+        assert setting.live()["spec"]["replicas"] == 4
 
 
 async def test_once_an_autoscaler_has_written_the_number_it_is_given_up(setting: Setting) -> None:

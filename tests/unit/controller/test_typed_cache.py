@@ -63,6 +63,37 @@ def test_a_deleted_object_is_no_longer_counted(kit: ControllerKit) -> None:
     assert invalid_objects(kit, "WorkerPool") == 0
 
 
+def test_of_a_deleted_object_nothing_is_kept(kit: ControllerKit) -> None:
+    pools, tasks = kit.caches.pools, kit.caches.tasks
+    for made, route in ((kit.give(pool()), kit.router.pool), (kit.give(task()), kit.router.task)):
+        assert pools.read(key_of(made)) is not None or tasks.read(key_of(made)) is not None
+        route(made, "DELETED")
+    assert (pools._values, tasks._values, tasks._keys_by_uid, tasks._waiting) == ({}, {}, {}, {})
+    assert pools.namespaces() == tasks.namespaces() == []
+
+
+def test_values_of_few_kinds_are_kept_and_those_of_tasks_are_not(kit: ControllerKit) -> None:
+    """There may be ten thousand of them."""
+    made = kit.give(pool())
+    assert kit.caches.pools.read(key_of(made)) is kit.caches.pools.read(key_of(made))
+    kit.caches.tasks.read(key_of(kit.give(task())))
+    assert kit.caches.tasks._values == {}
+    changed = kit.give(pool(slots=3))
+    known = kit.caches.pools.read(key_of(changed))
+    assert known is not None and known.spec.slots == 3, "a value is of the version that is there"
+
+
+def test_what_is_read_of_many_is_in_the_order_of_the_names(kit: ControllerKit) -> None:
+    for name in ("b", "c", "a"):
+        kit.give(pool(name))
+    kit.give(pool("odd", slots="many"))
+    assert [each.metadata.name for each in kit.caches.pools.read_namespace("default")] == ["a", "b", "c"]
+    assert [each.name for each in kit.caches.pools.read_metadata("default")] == ["a", "b", "c", "odd"]
+    assert list(kit.caches.pools.read_namespace("elsewhere")) == []
+    assert kit.caches.pools.read_valid(ObjectKey(namespace="default", name="odd")) is None
+    assert kit.caches.pools.read(ObjectKey(namespace="default", name="none")) is None
+
+
 async def test_one_oddity_does_not_stop_the_scaling_of_other_pools(kit: ControllerKit) -> None:
     kit.give(pool("odd", scaling={"mode": "by the moon"}))
     kit.give(pool("plain"))

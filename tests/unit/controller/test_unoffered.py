@@ -11,6 +11,7 @@ from tasker.controller.kube.keys import key_of
 from tasker.controller.kube.resources.task import TaskStatus
 from tasker.controller.runtime.loops import UnofferedReader
 from tasker.controller.tasks.status import build_status
+from tasker.controller.unoffered import describe_unoffered, unoffered_conditions
 from tasker.model.transitions import TaskState
 from tasker.model.workers import UnofferedCallable
 
@@ -92,3 +93,43 @@ def test_a_running_task_says_what_it_waits_for() -> None:
     assert "waitingFor" not in status
     condition = find(status, "NoWorkerForCallable")
     assert condition is not None and condition["status"] == "False"
+
+
+def test_five_callables_are_named_and_the_longest_wait_is_told() -> None:
+    def missing(count: int) -> list[UnofferedCallable]:
+        # Those that have waited longest come first, but not by much: the database and the sweep differ.
+        return [replace(MISSING, callable=f"c{n}", since=START - timedelta(seconds=n)) for n in range(count)]
+
+    assert describe_unoffered(missing(5)) == "callable c0, c1, c2, c3, c4: no worker offers it"
+    assert describe_unoffered(missing(6)) == "callable c0, c1, c2, c3, c4 and 1 more: no worker offers it"
+    [condition] = unoffered_conditions(missing(2), previous=())
+    assert (condition.type, condition.status, condition.reason, condition.message) == (
+        "NoWorkerForCallable",
+        "True",
+        "CallableNotOffered",
+        "callable c0, c1: no worker offers it; steps have waited since 2030-12-31T23:59:59Z.",
+    )
+
+
+def test_what_is_over_is_said_once_it_was_shown_and_not_before() -> None:
+    shown = {"type": "NoWorkerForCallable", "status": "True", "lastTransitionTime": "", "reason": "r", "message": ""}
+    assert unoffered_conditions((), previous=()) == []
+    other = TaskStatus.model_validate({"conditions": [{**shown, "type": "Accepted"}]}).conditions
+    assert unoffered_conditions((), previous=other) == []
+    previous = TaskStatus.model_validate({"conditions": [shown]}).conditions
+    [condition] = unoffered_conditions((), previous=previous)
+    assert (condition.type, condition.status, condition.reason, condition.message) == (
+        "NoWorkerForCallable",
+        "False",
+        "CallablesOffered",
+        "Every callable that steps wait for is offered, or has not waited for a minute.",
+    )
+
+
+async def test_while_every_callable_is_offered_nobody_asks_which_tasks_wait() -> None:
+    kit = ControllerKit()
+    waiting = kit.give(task())
+    kit.queue("tasks").take()
+    kit.engine.waiting_for_worker = frozenset({waiting["metadata"]["uid"]})
+    await reader(kit).read()
+    assert kit.queue("tasks").take() == []

@@ -49,6 +49,7 @@ def test_a_fault_of_each_sort_is_planted(source: str, mutant: str) -> None:
         "def f(a: int | None, *, b: str | int) -> bool | None: pass\n",
         "if TYPE_CHECKING:\n    x = 1 + 2\n",
         "__all__ = ['a'] + ['b']\n",
+        "Item = TypeVar('Item', bound=int)\n",
         "logger.warning('%d of %d', 1 + 2, 3, extra={'a': True})\n",
         "log.info('started', exc_info=True)\n",
         "def f():\n    '''Of 1 + 2.'''\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from mutants.coverage_map import CoverageMap, Noted
 from mutants.sampling import Mutant
@@ -43,6 +44,21 @@ def test_tests_that_run_the_line_quick_ones_first_until_the_budget_is_spent() ->
 def test_what_runs_at_import_is_seen_by_all_that_use_the_file() -> None:
     for line in (1, 4):
         assert list(choose_tests(mutant("p/x.py", PYTHON, line), COVERAGE)) == ["quick_f", "g", "slow_f"]
+
+
+def test_what_runs_at_import_is_seen_by_tests_whose_file_imports_the_module(tmp_path: Path) -> None:
+    """A constant, or a model's field, is used without a line of its file being run."""
+    imports = {
+        "test_whole.py": "import pack.limits\n",
+        "test_name.py": "from pack.limits import LIMIT\n",
+        "test_module.py": "from pack import limits\n",
+        "test_other.py": "from pack import other\n",
+    }
+    for name, text in imports.items():
+        (tmp_path / name).write_text(text)
+    coverage = CoverageMap(tests={f"{name}::test": noted(0.1) for name in imports}, unusable=[])
+    chosen = choose_tests(mutant("x/src/pack/limits.py", "LIMIT = 5\n", 1), coverage, tmp_path)
+    assert list(chosen) == ["test_module.py::test", "test_name.py::test", "test_whole.py::test"]
 
 
 def test_a_file_that_no_test_enters_is_seen_by_those_of_its_package() -> None:

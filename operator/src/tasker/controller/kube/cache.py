@@ -61,7 +61,8 @@ class ObjectCache:
     def put(self, manifest: Manifest) -> bool:
         """Keeps the object; False when a newer one, or its successor of the same name, is here, or it is deleted."""
         key, version = key_of(manifest), _version(manifest)
-        if version <= self._deleted.get(_uid(manifest), -1):
+        deleted = self._deleted.get(_uid(manifest))
+        if deleted is not None and version <= deleted:
             return False
         known = self._objects.get(key)
         if known is not None:
@@ -91,7 +92,7 @@ class ObjectCache:
         return known
 
     def _note_deletion(self, uid: str, version: int) -> None:
-        self._deleted[uid] = max(version, self._deleted.get(uid, -1))
+        self._deleted[uid] = max(version, self._deleted.get(uid, version))
         self._deleted.move_to_end(uid)
         if len(self._deleted) > DELETIONS_REMEMBERED:
             self._deleted.popitem(last=False)

@@ -289,7 +289,7 @@ class Cluster:
             answer = json.loads(data)
         except ValueError:
             answer = None
-        if not 200 <= status < 300:
+        if status // 100 != 2:
             raise _refusal(method, path, status, headers, answer, data)
         if not isinstance(answer, dict):
             raise ClusterError(f"{method} {path}: {status}, but the answer is no JSON object: {_beginning(data)}")

@@ -16,29 +16,30 @@ class HandlersHashes:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._hashes: dict[ObjectKey, str] = {}
-        self._changes = 0
+        self._state = object()
+        """Another one after each change."""
 
     async def read(self, key: ObjectKey) -> str | None:
         """The hash of the ConfigMap's content; None when there is none. Raises `ClusterError`."""
         known = self._hashes.get(key)
         if known is not None:
             return known
-        before = self._changes
+        before = self._state
         found = await self._cluster.get(CONFIG_MAP, key.namespace, key.name)
         if found is None:
             return None
         content = hash_handlers(found)
         # What an event announced during the read may not be in it: such an answer serves once and is not kept.
-        if self._changes == before:
+        if self._state is before:
             self._hashes[key] = content
         return content
 
     def forget(self, key: ObjectKey) -> None:
         """The ConfigMap may have changed."""
-        self._changes += 1
+        self._state = object()
         self._hashes.pop(key, None)
 
     def forget_all(self) -> None:
         """Any of them may have changed unobserved."""
-        self._changes += 1
+        self._state = object()
         self._hashes.clear()

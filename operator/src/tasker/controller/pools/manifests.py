@@ -111,8 +111,8 @@ def hash_template(template: Mapping[str, Any]) -> str:
 
 def template_hash(deployment: Mapping[str, Any]) -> str:
     """The hash that a Deployment made here gives to its workers."""
-    environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-    [value] = [variable["value"] for variable in environment if variable["name"] == TEMPLATE_HASH_VARIABLE]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    [value] = [variable["value"] for variable in container["env"] if variable["name"] == TEMPLATE_HASH_VARIABLE]
     return str(value)
 
 
@@ -202,7 +202,8 @@ def deployment(
         },
     }
     template = body["template"]
-    template["spec"]["containers"][0]["env"].append({"name": TEMPLATE_HASH_VARIABLE, "value": hash_template(template)})
+    [container] = template["spec"]["containers"]
+    container["env"].append({"name": TEMPLATE_HASH_VARIABLE, "value": hash_template(template)})
     if replicas is not None:
         body["replicas"] = replicas
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": _metadata(pool), "spec": body}

@@ -14,6 +14,7 @@ leaves a stale entry behind. Stale entries are dropped when they come up, and al
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -51,7 +52,7 @@ class KeyedQueue(Generic[Key]):
         self._due: dict[Key, tuple[float, int]] = {}
         """Of each waiting key, when it is due, and the number of its one entry of the heap that is not stale."""
         self._heap: list[tuple[float, int, Key]] = []
-        self._sequence = 0
+        self._numbers = itertools.count()
         self._active: set[Key] = set()
         self._added_while_active: set[Key] = set()
         self._due_while_active: dict[Key, float] = {}
@@ -150,9 +151,9 @@ class KeyedQueue(Generic[Key]):
             self._wait(key, due)
 
     def _wait(self, key: Key, due: float) -> None:
-        self._sequence += 1
-        self._due[key] = (due, self._sequence)
-        heapq.heappush(self._heap, (due, self._sequence, key))
+        number = next(self._numbers)
+        self._due[key] = (due, number)
+        heapq.heappush(self._heap, (due, number, key))
         self._drop_stale()
 
     def _drop_stale(self) -> None:

@@ -279,8 +279,7 @@ class TaskReconciler:
         return max(0.0, (end - self._now()).total_seconds())
 
     async def _read_run(self, uid: str) -> TaskSummary | None:
-        found = await self._engine_tasks.read_by_origin([uid])
-        return found[0] if found else None
+        return next(iter(await self._engine_tasks.read_by_origin([uid])), None)
 
 
 def task_request(task: Task) -> TaskRequest:
