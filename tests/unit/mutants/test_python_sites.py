@@ -34,6 +34,8 @@ def planted(source: str) -> list[str]:
         ("def f():\n    return 1\n", "def f():\n    return None\n"),
         ("f(x, a=1)\n", "f(x)\n"),
         ("f(a=1)\n", "f()\n"),
+        ("f(name=1)\n", "f()\n"),
+        ("t = threading.Thread(target=g, name='x')\n", "t = threading.Thread( name='x')\n"),
         ("f(a=y, b=z, **c)\n", "f( b=z, **c)\n"),
         ("f(a=y, b=z, **c)\n", "f(a=y, **c)\n"),
     ],
@@ -54,6 +56,8 @@ def test_a_fault_of_each_sort_is_planted(source: str, mutant: str) -> None:
         "def f():\n    '''Of 1 + 2.'''\n",
         "from a import b\n",
         "# a < b\n",
+        "thread = threading.Thread(name='x')\n",
+        "task = loop.create_task(work, name='x')\n",
         "@overload\ndef f(): ...\n",
     ],
 )
