@@ -71,7 +71,7 @@ class RemoveStatement(Operator):  # type: ignore[misc]
 
 
 class RemoveKeywordArgument(Operator):  # type: ignore[misc]
-    """A call is made without one of its keyword arguments."""
+    """A call is made without one of its keyword arguments, but not without the name of a thread or of a task."""
 
     def mutation_positions(self, node: Node) -> Iterator[Any]:
         # All before the first is yielded: `mutate` changes the children between two of them.
@@ -100,6 +100,7 @@ class RemoveKeywordArgument(Operator):  # type: ignore[misc]
             and _code(child.children[0]) not in ("*", "**")
             and _code(child.children[1]) == "="
             and _code(child.children[0]) != "encoding"  # the tests run where it is the default
+            and not (_code(child.children[0]) == "name" and _makes_thread_or_task(node))
         ]
 
 
@@ -193,7 +194,8 @@ def cannot_matter(node: Node) -> bool:
 
     Annotations, ``TypeVar(…)``, ``if TYPE_CHECKING``, ``__all__``, calls of a logger, decorators that only type
     checkers read, the ``*`` before keyword-only parameters and the arguments of ``@dataclass`` (frozen, kw_only), which
-    hold callers to a style that mypy checks. Defaults of parameters are reached through the parameters' own nodes.
+    hold callers to a style that mypy checks. Defaults of parameters are reached through the parameters' own nodes. What
+    a thread or an asyncio task is called, which only debuggers show, is left alone by `RemoveKeywordArgument`.
     """
     child, parent = node, node.parent
     if _is_typing_only(node) or node.type in ("parameters", "param") or (parent and parent.type == "parameters"):
@@ -234,6 +236,13 @@ def _is_typing_only(node: Node) -> bool:
 
 def _decorator_name(decorator: Node) -> str:
     return _code(decorator.children[1]).partition("(")[0].rpartition(".")[2]
+
+
+def _makes_thread_or_task(arguments: Node) -> bool:
+    """Whether arguments, or the trailer that holds them, are those of ``Thread(…)`` or ``….create_task(…)``."""
+    trailer = arguments if arguments.type == "trailer" else arguments.parent
+    called = trailer.get_previous_sibling() if trailer is not None and trailer.type == "trailer" else None
+    return called is not None and _code(called).rpartition(".")[2] in ("Thread", "create_task")
 
 
 def _acts(statement: Node) -> bool:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +24,7 @@ from tasker_worker.claims import RELEASE, OutcomeKind
 from tasker_worker.execution import Executor
 from tasker_worker.logging import current_step
 from tasker_worker.metrics import WorkerMetrics
-from tasker_worker.outcomes import timeout
+from tasker_worker.outcomes import from_exception, from_value, timeout
 
 
 class Bench:
@@ -614,3 +615,251 @@ async def test_a_deep_recursion_fails_its_attempt(bench: Bench) -> None:
     assert told["error_type"] == "HandlerError"
     assert "RecursionError" in told["message"]
     assert sys.getrecursionlimit() > 0
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Let the loop go on until something has come about that this process does."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - the condition is any state, which tells nobody of its changes
+            await asyncio.sleep(0.001)
+
+
+class _StillLoop:
+    """In place of the executor's loop: remembers what was to be called, and stands at second 1000."""
+
+    def __init__(self) -> None:
+        self.later: list[tuple[float, Callable[..., Any], tuple[Any, ...]]] = []
+
+    def time(self) -> float:
+        return 1000.0
+
+    def call_at(self, at: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.later.append((at, function, arguments))
+        return SimpleNamespace(cancel=lambda: None)
+
+    def call_later(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self.call_at(1000.0 + seconds, function, *arguments)
+
+
+def _waiting_in_thread(bench: Bench, monkeypatch: pytest.MonkeyPatch, **columns: Any) -> tuple[_StillLoop, Attempt]:
+    """An attempt claimed at second 1000 to which no thread comes."""
+    loop = _StillLoop()
+    bench.executor._loop = loop  # type: ignore[assignment]
+    monkeypatch.setattr(bench.executor._threads, "_wake_one", lambda: None)
+    bench.registry.register("work", lambda context: "done")
+    attempt = Attempt(make_claim("work", **columns), 1000.0)
+    bench.executor.start([attempt])
+    return loop, attempt
+
+
+async def test_a_step_has_at_least_five_seconds_to_be_begun_and_is_timed_by_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, attempt = _waiting_in_thread(bench, monkeypatch, timeout_ms=1500)
+    assert [at for at, _, _ in loop.later] == [1001.5]
+    _, on_timeout, arguments = loop.later[0]
+    on_timeout(*arguments)
+    assert [at for at, _, _ in loop.later] == [1001.5, 1005.0]
+    assert attempt.outcome is None
+    monkeypatch.setattr(loop, "time", lambda: 1005.0)
+    on_timeout(*arguments)
+    assert attempt.outcome == RELEASE
+    assert attempt.context.cancelled
+    assert bench.finished.attempts == [attempt]
+    assert (bench.metrics.released, bench.metrics.threads_given_up) == (1, 0)
+
+
+async def test_a_step_that_was_begun_late_has_all_of_its_time_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, attempt = _waiting_in_thread(bench, monkeypatch, timeout_ms=1500)
+    assert attempt.begin()
+    attempt.began_at = 1000.5
+    monkeypatch.setattr(loop, "time", lambda: 1001.5)
+    bench.executor._on_timeout(attempt)
+    assert attempt.outcome is None
+    assert [at for at, _, _ in loop.later] == [1001.5, 1002.0]
+    monkeypatch.setattr(loop, "time", lambda: 1002.0)
+    bench.executor._on_timeout(attempt)
+    assert attempt.outcome is not None
+    assert attempt.outcome.error_type == "Timeout"
+    assert (bench.metrics.timed_out, bench.metrics.failed, bench.executor.running) == (1, 1, 0)
+    bench.executor._on_timeout(attempt)
+    assert bench.finished.attempts == [attempt]
+
+
+@pytest.mark.parametrize(("seconds", "kind"), [(1.5, OutcomeKind.SUCCESS), (1.501, OutcomeKind.ERROR)])
+async def test_a_result_counts_up_to_the_end_of_its_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, seconds: float, kind: OutcomeKind
+) -> None:
+    _, attempt = _waiting_in_thread(bench, monkeypatch, timeout_ms=1500)
+    assert attempt.begin()
+    attempt.began_at = 1024.0
+    bench.executor._finish(attempt, from_value("work", 1), 1024.0 + seconds)
+    assert attempt.outcome is not None
+    assert attempt.outcome.kind is kind
+    assert bench.metrics.run_seconds.total == pytest.approx(seconds)
+    assert sum(bench.metrics.run_seconds.counts) == 1
+
+
+async def test_a_failure_that_comes_late_is_told_as_it_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, attempt = _waiting_in_thread(bench, monkeypatch, timeout_ms=1500)
+    assert attempt.begin()
+    bench.executor._finish(attempt, from_exception(ValueError("wrong")), time.monotonic() + 9)
+    assert attempt.outcome is not None
+    assert attempt.outcome.message == "ValueError: wrong"
+    assert (bench.metrics.failed, bench.metrics.timed_out) == (1, 0)
+
+
+async def test_a_thread_is_tried_again_after_pauses_that_double_up_to_half_a_minute(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop, attempt = _waiting_in_thread(bench, monkeypatch)
+    monkeypatch.setattr(bench.executor._threads, "can_start", lambda: False)
+    for _ in range(2):
+        bench.executor._refused.append(attempt)
+        bench.executor._give_back_refused()
+    tries = [later for later in loop.later if later[1] == bench.executor._try_thread]
+    assert len(tries) == 1, "once, however many are refused"
+    for _ in range(7):
+        bench.executor._try_thread()
+    tries = [later for later in loop.later if later[1] == bench.executor._try_thread]
+    assert [at - 1000.0 for at, _, _ in tries] == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert not bench.threads_back.is_set()
+    monkeypatch.setattr(bench.executor._threads, "can_start", lambda: True)
+    bench.executor._try_thread()
+    assert bench.threads_back.is_set()
+    assert (bench.executor.out_of_threads, bench.executor._thread_pause) == (False, 1.0)
+    assert caplog.text.count("the system has no thread for a handler") == 1
+
+
+async def test_an_executor_that_is_closed_tries_no_thread(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.executor.close()
+    monkeypatch.setattr(bench.executor._threads, "can_start", lambda: pytest.fail("it is closed"))
+    bench.executor._try_thread()
+    assert not bench.threads_back.is_set()
+
+
+@pytest.mark.parametrize(("took", "share"), [(0.005, 16), (0.006, 4)])
+async def test_a_share_that_takes_the_loop_for_more_than_five_milliseconds_is_halved(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, took: float, share: int
+) -> None:
+    assert bench.executor._share == 8
+    bench.executor._share_began = 0.0
+    monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=lambda: took))
+    bench.executor._begin_share()
+    assert (bench.executor._share, bench.executor._share_began) == (share, None)
+
+
+@pytest.mark.parametrize(("share", "took", "following"), [(1, 1.0, 1), (64, 0.0, 64), (48, 0.0, 64)])
+async def test_shares_stay_between_one_and_64(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, share: int, took: float, following: int
+) -> None:
+    bench.executor._share, bench.executor._share_began = share, 0.0
+    monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=lambda: took))
+    bench.executor._begin_share()
+    assert bench.executor._share == following
+
+
+async def test_only_a_share_of_what_is_queued_is_begun_at_once_and_the_rest_in_its_turns(bench: Bench) -> None:
+    began = 0
+
+    async def handler(context: StepContext) -> None:
+        nonlocal began
+        began += 1
+        await asyncio.Event().wait()
+
+    bench.registry.register("work", handler)
+    bench.start(*["work"] * 20)
+    assert len(bench.executor._tasks) == 8
+    assert began == 0
+    more = bench.start("work")
+    assert len(bench.executor._tasks) == 8, "what comes meanwhile waits for its turn"
+    await _until(lambda: began == 21)
+    for attempt in [*bench.executor._active]:
+        bench.executor.release(attempt)
+    assert more[0].outcome == RELEASE
+
+
+async def test_a_handler_that_swallows_its_cancellation_is_reported_after_a_second(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+
+    async def handler(context: StepContext) -> None:
+        while not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                continue
+
+    bench.registry.register("work", handler)
+    attempts = bench.start("work", "work")
+    await _until(lambda: all(attempt.state is AttemptState.RUNNING for attempt in attempts))
+    loop = _StillLoop()
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.executor, "_loop", loop)
+        for attempt in attempts:
+            bench.executor.release(attempt)
+    assert [at for at, _, _ in loop.later] == [1001.0] * 2
+    await asyncio.sleep(0)
+    _, report, arguments = loop.later[0]
+    report(*arguments)
+    assert bench.metrics.tasks_given_up == 1
+    assert "the handler of step 'work' does not end although it was cancelled" in caplog.text
+    go.set()
+    assert attempts[1].task is not None
+    await asyncio.wait([attempts[1].task], timeout=5)
+    _, report, arguments = loop.later[1]
+    report(*arguments)
+    assert bench.metrics.tasks_given_up == 1, "one that has ended is no trouble"
+
+
+async def test_closing_cancels_what_runs_and_does_not_wait_long_for_what_will_not_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+
+    async def handler(context: StepContext) -> None:
+        while not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                continue
+
+    bench.registry.register("work", handler)
+    [attempt] = bench.start("work")
+    await _until(lambda: attempt.state is AttemptState.RUNNING)
+    waited: list[float | None] = []
+    wait = asyncio.wait
+
+    async def noted(tasks: Any, *, timeout: float | None = None) -> Any:
+        waited.append(timeout)
+        return await wait(tasks, timeout=0)
+
+    monkeypatch.setattr(asyncio, "wait", noted)
+    await bench.executor.close()
+    monkeypatch.undo()
+    assert waited == [0.2]
+    bench.executor._report_stuck(attempt, attempt.task)  # type: ignore[arg-type]
+    assert bench.metrics.tasks_given_up == 0
+    go.set()
+    await asyncio.wait(set(bench.executor._tasks), timeout=5)
+
+
+async def test_an_awaitable_that_is_no_coroutine_is_awaited_and_a_plain_value_taken_as_it_is(bench: Bench) -> None:
+    class Later:
+        def __await__(self) -> Any:
+            yield from asyncio.sleep(0).__await__()
+            return "later"
+
+    for value, result in ((Later(), "later"), ("plain", "plain")):
+        assert await execution._as_coroutine(value) == result
+
+
+async def test_a_result_of_a_thread_that_ends_after_the_loop_costs_nothing(bench: Bench) -> None:
+    closed = asyncio.new_event_loop()
+    closed.close()
+    bench.executor._loop = closed
+    bench.executor._call_collect()
+    assert bench.executor._collecting

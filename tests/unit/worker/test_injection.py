@@ -495,3 +495,48 @@ def test_a_decorated_function_can_still_be_called_directly() -> None:
         return value * 2
 
     assert double(4) == 8
+
+
+def test_of_several_faults_of_a_signature_the_first_is_named() -> None:
+    @inputs("first", "second")
+    def by_place(first: int, second: int, /, context: StepContext) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="its parameter 'first' cannot be given by name"):
+        HandlerRegistry().register("pay", by_place)
+
+    def unknown(context: StepContext, cart: Any, items: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="nothing says what its parameter 'cart' is for"):
+        HandlerRegistry().register("pay", unknown)
+
+
+def test_two_parameters_of_which_nothing_is_known_are_refused_and_a_context_by_keyword_is_given() -> None:
+    def two(one: Any, other: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="nothing says what its parameter 'one' is for"):
+        HandlerRegistry().register("pay", two)
+
+    def by_keyword(*, context: StepContext) -> str:
+        return context.step_name
+
+    assert run_handler(by_keyword, make_context(step_name="pay")).result == "pay"
+
+
+def test_of_many_misfits_five_are_told_and_the_rest_counted() -> None:
+    class Wide(pydantic.BaseModel):
+        a: int
+        b: int
+        c: int
+        d: int
+        e: int
+        f: int
+
+    def handler(context: StepContext, wide: Any) -> None: ...
+
+    decorated = inputs(wide=("wide", Wide))(handler)
+    told = run_handler(decorated, make_context(task_context={"wide": {}})).error_message or ""
+    assert told.count("Field required") == 5
+    assert told.endswith("; and 1 more")
+    told = run_handler(decorated, make_context(task_context={"wide": {"a": 1}})).error_message or ""
+    assert told.count("Field required") == 5
+    assert told.endswith("f: Field required")

@@ -11,15 +11,16 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tasker_worker import HandlerRegistry, lifecycle
+from tasker_worker import HandlerRegistry, Worker, lifecycle
 from tasker_worker.errors import ConfigurationError, WorkerError
 from tasker_worker.eventloop import run_unharmed
 from tasker_worker.lifecycle import BootstrapConfig, ShutdownController
+from tasker_worker.settings import load_settings
 
 
 def test_without_a_worker_status_and_stop_are_answers_and_graceful_shutdown_is_an_error() -> None:
@@ -292,3 +293,57 @@ def test_what_the_work_itself_raises_comes_out() -> None:
 
     with pytest.raises(SystemExit):
         run_unharmed(work())
+
+
+def test_tasks_that_will_not_end_are_left_behind_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float | None] = []
+    wait = asyncio.wait
+
+    async def noted(tasks: Any, *, timeout: float | None = None) -> Any:
+        waited.append(timeout)
+        return await wait(tasks, timeout=5)
+
+    monkeypatch.setattr(asyncio, "wait", noted)
+    left: list[asyncio.Task[Any]] = []
+
+    async def work() -> None:
+        left.append(asyncio.get_running_loop().create_task(asyncio.Event().wait()))
+
+    run_unharmed(work())
+    assert waited == [1.0]
+
+
+def _not_begun() -> lifecycle._Running:
+    return lifecycle._Running(Worker(settings=load_settings({"DATABASE_URL": "postgresql://localhost/x"})))
+
+
+def test_a_worker_whose_start_was_interrupted_is_waited_for_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    running = _not_begun()
+    joined: list[float] = []
+    stuck = SimpleNamespace(ident=1, join=joined.append, is_alive=lambda: True)
+    running.thread = stuck  # type: ignore[assignment]
+    running.abandon()
+    assert joined == [10.0]
+    assert running.stop_requested
+    assert "a worker whose start was interrupted is still ending" in caplog.text
+
+
+def test_the_thread_of_a_worker_keeps_no_program_from_ending() -> None:
+    assert _not_begun().thread.daemon
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_with_the_code_of_the_signal(
+    controller: ShutdownController, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    controller._on_signal(number, None)
+    assert codes == []
+    controller._on_signal(number, None)
+    assert codes == [128 + number]
+
+
+def test_what_nobody_foresaw_is_told_by_its_type_and_what_the_sdk_says_by_its_text() -> None:
+    assert lifecycle._text(ValueError("x")) == "ValueError: x"
+    assert lifecycle._text(WorkerError("x")) == "x"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -206,3 +206,106 @@ def test_waits_are_those_of_the_engine(backoff: Backoff) -> None:
     assert _retry_delay({}, 1, 99_999) * 1000 == retry_delay_ms(
         backoff, base_ms=0, max_ms=0, failures=1, retry_after_ms=99_999_000
     )
+
+
+def test_a_context_that_nothing_is_said_of_is_that_of_a_first_attempt_of_three() -> None:
+    context = make_context()
+    assert (context.step_name, context.attempt, context.max_retries, context.correlation_id) == ("step", 1, 2, "test")
+    assert (context.namespace, context.template_name, context.template_version) == ("default", "template", "1.0.0")
+    assert (context._claim.timeout_ms, context._claim.callable, context._claim.method) == (300_000, "step", "call")
+    assert (context._claim.resolver, context._claim.ready_at, context.deadline) == (None, None, None)
+    assert (context._claim.kind, context._claim.step_id, context._claim.fence) == ("claim", 1, 1)
+    assert context.task_context == context.step_inputs == context.step_config == context.dependency_results == {}
+    assert context.task_uuid != context.step_uuid
+    assert context.task_uuid != make_context().task_uuid
+
+
+def test_a_context_is_what_is_said_of_it() -> None:
+    deadline = datetime(2026, 1, 1, tzinfo=UTC)
+    context = make_context(
+        step_name="pay",
+        task_context={"a": 1},
+        step_inputs={"b": 2},
+        step_config={"c": 3},
+        dependency_results={"d": 4},
+        attempt=2,
+        max_attempts=5,
+        timeout_seconds=1.5,
+        deadline=deadline,
+        task_uuid="t",
+        step_uuid="s",
+        correlation_id="k",
+        namespace="shop",
+        template_name="order",
+        template_version="2.0.0",
+        callable_name="charge",
+        method="refund",
+    )
+    assert (context.step_name, context.attempt, context.max_retries, context.deadline) == ("pay", 2, 4, deadline)
+    assert (context.task_context, context.step_inputs, context.step_config) == ({"a": 1}, {"b": 2}, {"c": 3})
+    assert (context.dependency_results, context.task_uuid, context.step_uuid) == ({"d": 4}, "t", "s")
+    assert (context.correlation_id, context.namespace) == ("k", "shop")
+    assert (context.template_name, context.template_version) == ("order", "2.0.0")
+    assert (context._claim.timeout_ms, context._claim.callable, context._claim.method) == (1500, "charge", "refund")
+
+
+@pytest.mark.parametrize(("count", "given"), [(100, 100), (101, 1)])
+def test_a_step_with_more_than_a_hundred_steps_before_it_is_given_its_parents_results_only(
+    count: int, given: int
+) -> None:
+    steps: list[dict[str, Any]] = [
+        {"name": f"s{place}", "dependsOn": [f"s{place - 1}"] if place else [], "handler": {"callable": "work"}}
+        for place in range(count)
+    ]
+    steps.append({"name": "last", "dependsOn": [f"s{count - 1}"]})
+
+    async def work(context: StepContext) -> None: ...
+
+    async def last(context: StepContext) -> int:
+        return len(context.dependency_results)
+
+    assert LocalRunner(_template(*steps), _registry(work=work, last=last)).run().results["last"] == given
+
+
+def test_faults_say_what_they_stand_for_and_a_wait_has_its_most() -> None:
+    runner = LocalRunner(_template({"name": "a"}), _registry(a=lambda context: 1))
+    runner.fail("a")
+    runner.time_out("a")
+    run = runner.run()
+    assert [(each.result.error_type, each.result.error_message) for each in run.failures] == [
+        ("RetryableError", "put in by the test"),
+        ("Timeout", "step 'a' exceeded its timeout of 300 s"),
+    ]
+    assert [each.at for each in run.attempts] == [0.0, 1.0, 3.0]
+    runner.crash("a")
+    [lost] = runner.run().failures
+    assert (lost.result.error_type, lost.result.error_message) == ("worker_crash_loop", "the worker was lost")
+    assert (lost.result.retryable, lost.result.retry_after) == (True, 0)
+    runner.clock.now = 0.0
+    runner.fail("a", error=RetryableError("later", retry_after=4000))
+    assert [each.at for each in runner.run().attempts] == [0.0, 3600.0]
+    with pytest.raises(ConfigurationError, match="the template has no step 'b'"):
+        runner.crash("b")
+
+
+def test_defaults_of_the_template_hold_where_a_step_says_nothing() -> None:
+    def fails(context: StepContext) -> Any:
+        raise RetryableError(f"{context._claim.timeout_ms} {context.max_retries} {context.step_config}")
+
+    template = _template(
+        {"name": "a", "handler": {"callable": "fails", "initialization": {"own": 1}}},
+        {"name": "b", "handler": {"callable": "fails"}, "timeoutSeconds": 7, "retry": {"maxAttempts": 1}},
+        defaults={
+            "timeoutSeconds": 9,
+            "retry": {"maxAttempts": 2, "baseMs": 500, "backoff": "none"},
+            "handler": {"initialization": {"shared": 1}},
+        },
+    )
+    run = LocalRunner(template, _registry(fails=fails)).run()
+    assert run.state == "error"
+    assert (run.attempts_of("a"), run.attempts_of("b")) == (2, 1)
+    assert {each.step: each.result.error_message for each in run.attempts} == {
+        "a": "9000 1 {'shared': 1, 'own': 1}",
+        "b": "7000 0 {'shared': 1}",
+    }
+    assert {each.at for each in run.attempts} == {0.0}

@@ -279,3 +279,10 @@ def test_values_that_cannot_be_looked_at_cost_nothing_beside_them() -> None:
 @given(st.from_type(object) | st.binary() | st.floats() | st.sets(st.integers()) | st.text(st.characters()))
 def test_whatever_it_is_comes_out_as_json_that_a_stream_takes(value: Any) -> None:
     json.dumps(readable({"value": value}), ensure_ascii=False, allow_nan=False).encode()
+
+
+def test_integers_are_shown_as_numbers_as_long_as_python_reads_them() -> None:
+    for value in (10**4300 - 1, 1 - 10**4300):
+        assert readable(value) == value
+    for value in (10**4300, -(10**4300)):
+        assert readable(value) == hex(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,12 @@ def test_a_file_that_cannot_be_written_is_told_and_no_more(
     of_kubernetes.mkdir()
     write_last_words("the cause")
     assert f"the last words cannot be written to {of_kubernetes}: Is a directory" in caplog.text
+
+
+def test_a_file_that_is_made_is_for_its_owner_to_write_and_for_all_to_read(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_last_words("the cause", str(tmp_path / "own"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o644

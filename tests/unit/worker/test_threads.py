@@ -195,3 +195,38 @@ def test_jobs_that_wait_for_a_stuck_thread_are_refused_when_it_cannot_be_replace
     no_thread.clear()
     threads.submit(waiting, unexpected)
     assert waiting.wait_ended(1)
+
+
+def test_no_thread_of_a_handler_keeps_the_process_from_ending(threads: HandlerThreads) -> None:
+    held = Held()
+    held.go.set()
+    threads.submit(held, unexpected)
+    assert held.wait_ended(1)
+    assert held.where[0].daemon
+
+
+def test_threads_that_waited_for_a_job_work_beside_each_other_again(threads: HandlerThreads) -> None:
+    for _ in range(3):
+        held = Held()
+        for _ in range(2):
+            threads.submit(held, unexpected)
+        assert held.wait_begun(2)
+        held.go.set()
+        assert held.wait_ended(2)
+        eventually(lambda: threads._idle == 2)
+
+
+def test_no_memory_for_a_thread_is_no_thread(threads: HandlerThreads, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(thread: threading.Thread) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(threading.Thread, "start", no_memory)
+    assert not threads.can_start()
+
+
+def test_a_job_that_was_given_up_is_not_refused_any_more(threads: HandlerThreads) -> None:
+    job = Job(unexpected, unexpected)
+    job.given_up = True
+    threads._refused.append(job)
+    threads._notify_refused()
+    assert not threads._refused

@@ -64,6 +64,9 @@ def running(worker: Worker, **changes: Any) -> Worker:
     attempts[0].finish(Outcome(OutcomeKind.SUCCESS, "{}"))
     attempts[1].begin()
     attempts[1].context.heartbeat({"done": 5})
+    stepping = None
+    if "stepping_for" in parts:
+        stepping = Attempt(make_claim(timeout_ms=300_000), time.monotonic() - parts["stepping_for"])
     exchange = SimpleNamespace(
         held=held, draining=parts["draining"], connected=parts["connected"], outcomes_waiting=4, hint=None
     )
@@ -71,7 +74,7 @@ def running(worker: Worker, **changes: Any) -> Worker:
         running=1,
         stuck_threads=parts["stuck"],
         out_of_threads=parts["out_of_threads"],
-        watch=SimpleNamespace(stepping=parts.get("stepping")),
+        watch=SimpleNamespace(stepping=stepping),
     )
     leases = SimpleNamespace(
         alive=parts["alive"], loop_lag=parts["lag"], valid_until=time.monotonic() + parts.get("valid", 20)
@@ -209,10 +212,6 @@ def test_it_is_ready_while_it_can_take_work(worker: Worker, changes: dict[str, A
     assert worker.status()["running"] is (worker.state != "starting")
 
 
-def _stepping(*, since: float, timeout_ms: int) -> Attempt:
-    return Attempt(make_claim(timeout_ms=timeout_ms), time.monotonic() - since)
-
-
 @pytest.mark.parametrize(
     ("changes", "live"),
     [
@@ -221,8 +220,8 @@ def _stepping(*, since: float, timeout_ms: int) -> Attempt:
         ({"lag": 60.1, "state": "stopping"}, True),
         ({"alive": False}, False),
         ({"alive": False, "state": "starting"}, True),
-        ({"lag": 70, "stepping": _stepping(since=0, timeout_ms=300_000)}, True),
-        ({"lag": 70, "stepping": _stepping(since=301, timeout_ms=300_000)}, False),
+        ({"lag": 70, "stepping_for": 0}, True),
+        ({"lag": 70, "stepping_for": 301}, False),
     ],
 )
 def test_it_is_live_unless_its_loop_or_its_leases_are_dead(worker: Worker, changes: dict[str, Any], live: bool) -> None:

@@ -22,7 +22,7 @@ from pydantic_core import to_jsonable_python
 MAX_BYTES = 1024 * 1024  # of a result's JSON text in UTF-8
 MAX_DEPTH = 32  # containers within each other
 
-_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _INFINITY = float("inf")
 _INTEGER_DIGITS = 4300  # Python neither writes nor reads longer ones
 INTEGER_LIMIT = 10**_INTEGER_DIGITS
@@ -54,11 +54,9 @@ def encode(value: Any) -> str:
     except _Fault as fault:
         path = "$" + "".join(reversed(fault.path))
         raise NotJson(fault.before + path + fault.after) from None
-    # A character is at most four bytes, so most texts need not be encoded to be measured.
-    if len(text) * 4 > MAX_BYTES:
-        size = len(text.encode())
-        if size > MAX_BYTES:
-            raise NotJson(f"is {size} bytes of JSON, the limit is {MAX_BYTES}")
+    size = len(text.encode())
+    if size > MAX_BYTES:
+        raise NotJson(f"is {size} bytes of JSON, the limit is {MAX_BYTES}")
     return text
 
 
