@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 
 from support.engine import Lab, connect, step
 from support.waiting import eventually_async
-from tasker.engine import tasks
+from tasker.engine import READY, notifications, tasks
 from tasker.engine.migrate import FUNCTIONS, Migration, check_schema, migrate, migrations
 from tasker.engine.pool import RETRIED, Database, retried
 from tasker.engine.pool import connect as connect_limited
@@ -286,3 +286,23 @@ async def test_a_step_that_left_the_queue_is_not_failed_for_want_of_a_worker(lab
     before = await lab.dump()
     assert await lab.value("select tasker.expire_queued_steps(%s, 'me', tasker.now())", step_ids) == 0
     assert await lab.dump() == before
+
+
+async def test_a_listener_without_a_database_tries_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    class Enough(Exception):
+        pass
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise Enough
+
+    monkeypatch.setattr("tasker.engine.notifications.asyncio.sleep", sleep)
+    with pytest.raises(Enough):
+        async for _ in notifications.listen(f"postgresql:///x?host={tmp_path}", [READY], DEFAULT_LIMITS):
+            pass
+    assert slept == [1.0, 1.0, 1.0]

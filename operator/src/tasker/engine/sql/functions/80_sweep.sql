@@ -123,7 +123,7 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as
         and not exists (select from tasker.leases l where l.step_id = s.step_id)
 $$;
 
-create or replace function tasker.sweep(p_limit integer default 500)
+create or replace function tasker.sweep(p_limit integer)
 returns table (repair text, repaired integer) language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set lock_timeout = '2s' as $$
 #variable_conflict use_column
