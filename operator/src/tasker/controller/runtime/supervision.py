@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 CHECK_SECONDS = 1.0
 """How often all parts are checked. Cheap, and little beside what any of them may take."""
 
-MOST_COUNTED_SECONDS = 2 * CHECK_SECONDS
-"""The most that the time between two checks counts for: when it was longer, the event loop itself did not turn."""
+MOST_COUNTED_SECONDS = 2.0
+"""The most that the time between two checks counts for, twice what it should be: when it was longer, the event
+loop itself did not turn."""
 
 
 class Breakdown(TaskerError):
