@@ -82,7 +82,8 @@ class _Watched:
     def __init__(self, part: Part) -> None:
         self.part = part
         self._seen: Progress | None = None
-        self._since = 0.0
+        self._since: float
+        """Since when that has been seen; there is none before."""
 
     def fault(self, now: float) -> str | None:
         try:
@@ -114,8 +115,7 @@ class Supervisor:
         self._on_fault = on_fault
         self._clock = clock
         self._watched: list[_Watched] = []
-        self._turned = 0.0
-        self._checked_at = clock()
+        self._turned = self._checked_at = clock()
         self._broken = asyncio.Event()
 
     async def run(self, parts: Iterable[Part]) -> NoReturn:
