@@ -753,6 +753,24 @@ async def test_a_managed_pool_that_a_person_edits_is_theirs(setting: Setting) ->
     assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects, "it does not go as ours would"
 
 
+async def test_a_pool_that_became_a_persons_is_not_removed_in_the_same_breath(setting: Setting) -> None:
+    """The last template has just gone, and nothing runs."""
+    await managed(setting)
+    await edit_as_a_person(setting, {"spec": {"slots": 3}})
+    remove_template(setting)
+    await setting.scale()
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects
+
+
+async def test_a_managed_pool_that_nobody_touched_costs_no_request(setting: Setting) -> None:
+    await managed(setting)
+    asked: list[tuple[str, str]] = []
+    setting.kit.cluster.meanwhile = lambda verb, kind: asked.append((verb, kind))
+    await setting.namespaces.reconcile(NAMESPACE)
+    assert asked == []
+
+
 async def test_labels_that_a_person_wrote_too_are_taken_from_a_pool_that_is_theirs(setting: Setting) -> None:
     """As with `kubectl apply` of what `kubectl get -o yaml` gave: nothing that is only given up would go."""
     await managed(setting)

@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 CHECK_SECONDS = 1.0
 """How often all parts are checked. Cheap, and little beside what any of them may take."""
 
-MOST_COUNTED_SECONDS = 2 * CHECK_SECONDS
-"""The most that the time between two checks counts for: when it was longer, the event loop itself did not turn."""
+MOST_COUNTED_SECONDS = 2.0
+"""The most that the time between two checks counts for, twice what it should be: when it was longer, the event
+loop itself did not turn."""
 
 CANCEL_AGAIN_SECONDS = 5.0
 """How long a part has to end before it is cancelled again: more than closing takes, less than a pod's grace."""
@@ -98,7 +99,8 @@ class _Watched:
     def __init__(self, part: Part) -> None:
         self.part = part
         self._seen: Progress | None = None
-        self._since = 0.0
+        self._since: float
+        """Since when that has been seen; there is none before."""
 
     def fault(self, now: float) -> str | None:
         try:
@@ -130,8 +132,7 @@ class Supervisor:
         self._on_fault = on_fault
         self._clock = clock
         self._watched: list[_Watched] = []
-        self._turned = 0.0
-        self._checked_at = clock()
+        self._turned = self._checked_at = clock()
         self._broken = asyncio.Event()
 
     async def run(self, parts: Iterable[Part]) -> NoReturn:
