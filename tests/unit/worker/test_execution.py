@@ -678,7 +678,10 @@ async def test_a_step_that_was_begun_late_has_all_of_its_time_all_the_same(
     monkeypatch.setattr(loop, "time", lambda: 1001.5)
     bench.executor._on_timeout(attempt)
     assert bench.finished.attempts == []
-    assert [at for at, _, _ in loop.later] == [1001.5, 1002.0]
+    monkeypatch.setattr(loop, "time", lambda: 1001.999)
+    bench.executor._on_timeout(attempt)
+    assert bench.finished.attempts == []
+    assert [at for at, _, _ in loop.later] == [1001.5, 1002.0, 1002.0]
     monkeypatch.setattr(loop, "time", lambda: 1002.0)
     bench.executor._on_timeout(attempt)
     assert attempt.outcome is not None
