@@ -273,6 +273,44 @@ async def test_every_statement_is_one_that_the_database_knows(lab: Lab) -> None:
                 await connection.execute(b"explain " + statement)
 
 
+async def test_the_conversation_prepares_its_statements_and_the_threads_calls_leave_nothing_in_the_session(
+    lab: Lab, gateway: Gateway
+) -> None:
+    """A pooler that gives every transaction another session loses prepared statements; threads call seldom."""
+    prepared = "select count(*) from pg_prepared_statements where statement like '%tasker.%'"
+    await gateway.claim("w-1", 1)
+    assert gateway._connection is not None
+    assert await (await gateway._connection.execute(prepared, prepare=False)).fetchone() == (2,)  # register and claim
+    leases = SyncGateway(lab.url, lease_seconds=30, role="leases")
+    try:
+        for _ in range(7):
+            await asyncio.to_thread(leases.renew, "w-1", [], None)
+        assert leases._connection is not None
+        assert leases._connection.execute(prepared).fetchone() == (0,)
+        session = leases._connection
+        await asyncio.to_thread(leases.register, offer(callables=["do", "more"]))
+        assert leases._connection is session
+    finally:
+        leases.close()
+    assert await lab.value("select callables from tasker.workers") == ["do", "more"]
+
+
+async def test_a_connection_that_is_closed_is_closed_for_the_server_too(lab: Lab) -> None:
+    gateway = Gateway(lab.url, lease_seconds=30, role="locked")
+    leases = SyncGateway(lab.url, lease_seconds=30, role="leases")
+    await gateway.register(offer())
+    await asyncio.to_thread(leases.renew, "w-1", [], None)
+    session, thread_session = gateway._connection, leases._connection
+    await gateway.close()
+    leases.close()
+    assert session is not None
+    assert session.closed
+    assert thread_session is not None
+    assert thread_session.closed
+    await gateway.close()
+    leases.close()
+
+
 async def _terminate(lab: Lab, role: str) -> None:
     terminated = await lab.rows(
         "select pg_terminate_backend(pid, 5000) from pg_stat_activity"

@@ -853,8 +853,10 @@ async def test_a_task_that_is_held_again_is_logged_again_and_tried_again_after_a
         locked.add([_ended()])
         engine.settle_faults.extend(Locked("held") for _ in range(2))
         for _ in range(3):
+            assert make_claim().task_uuid in locked
             assert await locked._settle_next(settler)
         assert locked.waiting() == 0
+        assert make_claim().task_uuid not in locked
     assert pauses == [0.1] * 4
     assert caplog.text.count("a task is held by another session of the database; its outcomes wait") == 2
 

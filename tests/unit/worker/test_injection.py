@@ -540,3 +540,10 @@ def test_of_many_misfits_five_are_told_and_the_rest_counted() -> None:
     told = run_handler(decorated, make_context(task_context={"wide": {"a": 1}})).error_message or ""
     assert told.count("Field required") == 5
     assert told.endswith("f: Field required")
+
+
+def test_every_parameter_that_is_annotated_as_the_context_gets_it() -> None:
+    def handler(one: StepContext, two: StepContext) -> bool:
+        return one is two
+
+    assert run_handler(handler).result is True

@@ -415,6 +415,7 @@ async def test_the_loop_is_asked_once_at_a_time_and_its_lag_is_what_it_took() ->
     async with Rig(_registry(Waiting())) as rig:
         keeper = Keeper(rig)
         asked: list[Any] = []
+        assert keeper.keeper.loop_lag == 0.0
         keeper.keeper._loop = SimpleNamespace(call_soon_threadsafe=lambda *call: asked.append(call))  # type: ignore[assignment]
         keeper.keeper.tick()
         keeper.clock.now += 1.0

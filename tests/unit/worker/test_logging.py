@@ -155,3 +155,35 @@ def test_no_message_and_no_exception_costs_the_line_either(lines: Any) -> None:
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="there is no log level 'loud'; there are trace, debug, info"):
         configure("loud")
+
+
+def test_only_an_error_brings_the_traceback_of_an_except_block(lines: Any) -> None:
+    read = lines("debug")
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        log_warn("tried again")
+        log_info("tried again")
+        log_debug("tried again")
+    assert ["traceback" in line for line in read()] == [False] * 3
+
+
+@pytest.mark.parametrize(("level", "written"), [("trace", 5), ("debug", 4), ("info", 3), ("warn", 2), ("error", 1)])
+def test_each_level_lets_through_what_is_at_least_as_grave(lines: Any, level: str, written: int) -> None:
+    read = lines(level)
+    logging.getLogger("some.library").log(5, "x")
+    for log in (log_debug, log_info, log_warn, log_error):
+        log("x")
+    assert [line["level"] for line in read()] == ["trace", "debug", "info", "warning", "error"][5 - written :]
+    assert (
+        logging.getLogger("psycopg").level == logging.getLogger("asyncio").level == max(30, {"error": 40}.get(level, 0))
+    )
+
+
+def test_a_step_is_bound_for_the_block_and_what_was_bound_before_comes_back(lines: Any) -> None:
+    read = lines()
+    with bound_to(make_context(step_name="outer")):
+        with bound_to(make_context(step_name="inner")):
+            log_info("x")
+        log_info("x")
+    assert [line["step"] for line in read()] == ["inner", "outer"]

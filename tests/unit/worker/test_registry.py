@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tasker_worker import HandlerRegistry, StepContext, StepHandler, step_handler
+from tasker_worker import HandlerRegistry, StepContext, StepHandler, places, step_handler
 from tasker_worker.errors import ConfigurationError
 from tasker_worker.registry import FunctionHandler
 from tasker_worker.testing import make_context
@@ -457,3 +457,13 @@ def test_the_step_handler_decorator_is_for_functions() -> None:
         step_handler("x")(Order)
     with pytest.raises(ConfigurationError, match="needs the callable's name"):
         step_handler(" ")
+
+
+def test_a_module_whose_place_cannot_be_told_is_told_without_it() -> None:
+    assert places.fault_of_import(ValueError("wrong"), "no_such_package.handlers") == "ValueError: wrong"
+    assert places.fault_of_import(ValueError(), "sys") == "ValueError"
+
+
+def test_what_was_not_written_in_python_has_no_place() -> None:
+    assert places.place_of(len) is None
+    assert (places.place_of(places.place_of) or "").rpartition(":")[0] == places.__file__
