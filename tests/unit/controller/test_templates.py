@@ -68,6 +68,9 @@ async def test_the_whole_status_of_a_template_that_is_stored(setting: Setting) -
             for name, status in (("Ready", "True"), ("Stalled", "False"))
         ],
     }
+    before = setting.status(made)
+    await setting.reconcile(made)
+    assert setting.status(made) == before, "without asking the engine for the revision again"
 
 
 async def test_the_conditions_of_a_template_that_is_refused_and_of_one_that_is_mended(setting: Setting) -> None:
