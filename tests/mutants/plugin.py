@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import coverage
-import psycopg
 import pytest
 
+from mutants.called import CalledFunctions
 from mutants.sources import PACKAGES
 from mutants.suites import runs_processes
 
@@ -62,6 +62,7 @@ class Recorder:
         self._test = ""
         self._tests: dict[str, dict[str, Any]] = {}
         self._functions: dict[str, set[str]] = defaultdict(set)
+        self._called = CalledFunctions()
         sources = [f"{root}/{package}/*" for package in PACKAGES]
         self._coverage = coverage.Coverage(data_file=None, include=sources, messages=False)
         self._coverage.start()
@@ -70,12 +71,18 @@ class Recorder:
         # Imported here: pytest wants to be the first who imports the plugins that tests/conftest.py names.
         from support.postgres import TestServer
 
-        recorder, drop = self, TestServer.drop
+        recorder, create, drop = self, TestServer.create, TestServer.drop
+
+        def create_and_watch(self: TestServer, dbname: str, template: str | None = None) -> str:
+            url = create(self, dbname, template)
+            recorder._called.watch(self.url(dbname))
+            return url
 
         def record_and_drop(self: TestServer, dbname: str) -> None:
-            recorder._functions[recorder._test] |= called_functions(self.url(dbname))
+            recorder._functions[recorder._test] |= recorder._called.forget(self.url(dbname))
             drop(self, dbname)
 
+        TestServer.create = create_and_watch  # type: ignore[method-assign]
         TestServer.drop = record_and_drop  # type: ignore[method-assign]
 
     def pytest_sessionstart(self) -> None:
@@ -89,6 +96,8 @@ class Recorder:
         try:
             return (yield)
         finally:
+            # The test's own databases are gone; those that tests share are still there.
+            self._functions[item.nodeid] |= self._called.look()
             self._coverage.switch_context("")
             self._tests.setdefault(item.nodeid, {"passed": False})["seconds"] = round(time.monotonic() - began, 3)
 
@@ -115,22 +124,3 @@ class Recorder:
             for name, noted in self._tests.items()
         }
         (self._folder / f"{os.getpid()}.json").write_text(json.dumps(whole))
-
-
-def called_functions(url: str, patience: float = 0.5) -> set[str]:
-    """The engine's functions that were called in a database, as far as the server counts them (track_functions).
-
-    A session's counts arrive when it ends, so the others get a moment to do so.
-    """
-    try:
-        with psycopg.connect(url, autocommit=True) as connection:
-            deadline = time.monotonic() + patience
-            while time.monotonic() < deadline and connection.execute(_OTHER_SESSIONS).fetchone() is not None:
-                time.sleep(0.005)
-            return {str(name) for (name,) in connection.execute(_CALLED)}
-    except psycopg.OperationalError:
-        return set()
-
-
-_OTHER_SESSIONS = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() limit 1"
-_CALLED = "select distinct funcname from pg_stat_user_functions where schemaname = 'tasker'"

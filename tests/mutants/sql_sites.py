@@ -336,7 +336,7 @@ def _closes(reader: _Reader, opening: int, place: int) -> bool:
 
 
 RULES: tuple[Rule, ...] = (_swap, _number, _lock, _conjunct, _order, _negation, _setting, _statement, _default)
-_FUNCTION = re.compile(r"create or replace function tasker\.(\w+)")
+_FUNCTION = re.compile(r"create (?:or replace )?function tasker\.(\w+)")
 _QUERY = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
@@ -367,6 +367,11 @@ def plant_sql(source: str, site: Site) -> str:
 
 def enclosing_name(source: str, line: int) -> str | None:
     """The function or the named query that a line of a file belongs to; None outside of any."""
-    offset = sum(len(each) for each in source.splitlines(keepends=True)[:line])
+    lines = source.splitlines(keepends=True)
+    offset = sum(len(each) for each in lines[:line])
     heads = [*_FUNCTION.finditer(source, 0, offset), *_QUERY.finditer(source, 0, offset)]
-    return max(heads, key=lambda head: head.start()).group(1) if heads else None
+    if not heads:
+        return None
+    head = max(heads, key=lambda head: head.start())
+    has_ended = source.count("$$", head.start(), offset - len(lines[line - 1])) >= 2
+    return None if has_ended else head.group(1)

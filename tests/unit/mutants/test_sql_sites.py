@@ -112,8 +112,15 @@ def test_the_body_between_dollar_signs_is_code() -> None:
 
 
 def test_a_line_belongs_to_the_function_or_the_query_above_it() -> None:
-    functions = "create or replace function tasker.f()\na\n$$;\ncreate or replace function tasker.g()\nb\n"
-    assert [enclosing_name(functions, line) for line in (1, 2, 4, 5)] == ["f", "f", "g", "g"]
+    functions = """create or replace function tasker.f() as $$
+a
+$$;
+create table t ();
+create function tasker.g() as $$
+b
+$$;
+"""
+    assert [enclosing_name(functions, line) for line in range(1, 8)] == ["f", "f", "f", None, "g", "g", "g"]
     queries = "-- name: one\n-- It counts.\nselect 1;\n\n-- name: two\nselect 2;\n"
     assert [enclosing_name(queries, line) for line in (3, 6)] == ["one", "two"]
     assert enclosing_name("create table a ();", 1) is None
