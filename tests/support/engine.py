@@ -35,8 +35,8 @@ TABLES = {
     "leases": "step_id",
     "timers": "timer_id",
     "step_failures": "failure_id",
-    "task_transitions": "transition_id",
-    "step_transitions": "transition_id",
+    "task_log": "log_id",
+    "step_log": "log_id",
 }
 """The tables that a run touches, with a column that orders their rows."""
 

@@ -25,7 +25,7 @@ from support.postgres import TestServer
 from tasker.engine.queries import load_queries
 from tasker.factory import migrate
 
-LARGE = {"tasks", "steps", "ready_steps", "timers", "task_transitions", "step_transitions", "step_failures"}
+LARGE = {"tasks", "steps", "ready_steps", "timers", "task_log", "step_log", "step_failures"}
 """Tables that grow with the runs. `leases` is none: it never has more rows than all workers together have slots."""
 RUNS, STEPS = 4_000, 6
 

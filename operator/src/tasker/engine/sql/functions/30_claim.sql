@@ -13,21 +13,25 @@
 -- in hand always come first, and nothing reads all steps of a template.
 
 -- Moves steps from enqueued to in_progress for a worker and returns all that its handlers need. The caller has made
--- sure that nobody else can take them: it deleted their rows of ready_steps, or made them ready in this transaction.
-create or replace function tasker.start_steps(p_worker tasker.workers, p_step_ids bigint[], p_now timestamptz)
-returns setof tasker.worker_row language plpgsql
+-- sure that nobody else can take them: it deleted their rows of ready_steps, or made them ready in this transaction:
+-- those are p_handed_out, which no log shows in the queue.
+create or replace function tasker.start_steps(
+    p_worker tasker.workers, p_actor_id integer, p_step_ids bigint[], p_handed_out bigint[], p_now timestamptz
+) returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
-    insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
-    select id, 'enqueued', 'start', 'in_progress', p_worker.name, p_now
-    from unnest(p_step_ids) as claimed(id);
-
     return query
     with started as (
         update tasker.steps s set state = 'in_progress', attempts = s.attempts + 1, started_at = p_now
         where s.step_id = any (p_step_ids)
         returning s.step_id, s.template_id, s.template_position, s.step_uuid, s.attempts, s.enqueued_at, s.inputs
+    ), logged as (
+        insert into tasker.step_log (step_id, at, passage, actor_id, attempt)
+        select s.step_id, p_now,
+            case when s.step_id = any (p_handed_out) then 'handed_out' else 'claimed' end::tasker.step_passage,
+            p_actor_id, s.attempts
+        from started s
     ), leased as (
         insert into tasker.leases (step_id, worker_id, attempt, fence, started_at, timeout_at)
         select s.step_id, p_worker.worker_id, s.attempts, nextval('tasker.fences'), p_now, p_now + (
@@ -64,8 +68,8 @@ begin
 end $$;
 
 -- Takes up to p_limit ready steps that this worker has handlers for, oldest first with priority counted as waiting.
-create or replace function tasker.take_ready_steps(p_worker tasker.workers, p_limit integer, p_now timestamptz)
-returns bigint[] language plpgsql
+create or replace function tasker.take_ready_steps(p_worker tasker.workers, p_limit integer) returns bigint[]
+language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
     v_step_ids bigint[];
@@ -90,13 +94,14 @@ create or replace function tasker.claim_steps(p_worker text, p_limit integer)
 returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
-    v_now timestamptz := tasker.now();
+    v_actor_id integer;
     v_worker tasker.workers;
     v_step_ids bigint[];
 begin
     if coalesce(p_limit, 0) < 1 then
         return;
     end if;
+    v_actor_id := tasker.actor_id(p_worker);
     -- Held to the end, so that a worker marked as draining has claimed all that it ever will. The weakest lock that
     -- keeps off who marks, expires or removes the worker, and the only one that lets it renew meanwhile.
     select * into v_worker from tasker.workers where name = p_worker and not draining for key share;
@@ -104,8 +109,8 @@ begin
         return;
     end if;
     perform set_config('synchronous_commit', 'off', true);
-    v_step_ids := tasker.take_ready_steps(v_worker, p_limit, v_now);
+    v_step_ids := tasker.take_ready_steps(v_worker, p_limit);
     if v_step_ids is not null then
-        return query select * from tasker.start_steps(v_worker, v_step_ids, v_now);
+        return query select * from tasker.start_steps(v_worker, v_actor_id, v_step_ids, null, tasker.now());
     end if;
 end $$;

@@ -139,7 +139,7 @@ begin
     select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
     from tasker.leases where worker_id = v_worker_id;
     if v_step_ids is not null then
-        select count(*) into v_released from tasker.apply_outcomes(p_worker, tasker.now(), v_step_ids, v_fences,
+        select count(*) into v_released from tasker.apply_outcomes(p_worker, v_step_ids, v_fences,
             array_fill('release'::text, array[cardinality(v_step_ids)]),
             array_fill(null::jsonb, array[cardinality(v_step_ids)]))
         where kind = 'settled';
@@ -165,7 +165,7 @@ begin
     from unnest(p_step_ids) with ordinality as given(step_id, place)
     left join tasker.leases l on l.step_id = given.step_id
     left join tasker.workers w on w.worker_id = l.worker_id;
-    select count(*) into v_expired from tasker.apply_outcomes(p_actor, tasker.now(), p_step_ids, p_fences,
+    select count(*) into v_expired from tasker.apply_outcomes(p_actor, p_step_ids, p_fences,
         array_fill('expired'::text, array[cardinality(p_step_ids)]), v_payloads)
     where kind = 'settled';
     return v_expired;

@@ -3,7 +3,7 @@
 -- the next one: it is not waited for, since all others would have to wait with it.
 
 -- Puts steps whose retry is due back into the queue; the caller holds their tasks' rows. Returns how many.
-create or replace function tasker.retry_steps(p_step_ids bigint[], p_actor text, p_now timestamptz)
+create or replace function tasker.retry_steps(p_step_ids bigint[], p_actor_id integer, p_now timestamptz)
 returns integer language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
@@ -18,8 +18,8 @@ begin
     if v_due is null then
         return 0;
     end if;
-    insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
-    select id, 'waiting_for_retry', 'retry', 'enqueued', p_actor, p_now from unnest(v_due) as due(id);
+    insert into tasker.step_log (step_id, at, passage, actor_id)
+    select id, p_now, 'retried', p_actor_id from unnest(v_due) as due(id);
 
     with counted as (
         select tasker.task_of_step(id) as task_id, count(*)::integer as due from unnest(v_due) as due(id) group by 1
@@ -31,15 +31,8 @@ begin
         from before b where t.task_id = b.task_id
         returning t.task_id, b.state
     )
-    insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at)
-    select m.task_id, hop.source, hop.event, hop.target, p_actor, p_now
-    from moved m cross join (values
-        (1, 'waiting_for_retry'::tasker.task_state, 'retry_ready'::tasker.task_event,
-            'enqueuing_steps'::tasker.task_state),
-        (2, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process')
-    ) as hop(place, source, event, target)
-    where m.state = 'waiting_for_retry'
-    order by m.task_id, hop.place;
+    insert into tasker.task_log (task_id, at, passage, actor_id)
+    select m.task_id, p_now, 'retried', p_actor_id from moved m where m.state = 'waiting_for_retry';
 
     perform tasker.queue_steps(v_due, p_now);
     return cardinality(v_due);
@@ -64,11 +57,10 @@ begin
         return 0;
     end if;
     v_nobody.worker_id := 0;
-    v_nobody.name := p_actor;
-    perform 1 from tasker.start_steps(v_nobody, v_taken, p_now);
+    perform 1 from tasker.start_steps(v_nobody, tasker.actor_id(p_actor), v_taken, null, p_now);
     select array_agg(step_id), array_agg(fence) into v_taken, v_fences
     from tasker.leases where step_id = any (v_taken);
-    select count(*) into v_failed from tasker.apply_outcomes(p_actor, p_now, v_taken, v_fences,
+    select count(*) into v_failed from tasker.apply_outcomes(p_actor, v_taken, v_fences,
         array_fill('error'::text, array[cardinality(v_taken)]),
         array_fill(jsonb_build_object('error_type', 'schedule_timeout', 'retryable', false, 'message',
             'no worker took the step within its scheduleTimeoutSeconds'), array[cardinality(v_taken)]))
@@ -87,7 +79,7 @@ declare
     v_created integer := 0;
 begin
     perform pg_advisory_xact_lock(hashtext('tasker.partitions'));
-    foreach v_parent in array array['task_transitions', 'step_transitions'] loop
+    foreach v_parent in array array['task_log', 'step_log'] loop
         for v_day in select generate_series(current_date, current_date + 8, interval '1 day')::date loop
             v_name := v_parent || to_char(v_day, '_YYYYMMDD');
             if to_regclass('tasker.' || v_name) is null then
@@ -218,6 +210,7 @@ begin
         )
         order by task_id for no key update skip locked
     ) as locked;
+    v_now := tasker.now(); -- what is recorded comes after what the holders of these rows did until now
 
     select array_agg(step_id), array_agg(fence) into v_left_steps, v_left_fences from tasker.leases
     where worker_id = any (v_workers) and tasker.task_of_step(step_id) = any (v_tasks);
@@ -235,7 +228,7 @@ begin
     select array_agg(timer_id), array_agg(step_id) into v_retry_timers, v_retry_steps
     from unnest(v_retry_timers, v_retry_steps) as due(timer_id, step_id)
     where tasker.task_of_step(step_id) = any (v_tasks);
-    v_retried := tasker.retry_steps(v_retry_steps, v_actor, v_now);
+    v_retried := tasker.retry_steps(v_retry_steps, tasker.actor_id(v_actor), v_now);
     delete from tasker.timers where timer_id = any (v_retry_timers);
 
     select array_agg(timer_id) into v_queue_timers
@@ -261,7 +254,7 @@ begin
         ('deadlines_passed', v_late), ('lost_steps_requeued', cardinality(v_lost))) as made(repair, repaired)
     where made.repaired > 0;
 
-    if to_regclass('tasker.step_transitions'
+    if to_regclass('tasker.step_log'
         || to_char((clock_timestamp() + interval '7 days') at time zone 'UTC', '_YYYYMMDD')) is null
     then
         begin

@@ -110,7 +110,7 @@ from seen;
 -- the next time, so that a row committed late is never passed over. A claim moves no run but changes what is running,
 -- so runs with a lease since the cursor count too, with two seconds for claims that were not committed then.
 select t.origin_uid
-from tasker.task_transitions x
+from tasker.task_log x
 join tasker.tasks t on t.task_id = x.task_id
 where x.transaction_id >= %(cursor)s::text::xid8 and x.transaction_id < %(horizon)s::text::xid8
     and t.origin_uid is not null
