@@ -362,7 +362,7 @@ async def test_a_step_that_should_be_queued_and_is_not_is_queued_again_after_a_w
     await lab.clock.advance(0.001)
     assert await lab.engine.workers.sweep() == {"lost_steps_requeued": 1}
     assert await lab.engine.workers.sweep() == {}
-    assert await lab.queue() == ["c", "b"]
+    assert await lab.queue() == ["b", "c"]
     await worker.settle(success(running))
     assert sorted(await worker.run_all()) == ["b", "c"]
     assert await lab.state(task) == "complete"

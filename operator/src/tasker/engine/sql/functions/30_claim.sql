@@ -23,7 +23,8 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as
 begin
     return query
     with started as (
-        update tasker.steps s set state = 'in_progress', attempts = s.attempts + 1, started_at = p_now
+        update tasker.steps s set state = 'in_progress', attempts = s.attempts + 1, started_at = p_now,
+            unmet_dependencies = 0, enqueued_at = coalesce(s.enqueued_at, p_now)
         where s.step_id = any (p_step_ids)
         returning s.step_id, s.template_id, s.template_position, s.step_uuid, s.attempts, s.enqueued_at, s.inputs
     ), logged as (
@@ -67,26 +68,48 @@ begin
     ) needed;
 end $$;
 
--- Takes up to p_limit ready steps that this worker has handlers for, oldest first with priority counted as waiting.
+-- Takes up to p_limit ready steps that this worker has handlers for, in order. Callables are looked up one by one, so that
+-- steps which it has no handler for cost it nothing, however many stand before its own. What is first in order is found
+-- without a lock and then locked; what others have taken meanwhile is passed over, and the next looked for.
 create or replace function tasker.take_ready_steps(p_worker tasker.workers, p_limit integer) returns bigint[]
 language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
-    v_step_ids bigint[];
+    v_wanted integer := p_limit;
+    v_first bigint[];
+    v_last_order_at timestamptz := '-infinity';
+    v_last_step_id bigint := 0;
+    v_taken bigint[];
+    v_all bigint[];
 begin
-    with taken as (
-        delete from tasker.ready_steps
-        where step_id = any (array(
-            select r.step_id from tasker.ready_steps r
-            where r.namespace = p_worker.namespace and r.callable = any (p_worker.callables)
-            order by r.order_at, r.step_id
-            limit p_limit
-            for update skip locked
-        ))
-        returning step_id
-    )
-    select array_agg(step_id) into v_step_ids from taken;
-    return v_step_ids;
+    loop
+        select array_agg(f.step_id order by f.order_at, f.step_id), max(f.order_at) into v_first, v_last_order_at
+        from (
+            select r.step_id, r.order_at
+            from unnest(p_worker.callables) as own(callable)
+            cross join lateral (
+                select q.step_id, q.order_at from tasker.ready_steps q
+                where q.namespace = p_worker.namespace and q.callable = own.callable
+                    and (q.order_at, q.step_id) > (v_last_order_at, v_last_step_id)
+                order by q.order_at, q.step_id limit v_wanted
+            ) r
+            order by r.order_at, r.step_id limit v_wanted
+        ) f;
+        exit when v_first is null;
+        with taken as (
+            delete from tasker.ready_steps
+            where step_id = any (array(
+                select r.step_id from tasker.ready_steps r where r.step_id = any (v_first) for update skip locked
+            ))
+            returning step_id
+        )
+        select array_agg(step_id) into v_taken from taken;
+        v_all := v_all || v_taken;
+        exit when cardinality(v_first) < v_wanted or cardinality(v_all) = p_limit;
+        v_last_step_id := v_first[v_wanted];
+        v_wanted := p_limit - coalesce(cardinality(v_all), 0);
+    end loop;
+    return v_all;
 end $$;
 
 -- Claims up to p_limit steps for a registered worker. A draining or unknown worker gets nothing.

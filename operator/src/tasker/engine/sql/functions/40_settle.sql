@@ -13,6 +13,11 @@ do $$ begin
 exception when duplicate_object then null;
 end $$;
 
+-- A run's place among those that wait for a worker.
+create or replace function tasker.order_at(p_task tasker.tasks) returns timestamptz language sql immutable as $$
+    select p_task.created_at - p_task.priority * interval '6 seconds'
+$$;
+
 -- Makes steps ready: queue rows for those given (their state is enqueued already), unless their task is suspended,
 -- and a timer for those that may not wait for ever.
 create or replace function tasker.queue_steps(p_step_ids bigint[], p_now timestamptz) returns void language plpgsql
@@ -20,7 +25,7 @@ set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     insert into tasker.ready_steps (step_id, namespace, callable, priority, ready_at, order_at)
-    select s.step_id, t.namespace, d.callable, t.priority, p_now, p_now - t.priority * interval '6 seconds'
+    select s.step_id, t.namespace, d.callable, t.priority, p_now, tasker.order_at(t)
     from unnest(p_step_ids) as ready(id)
     cross join lateral (select * from tasker.steps f where f.step_id = ready.id offset 0) s
     cross join lateral (select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0) t
@@ -117,7 +122,11 @@ declare
     v_actor_id integer := tasker.actor_id(p_actor);
     v_now timestamptz;
     v_settled tasker.settlement[];
+    v_reached bigint[];
+    v_satisfied integer[];
     v_ready bigint[];
+    v_head_order_at timestamptz;
+    v_head_step_id bigint;
     v_kept bigint[];
     v_taken bigint[];
     v_queued bigint[];
@@ -206,22 +215,55 @@ begin
             from unnest(v_settled) d where d.retry_at <= v_now;
         end if;
 
-        -- Dependents count down; those that reach zero are ready.
-        with reached as (
+        -- Dependents count down; those that reach zero are ready. What of these the caller can take, and nothing that waits
+        -- in the queue comes before, goes straight into its hands.
+        select array_agg(r.step_id), array_agg(r.satisfied),
+            array_agg(r.step_id) filter (where r.satisfied = s.unmet_dependencies)
+            into v_reached, v_satisfied, v_ready
+        from (
             select tasker.first_step_id(d.task_id) + e.to_position as step_id, count(*)::integer as satisfied
             from unnest(v_settled) d
             join tasker.template_edges e on e.template_id = d.template_id and e.from_position = d.template_position
             where d.state = 'complete'
             group by 1
-        ), counted as (
-            update tasker.steps s set
-                unmet_dependencies = s.unmet_dependencies - r.satisfied,
-                state = case when s.unmet_dependencies = r.satisfied then 'enqueued' else s.state end,
-                enqueued_at = case when s.unmet_dependencies = r.satisfied then v_now end
-            from reached r where s.step_id = r.step_id and s.state = 'pending'
-            returning s.step_id, s.state
-        )
-        select array_agg(step_id) into v_ready from counted where state = 'enqueued';
+        ) r
+        cross join lateral (select * from tasker.steps f where f.step_id = r.step_id offset 0) s
+        where s.state = 'pending';
+
+        if p_claim_limit > 0 and v_ready is not null then
+            select q.order_at, q.step_id into v_head_order_at, v_head_step_id
+            from unnest(p_worker.callables) as own(callable)
+            cross join lateral (
+                select h.order_at, h.step_id from tasker.ready_steps h
+                where h.namespace = p_worker.namespace and h.callable = own.callable
+                order by h.order_at, h.step_id limit 1
+            ) q
+            order by q.order_at, q.step_id limit 1;
+            select array_agg(ready.id) into v_kept from (
+                select s.step_id as id
+                from unnest(v_ready) as r(id)
+                cross join lateral (select * from tasker.steps f where f.step_id = r.id offset 0) s
+                cross join lateral (
+                    select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0
+                ) t
+                cross join lateral (
+                    select * from tasker.template_steps f
+                    where f.template_id = s.template_id and f.position = s.template_position offset 0
+                ) d
+                where d.callable = any (p_worker.callables) and t.namespace = p_worker.namespace and not t.suspended
+                    and (v_head_step_id is null
+                        or (tasker.order_at(t), s.step_id) < (v_head_order_at, v_head_step_id))
+                order by tasker.order_at(t), s.step_id
+                limit p_claim_limit
+            ) as ready;
+        end if;
+
+        update tasker.steps s set
+            unmet_dependencies = s.unmet_dependencies - r.satisfied,
+            state = case when s.unmet_dependencies = r.satisfied then 'enqueued' else s.state end,
+            enqueued_at = case when s.unmet_dependencies = r.satisfied then v_now end
+        from unnest(v_reached, v_satisfied) as r(step_id, satisfied)
+        where s.step_id = r.step_id and s.step_id <> all (coalesce(v_kept, '{}'));
 
         select tasker.advance_tasks(v_actor_id, v_now, array_agg(task_id), array_agg(completed), array_agg(failed),
             array_agg(retrying), array_agg(enqueued)) into v_finished
@@ -242,22 +284,7 @@ begin
             perform tasker.retry_steps(v_due, v_actor_id, v_now);
         end if;
 
-        -- What the caller can take goes straight into its hands; the rest, and what was released, into the queue.
-        select array_agg(ready.id) into v_kept from (
-            select s.step_id as id
-            from unnest(v_ready) as r(id)
-            cross join lateral (select * from tasker.steps f where f.step_id = r.id offset 0) s
-            cross join lateral (
-                select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0
-            ) t
-            cross join lateral (
-                select * from tasker.template_steps f
-                where f.template_id = s.template_id and f.position = s.template_position offset 0
-            ) d
-            where d.callable = any (p_worker.callables) and t.namespace = p_worker.namespace and not t.suspended
-            order by t.priority desc, s.step_id
-            limit p_claim_limit
-        ) as ready;
+        -- What it does not take goes into the queue, and what was released.
         select array_agg(id) into v_queued from (
             select id from unnest(v_ready) as ready(id) where id <> all (coalesce(v_kept, '{}'))
             union all
@@ -271,7 +298,9 @@ begin
         end if;
     end if;
 
-    if p_claim_limit > coalesce(cardinality(v_kept), 0) then
+    if p_claim_limit > coalesce(cardinality(v_kept), 0)
+        and (v_ready is null or v_head_step_id is not null or v_queued is not null) -- else it was just seen to be empty
+    then
         v_taken := tasker.take_ready_steps(p_worker, p_claim_limit - coalesce(cardinality(v_kept), 0));
     end if;
     if v_kept is not null or v_taken is not null then

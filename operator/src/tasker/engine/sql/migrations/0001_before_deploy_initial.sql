@@ -279,10 +279,11 @@ create table tasker.ready_steps (
     callable text not null,
     priority smallint not null,
     ready_at timestamptz not null,
-    -- Ready time moved by priority: one point is worth six seconds of waiting, so that nothing waits for ever.
+    -- When the run was created, moved by priority: one point is worth six seconds, so that nothing waits for ever. The same
+    -- for all steps of a run: runs that began earlier end earlier.
     order_at timestamptz not null
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
-create index ready_steps_in_order on tasker.ready_steps (namespace, order_at, step_id);
+create index ready_steps_in_order on tasker.ready_steps (namespace, callable, order_at, step_id);
 comment on table tasker.ready_steps is 'The queue: a row lives from ready to claim.';
 
 create sequence tasker.fences;
