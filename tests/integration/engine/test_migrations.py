@@ -105,7 +105,7 @@ async def test_functions_are_applied_again_when_their_text_changed(database_url:
             " language sql immutable parallel safe as 'select 0::bigint'"
         )
         connection.execute(
-            "create or replace function tasker.drain_worker(p_worker text) returns boolean"
+            "create or replace function tasker.drain_worker(p_namespace text, p_worker text) returns boolean"
             " language sql as 'select false'"
         )
         connection.execute("update tasker.migrations set checksum = 'old' where name = 'functions'")

@@ -180,7 +180,7 @@ async def test_the_account_sees_a_sequential_scan_inside_a_function(large: Lab) 
 
 async def test_claiming(large: Lab) -> None:
     async with accounting(large) as (connection, account):
-        worker = SimulatedWorker(connection, "crowd-worker-3")
+        worker = SimulatedWorker(connection, "crowd-worker-3", "crowd-3")
         assert len(await worker.claim(10)) == 10
     account.assert_modest(200)
 
@@ -193,20 +193,20 @@ async def test_claiming_in_an_empty_queue(large: Lab) -> None:
 
 
 async def test_settling_and_claiming_in_one_call(large: Lab) -> None:
-    worker = SimulatedWorker(large.connection, "crowd-worker-3")
+    worker = SimulatedWorker(large.connection, "crowd-worker-3", "crowd-3")
     claims = await worker.claim(10)
     async with accounting(large) as (connection, account):
         outcomes = [*(success(claim) for claim in claims[:8]), failure(claims[8]), failure(claims[9], retryable=False)]
-        settlement = await SimulatedWorker(connection, "crowd-worker-3").settle(*outcomes, claim_limit=10)
+        settlement = await SimulatedWorker(connection, "crowd-worker-3", "crowd-3").settle(*outcomes, claim_limit=10)
         assert len(settlement.claims) == 10
     account.assert_modest(800)
 
 
 async def test_renewing(large: Lab) -> None:
-    worker = SimulatedWorker(large.connection, "crowd-worker-3")
+    worker = SimulatedWorker(large.connection, "crowd-worker-3", "crowd-3")
     claims = await worker.claim(10)
     async with accounting(large) as (connection, account):
-        assert len((await SimulatedWorker(connection, "crowd-worker-3").renew(*claims)).lost_fences) == 0
+        assert len((await SimulatedWorker(connection, "crowd-worker-3", "crowd-3").renew(*claims)).lost_fences) == 0
     account.assert_modest(60)
 
 

@@ -288,13 +288,11 @@ create table tasker.ready_steps (
 create index ready_steps_in_order on tasker.ready_steps (namespace, callable, order_at, step_id);
 comment on table tasker.ready_steps is 'The queue: a row lives from ready to claim.';
 
-create sequence tasker.fences;
-
 create table tasker.leases (
     step_id bigint primary key,
     worker_id bigint not null,
     attempt integer not null,
-    -- Drawn from a sequence at each claim, so that it only grows.
+    -- New at each claim, drawn at random.
     fence bigint not null,
     started_at timestamptz not null,
     timeout_at timestamptz not null
@@ -302,16 +300,9 @@ create table tasker.leases (
 create index leases_by_worker on tasker.leases (worker_id);
 comment on table tasker.leases is 'A row lives from claim to settle; it is current as long as it is here.';
 
-create function tasker.refuse_older_fence() returns trigger language plpgsql as $$
-begin
-    raise exception 'a fence only grows: % cannot follow %', new.fence, old.fence using errcode = 'TK003';
-end $$;
-create trigger leases_fence_grows before update on tasker.leases for each row
-    when (new.fence <= old.fence) execute function tasker.refuse_older_fence();
-
 create table tasker.workers (
     worker_id bigint generated always as identity primary key,
-    name text not null unique check (length(name) between 1 and 128),
+    name text not null check (length(name) between 1 and 128),
     namespace text not null,
     pool text not null,
     slots integer not null check (slots > 0),
@@ -320,7 +311,8 @@ create table tasker.workers (
     draining boolean not null default false,
     lease_seconds double precision not null check (lease_seconds > 0),
     lease_until timestamptz not null,
-    registered_at timestamptz not null
+    registered_at timestamptz not null,
+    unique (namespace, name)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
 
 create table tasker.pool_callables (

@@ -12,6 +12,13 @@
 -- by their whole key in lateral subqueries with `offset 0`, which the planner neither reorders nor merges: the few rows
 -- in hand always come first, and nothing reads all steps of a template.
 
+-- A fence that nobody has had and nobody can guess: 62 random bits. A sequence would not do, for a crash may set it back to
+-- where it was before claims that were not on the disk yet, and two workers would hold the same fence.
+create or replace function tasker.new_fence() returns bigint language sql volatile as $$
+    select ('x' || left(uuid, 8) || right(uuid, 8))::bit(64)::bigint & 4611686018427387903 -- between them are fixed bits
+    from (select gen_random_uuid()::text as uuid) as drawn
+$$;
+
 -- Moves steps from enqueued to in_progress for a worker and returns all that its handlers need. The caller has made
 -- sure that nobody else can take them: it deleted their rows of ready_steps, or made them ready in this transaction:
 -- those are p_handed_out, which no log shows in the queue.
@@ -35,7 +42,7 @@ begin
         from started s
     ), leased as (
         insert into tasker.leases (step_id, worker_id, attempt, fence, started_at, timeout_at)
-        select s.step_id, p_worker.worker_id, s.attempts, nextval('tasker.fences'), p_now, p_now + (
+        select s.step_id, p_worker.worker_id, s.attempts, tasker.new_fence(), p_now, p_now + (
             select d.timeout_ms from tasker.template_steps d
             where d.template_id = s.template_id and d.position = s.template_position
         ) * interval '1 millisecond'
@@ -113,7 +120,7 @@ begin
 end $$;
 
 -- Claims up to p_limit steps for a registered worker. A draining or unknown worker gets nothing.
-create or replace function tasker.claim_steps(p_worker text, p_limit integer)
+create or replace function tasker.claim_steps(p_namespace text, p_worker text, p_limit integer)
 returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
@@ -127,7 +134,8 @@ begin
     v_actor_id := tasker.actor_id(p_worker);
     -- Held to the end, so that a worker marked as draining has claimed all that it ever will. The weakest lock that
     -- keeps off who marks, expires or removes the worker, and the only one that lets it renew meanwhile.
-    select * into v_worker from tasker.workers where name = p_worker and not draining for key share;
+    select * into v_worker from tasker.workers
+    where namespace = p_namespace and name = p_worker and not draining for key share;
     if not found then
         return;
     end if;

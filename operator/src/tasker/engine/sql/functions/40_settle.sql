@@ -321,7 +321,8 @@ end $$;
 -- same arguments changes nothing: all come back as stale. When one of the runs is held by somebody else for two seconds,
 -- none of the outcomes is recorded (error 55P03): the caller then hands them in run by run.
 create or replace function tasker.settle_steps(
-    p_worker text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[], p_claim_limit integer
+    p_namespace text, p_worker text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[],
+    p_claim_limit integer
 ) returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
@@ -342,7 +343,8 @@ begin
     end if;
     if v_claim_limit > 0 then
         -- Taken before any other lock, and held, for the same reason as in claim_steps. None: it is given nothing.
-        select * into v_worker from tasker.workers where name = p_worker and not draining for key share;
+        select * into v_worker from tasker.workers
+        where namespace = p_namespace and name = p_worker and not draining for key share;
     end if;
     return query select * from tasker.apply_outcomes(
         p_worker, p_step_ids, p_fences, p_outcomes, p_payloads, v_worker, v_claim_limit);
