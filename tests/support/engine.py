@@ -264,11 +264,11 @@ class Clock:
         return await self.set(await self.now())
 
     async def set(self, moment: datetime) -> datetime:
-        """Puts the clock to a moment."""
+        """Puts the clock to a moment, as if there had been sweeps until then."""
         await self._connection.execute(
-            "insert into tasker.settings (key, value) values ('test_clock', %s)"
+            "insert into tasker.settings (key, value) values ('test_clock', %s), ('swept_at', %s)"
             " on conflict (key) do update set value = excluded.value",
-            (Jsonb({"now": moment.isoformat()}),),
+            (Jsonb({"now": moment.isoformat()}), Jsonb(moment.isoformat())),
         )
         self._now = moment
         return moment

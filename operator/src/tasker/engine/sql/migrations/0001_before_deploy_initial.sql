@@ -337,6 +337,17 @@ create table tasker.timers (
 create index timers_by_time on tasker.timers (kind, due_at);
 create index timers_by_task on tasker.timers (task_id);
 
+create table tasker.parked_repairs (
+    kind text not null,
+    -- Of the worker, step or timer.
+    id bigint not null,
+    reason text not null,
+    since timestamptz not null,
+    until timestamptz not null,
+    primary key (kind, id)
+);
+comment on table tasker.parked_repairs is 'What the sweep could not repair, with the reason and when it is tried again.';
+
 create table tasker.step_failures (
     failure_id bigint generated always as identity primary key,
     task_id bigint not null,
