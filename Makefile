@@ -11,7 +11,7 @@ LOCK := .tasker/uv/bin/uv pip compile --universal --python-version 3.11 --genera
 RANDOM_ORDER := --dist loadscope --no-loadscope-reorder $(if $(SEED),--randomly-seed=$(SEED))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test test-under-load mutants lint types bench parity examples format chart locks images
+.PHONY: help demo dev test test-under-load mutants lint types bench parity examples format passages chart locks images
 
 help:      ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -34,6 +34,8 @@ bench: $(READY)     ## Latency and throughput beside this machine's raw limits; 
 parity: $(READY)    ## How many rows of the parity checklist have a passing test
 	$(BIN)/pytest -n 2 -q -m parity --parity-report
 examples: $(READY) $(patsubst %.py,%.yaml,$(wildcard examples/*/handlers.py)) ## The examples' ConfigMaps, from their handlers.py
+passages: $(READY)  ## What the database and operator/STATES.md say of passages, from tasker.model.transitions
+	@$(BIN)/python operator/generate.py
 chart: $(READY)     ## What in the charts follows from crds/, the version and the comments of values.yaml
 	@$(BIN)/python charts/generate.py
 images: $(READY)    ## Build the images on Debian 12 and 13 and test them, with Python 3.13 inside: root on Debian, some ten minutes once, then five

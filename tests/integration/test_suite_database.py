@@ -18,7 +18,7 @@ from tasker.model.template import parse_template_spec
 from tasker.settings import DatabaseSettings
 
 PREFIX = "tasker-test-abc123-"
-TABLES = ("tasks", "steps", "templates", "ready_steps", "task_transitions", "step_transitions")
+TABLES = ("tasks", "steps", "templates", "ready_steps", "task_log", "step_log")
 
 
 @pytest.fixture

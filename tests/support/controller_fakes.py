@@ -111,7 +111,7 @@ class FakeChanges:
     async def read(self, cursor: ChangeCursor | None) -> Changes:
         self.cursors.append(cursor)
         moved, self.moved = self.moved, frozenset()
-        return Changes(origin_uids=moved, cursor=ChangeCursor(transaction_id=str(len(self.cursors)), at=START))
+        return Changes(origin_uids=moved, cursor=ChangeCursor(snapshot=str(len(self.cursors)), timeline=1, at=START))
 
     async def listen(self) -> AsyncIterator[str]:
         await asyncio.Event().wait()

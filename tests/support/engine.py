@@ -35,8 +35,8 @@ TABLES = {
     "leases": "step_id",
     "timers": "timer_id",
     "step_failures": "failure_id",
-    "task_transitions": "transition_id",
-    "step_transitions": "transition_id",
+    "task_log": "log_id",
+    "step_log": "log_id",
 }
 """The tables that a run touches, with a column that orders their rows."""
 
@@ -135,13 +135,16 @@ class Renewal:
     renewed_at: datetime
 
 
-SETTLE = """select * from tasker.settle_steps(%(worker)s, %(step_ids)s::bigint[], %(fences)s::bigint[],
+SETTLE = """select * from tasker.settle_steps(%(namespace)s, %(worker)s, %(step_ids)s::bigint[], %(fences)s::bigint[],
     %(outcomes)s::text[], %(payloads)s::jsonb[], %(claim_limit)s)"""
 
 
-def settle_arguments(worker: str, outcomes: Sequence[Outcome], claim_limit: int) -> dict[str, Any]:
+def settle_arguments(
+    worker: str, outcomes: Sequence[Outcome], claim_limit: int, namespace: str = NAMESPACE
+) -> dict[str, Any]:
     """What SETTLE takes."""
     return {
+        "namespace": namespace,
         "worker": worker,
         "step_ids": [each.claim.step_id for each in outcomes],
         "fences": [each.claim.fence for each in outcomes],
@@ -154,9 +157,10 @@ def settle_arguments(worker: str, outcomes: Sequence[Outcome], claim_limit: int)
 class SimulatedWorker:
     """One worker's side of the contract, on a connection of its own or the lab's."""
 
-    def __init__(self, connection: AsyncConnection[DictRow], name: str) -> None:
+    def __init__(self, connection: AsyncConnection[DictRow], name: str, namespace: str = NAMESPACE) -> None:
         self.connection = connection
         self.name = name
+        self.namespace = namespace
 
     async def register(
         self,
@@ -168,19 +172,24 @@ class SimulatedWorker:
         lease_seconds: float = 30.0,
         template_hash: str = "",
     ) -> None:
+        self.namespace = namespace
         await self.connection.execute(
             "select tasker.register_worker(%s, %s, %s, %s, %s, %s, %s, %s)",
-            (self.name, namespace, pool, slots, "1.0.0", list(callables), lease_seconds, template_hash),
+            (namespace, self.name, pool, slots, "1.0.0", list(callables), lease_seconds, template_hash),
         )
 
     async def expire_predecessor(self) -> int:
-        cursor = await self.connection.execute("select tasker.expire_predecessor(%s) as expired", (self.name,))
+        cursor = await self.connection.execute(
+            "select tasker.expire_predecessor(%s, %s) as expired", (self.namespace, self.name)
+        )
         row = await cursor.fetchone()
         assert row is not None
         return int(row["expired"])
 
     async def claim(self, limit: int = 10) -> list[Claim]:
-        cursor = await self.connection.execute("select * from tasker.claim_steps(%s, %s)", (self.name, limit))
+        cursor = await self.connection.execute(
+            "select * from tasker.claim_steps(%s, %s, %s)", (self.namespace, self.name, limit)
+        )
         return [Claim(row=row) for row in await cursor.fetchall()]
 
     async def claim_one(self) -> Claim:
@@ -189,7 +198,9 @@ class SimulatedWorker:
         return claim
 
     async def settle(self, *outcomes: Outcome, claim_limit: int = 0) -> Settlement:
-        cursor = await self.connection.execute(SETTLE, settle_arguments(self.name, outcomes, claim_limit))
+        cursor = await self.connection.execute(
+            SETTLE, settle_arguments(self.name, outcomes, claim_limit, self.namespace)
+        )
         rows = await cursor.fetchall()
         assert [row["kind"] for row in rows].count("summary") == 1 and rows[-1]["kind"] == "summary"
         return Settlement(
@@ -202,15 +213,23 @@ class SimulatedWorker:
 
     async def renew(self, *claims: Claim, claiming_since: datetime | None = None) -> Renewal:
         cursor = await self.connection.execute(
-            "select * from tasker.renew_worker(%s, %s::bigint[], %s::bigint[], %s::timestamptz)",
-            (self.name, [claim.step_id for claim in claims], [claim.fence for claim in claims], claiming_since),
+            "select * from tasker.renew_worker(%s, %s, %s::bigint[], %s::bigint[], %s::timestamptz)",
+            (
+                self.namespace,
+                self.name,
+                [claim.step_id for claim in claims],
+                [claim.fence for claim in claims],
+                claiming_since,
+            ),
         )
         row = await cursor.fetchone()
         assert row is not None
         return Renewal(**row)
 
     async def deregister(self) -> int:
-        cursor = await self.connection.execute("select tasker.deregister_worker(%s) as released", (self.name,))
+        cursor = await self.connection.execute(
+            "select tasker.deregister_worker(%s, %s) as released", (self.namespace, self.name)
+        )
         row = await cursor.fetchone()
         assert row is not None
         return int(row["released"])
@@ -245,11 +264,11 @@ class Clock:
         return await self.set(await self.now())
 
     async def set(self, moment: datetime) -> datetime:
-        """Puts the clock to a moment."""
+        """Puts the clock to a moment, as if there had been sweeps until then."""
         await self._connection.execute(
-            "insert into tasker.settings (key, value) values ('test_clock', %s)"
+            "insert into tasker.settings (key, value) values ('test_clock', %s), ('swept_at', %s)"
             " on conflict (key) do update set value = excluded.value",
-            (Jsonb({"now": moment.isoformat()}),),
+            (Jsonb({"now": moment.isoformat()}), Jsonb(moment.isoformat())),
         )
         self._now = moment
         return moment

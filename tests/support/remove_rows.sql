@@ -4,12 +4,12 @@
 create temporary table going on commit drop as
     select task_id from tasker.tasks where starts_with(namespace, %(prefix)s);
 
-alter table tasker.task_transitions disable trigger user;
-alter table tasker.step_transitions disable trigger user;
-delete from tasker.task_transitions where task_id in (select task_id from going);
-delete from tasker.step_transitions where tasker.task_of_step(step_id) in (select task_id from going);
-alter table tasker.task_transitions enable trigger user;
-alter table tasker.step_transitions enable trigger user;
+alter table tasker.task_log disable trigger user;
+alter table tasker.step_log disable trigger user;
+delete from tasker.task_log where task_id in (select task_id from going);
+delete from tasker.step_log where tasker.task_of_step(step_id) in (select task_id from going);
+alter table tasker.task_log enable trigger user;
+alter table tasker.step_log enable trigger user;
 
 delete from tasker.step_failures where task_id in (select task_id from going);
 delete from tasker.timers where task_id in (select task_id from going);

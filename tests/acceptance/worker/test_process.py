@@ -502,7 +502,7 @@ async def test_a_claim_whose_answer_a_blocked_loop_does_not_read_costs_no_attemp
 ) -> None:
     """The loop is blocked for far longer than half a lease, from when a claim is under way until it was given back."""
     context = {"folder": str(tmp_path)}
-    await lab.execute("alter function tasker.claim_steps(text, integer) set lock_timeout = 0")
+    await lab.execute("alter function tasker.claim_steps(text, text, integer) set lock_timeout = 0")
     await lab.execute(
         "create function tasker.hold() returns trigger language plpgsql as"
         " $$ begin perform pg_advisory_xact_lock(7); return new; end $$"

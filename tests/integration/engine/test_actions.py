@@ -61,12 +61,8 @@ async def waiting_for_dependencies(lab: Lab, worker: SimulatedWorker) -> None:
     )
     await lab.execute("update tasker.tasks set state = 'waiting_for_dependencies', active_steps = 0, failed_steps = 2")
     await lab.execute(
-        "insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at)"
-        " select task_id, 'steps_in_process', 'step_settled', 'evaluating_results', 'test', now() from tasker.tasks"
-    )
-    await lab.execute(
-        "insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at) select task_id,"
-        " 'evaluating_results', 'no_dependencies_ready', 'waiting_for_dependencies', 'test', now() from tasker.tasks"
+        "insert into tasker.task_log (task_id, at, passage, actor_id)"
+        " select task_id, now(), 'left_waiting', tasker.actor_id('test') from tasker.tasks"
     )
 
 

@@ -82,20 +82,20 @@ async def test_an_unknown_or_a_draining_worker_gets_nothing(lab: Lab) -> None:
     assert await SimulatedWorker(lab.connection, "never-registered").claim() == []
     worker = await lab.worker()
     claim = await worker.claim_one()
-    assert await lab.value("select tasker.drain_worker('worker-1')") is True
+    assert await lab.value("select tasker.drain_worker('shop', 'worker-1')") is True
     assert await worker.claim() == []
     settlement = await worker.settle(success(claim), claim_limit=10)
     assert settlement.settled == [claim.step_id] and settlement.claims == [] and settlement.ready_left == 1
     assert (await worker.renew()).draining
     assert await lab.engine.workers.undrain("shop", ["worker-1"]) == ["worker-1"]
     assert sorted(claim.step for claim in await worker.claim()) == ["b", "c"]
-    assert await lab.value("select tasker.drain_worker('nobody')") is False
+    assert await lab.value("select tasker.drain_worker('shop', 'nobody')") is False
 
 
 async def test_a_worker_that_registers_again_while_draining_goes_on_draining(lab: Lab) -> None:
     await lab.run(step("a"))
     worker = await lab.worker()
-    await lab.execute("select tasker.drain_worker('worker-1')")
+    await lab.execute("select tasker.drain_worker('shop', 'worker-1')")
     await worker.register()
     assert await worker.claim() == []
 
@@ -109,7 +109,7 @@ async def test_no_more_than_the_limit_is_claimed_and_the_oldest_first(lab: Lab) 
     worker = await lab.worker()
     places = [row["step_id"] for row in await lab.rows("select step_id from tasker.steps order by step_id")]
     assert await worker.claim(0) == [] and await worker.claim(-1) == []
-    assert await lab.rows("select * from tasker.claim_steps('worker-1', null)") == []
+    assert await lab.rows("select * from tasker.claim_steps('shop', 'worker-1', null)") == []
     taken = [sorted(claim.step_id for claim in await worker.claim(limit)) for limit in (1, 2, 100)]
     assert taken == [places[:1], places[1:3], places[3:]]
 

@@ -7,8 +7,8 @@ import pytest
 from support.engine import SOON, Lab, failure, release, step, success
 from support.invariants import check_invariants, invariants
 
-STEP_HOP = "insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at) values "
-TASK_HOP = "insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at) values "
+STEP_PASSAGE = "insert into tasker.step_log (step_id, passage, actor_id, at) values "
+TASK_PASSAGE = "insert into tasker.task_log (task_id, passage, actor_id, at) values "
 
 
 async def busy_database(lab: Lab) -> None:
@@ -61,35 +61,20 @@ PICK = {
         ("update tasker.tasks set active_steps = active_steps - 1 where task_id = {open}", "I1_the_counts_of_a_run"),
         ("update tasker.tasks set cancelled_steps = 1 where task_id = {ended}", "I1_the_counts_of_a_run"),
         ("update tasker.steps set unmet_dependencies = 1 where step_id = {pending}", "I1_a_step_waits_for"),
-        (
-            STEP_HOP + "({done}, 'in_progress', 'submit_result', 'enqueued_for_orchestration', 'x', now())",
-            "I2_an_attempt",
-        ),
-        (
-            STEP_HOP + "({done}, 'enqueued_for_orchestration', 'complete', 'complete', 'x', now())",
-            "I2_a_result_is_recorded",
-        ),
+        (STEP_PASSAGE + "({done}, 'completed', 1, now())", "I2_an_attempt"),
+        (STEP_PASSAGE + "({done}, 'completed', 1, now())", "I2_a_result_is_recorded"),
         ("delete from tasker.step_failures where step_id = {failed}", "I2_a_result_is_recorded"),
         ("update tasker.step_failures set final = true where step_id = {waiting}", "I2_a_result_is_recorded"),
         ("update tasker.step_failures set attempt = 2 where step_id = {waiting}", "I2_a_result_is_recorded"),
-        (
-            STEP_HOP + "({pending}, 'pending', 'enqueue', 'enqueued', 'x', now())",
-            "I3_no_step_starts",
-        ),
+        (STEP_PASSAGE + "({pending}, 'queued', 1, now())", "I3_no_step_starts"),
         ("update tasker.steps set attempts = attempts + 1 where step_id = {done}", "I4_attempts_are"),
         ("update tasker.steps set attempts = 0 where step_id = {held}", "I4_attempts_are"),
         ("update tasker.leases set fence = (select max(fence) from tasker.leases)", "I5_a_lease_is"),
         ("update tasker.leases set attempt = 9 where step_id = {held}", "I5_a_lease_is"),
         ("delete from tasker.workers", "I5_a_lease_is"),
-        (
-            TASK_HOP + "({open}, 'pending', 'start', 'initializing', 'x', now())",
-            "I12_the_log_of_every_task",
-        ),
-        (
-            "delete from tasker.task_transitions where task_id = {ended} and event = 'start'",
-            "I12_the_log_of_every_task",
-        ),
-        ("delete from tasker.step_transitions where step_id = {done} and event = 'start'", "I12_the_log_of_every_step"),
+        (TASK_PASSAGE + "({open}, 'submitted', 1, now())", "I12_the_log_of_every_task"),
+        ("delete from tasker.task_log where task_id = {ended} and passage = 'submitted'", "I12_the_log_of_every_task"),
+        ("delete from tasker.step_log where step_id = {done} and passage = 'claimed'", "I12_the_log_of_every_step"),
         (
             "update tasker.steps set state = 'error', completed_at = null where step_id = {done}",
             "I12_the_log_of_every_step",
@@ -124,7 +109,7 @@ async def test_a_maximum_that_was_passed_is_found(lab: Lab) -> None:
 
 async def without_triggers(lab: Lab) -> None:
     """Lets the damage through that the database would refuse."""
-    for table in ("tasks", "steps", "leases", "task_transitions", "step_transitions"):
+    for table in ("tasks", "steps", "leases", "task_log", "step_log"):
         await lab.execute(f"alter table tasker.{table} disable trigger all")
 
 

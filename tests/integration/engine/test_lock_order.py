@@ -119,7 +119,9 @@ class Runner:
 
     async def start_anew(self) -> None:
         """As a process does that begins under a name, its own or one that is at work in another runner."""
-        await self.call("select tasker.expire_predecessor(%s)", self.random.choice([self.worker.name, *self.names]))
+        await self.call(
+            "select tasker.expire_predecessor('shop', %s)", self.random.choice([self.worker.name, *self.names])
+        )
         await self.worker.register(lease_seconds=10)
 
     async def sweep(self) -> None:

@@ -25,7 +25,7 @@ from support.postgres import TestServer
 from tasker.engine.queries import load_queries
 from tasker.factory import migrate
 
-LARGE = {"tasks", "steps", "ready_steps", "timers", "task_transitions", "step_transitions", "step_failures"}
+LARGE = {"tasks", "steps", "ready_steps", "timers", "task_log", "step_log", "step_failures"}
 """Tables that grow with the runs. `leases` is none: it never has more rows than all workers together have slots."""
 RUNS, STEPS = 4_000, 6
 
@@ -180,7 +180,7 @@ async def test_the_account_sees_a_sequential_scan_inside_a_function(large: Lab) 
 
 async def test_claiming(large: Lab) -> None:
     async with accounting(large) as (connection, account):
-        worker = SimulatedWorker(connection, "crowd-worker-3")
+        worker = SimulatedWorker(connection, "crowd-worker-3", "crowd-3")
         assert len(await worker.claim(10)) == 10
     account.assert_modest(200)
 
@@ -193,20 +193,20 @@ async def test_claiming_in_an_empty_queue(large: Lab) -> None:
 
 
 async def test_settling_and_claiming_in_one_call(large: Lab) -> None:
-    worker = SimulatedWorker(large.connection, "crowd-worker-3")
+    worker = SimulatedWorker(large.connection, "crowd-worker-3", "crowd-3")
     claims = await worker.claim(10)
     async with accounting(large) as (connection, account):
         outcomes = [*(success(claim) for claim in claims[:8]), failure(claims[8]), failure(claims[9], retryable=False)]
-        settlement = await SimulatedWorker(connection, "crowd-worker-3").settle(*outcomes, claim_limit=10)
+        settlement = await SimulatedWorker(connection, "crowd-worker-3", "crowd-3").settle(*outcomes, claim_limit=10)
         assert len(settlement.claims) == 10
     account.assert_modest(800)
 
 
 async def test_renewing(large: Lab) -> None:
-    worker = SimulatedWorker(large.connection, "crowd-worker-3")
+    worker = SimulatedWorker(large.connection, "crowd-worker-3", "crowd-3")
     claims = await worker.claim(10)
     async with accounting(large) as (connection, account):
-        assert len((await SimulatedWorker(connection, "crowd-worker-3").renew(*claims)).lost_fences) == 0
+        assert len((await SimulatedWorker(connection, "crowd-worker-3", "crowd-3").renew(*claims)).lost_fences) == 0
     account.assert_modest(60)
 
 
@@ -259,9 +259,10 @@ async def test_reading_changes(large: Lab) -> None:
     async with accounting(large) as (connection, account):
         result = await connection.execute(
             load_queries("tasks")["changes"],
-            {"cursor": cursor.transaction_id, "horizon": str(2**60), "since": cursor.at},
+            {"snapshot": cursor.snapshot, "since": cursor.at},
         )
-        assert len(await result.fetchall()) == 5
+        [found] = await result.fetchall()
+        assert len(found["origin_uids"]) == 5
     account.assert_modest(50)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from uuid import UUID
+
+import pytest
 
 from support.engine import SOON, Lab, connect, failure, step, success
 from support.waiting import eventually_async
@@ -27,40 +31,19 @@ class Follower:
         self._cursor = changes.cursor
         return set(changes.origin_uids)
 
-    async def read_until(self, expected: set[str]) -> None:
-        """A transaction of another database that has just ended may hold the horizon back once more."""
-        seen: set[str] = set()
-
-        async def all_seen() -> bool:
-            seen.update(await self.read())
-            assert seen <= expected
-            return seen == expected
-
-        await eventually_async(all_seen)
-
-
-async def past_the_horizon(lab: Lab) -> bool:
-    """Whether no transaction of the server, in whatever database, is older than the newest entry of the log."""
-    return bool(
-        await lab.value(
-            "select pg_snapshot_xmin(pg_current_snapshot()) > max(transaction_id) from tasker.task_transitions"
-        )
-    )
-
 
 async def test_a_new_reader_begins_now_and_then_sees_every_resource_that_moved(lab: Lab) -> None:
     await lab.template(step("a"), step("b", "a"))
     await lab.submit(origin_uid="before")
-    await eventually_async(lambda: past_the_horizon(lab))
     follower = Follower(lab)
     assert await follower.read() == set()
     await lab.submit(origin_uid="uid-1")
     await lab.submit(origin_uid="uid-2")
     await lab.submit()  # of no resource: nobody's status
-    await follower.read_until({"uid-1", "uid-2"})
+    assert await follower.read() == {"uid-1", "uid-2"}
     assert await follower.read() == set()
     await lab.engine.actions.cancel_by_origin("before", actor="ann", reason="x")
-    await follower.read_until({"before"})
+    assert await follower.read() == {"before"}
     assert await follower.read() == set()
 
 
@@ -75,13 +58,13 @@ async def test_a_claim_and_its_outcome_are_changes_too(lab: Lab) -> None:
     await follower.read()
     worker = await lab.worker()
     claims = {claim.task_uuid: claim for claim in await worker.claim()}
-    await follower.read_until({"uid-1", "uid-2"})
+    assert await follower.read() == {"uid-1", "uid-2"}
     await lab.clock.advance(3)
     await follower.read()
     assert await follower.read() == set()
     first = await lab.value("select task_uuid from tasker.tasks where origin_uid = 'uid-1'")
     await worker.settle(failure(claims[first]))
-    await follower.read_until({"uid-1"})
+    assert await follower.read() == {"uid-1"}
     assert await follower.read() == set()
 
 
@@ -96,28 +79,51 @@ async def test_a_transaction_that_commits_late_is_never_passed_over(lab: Lab) ->
             'select * from tasker.submit_tasks(\'shop\', \'[{"template_name": "order", "origin_uid": "early"}]\')'
         )
         await lab.submit(origin_uid="late")
-        seen: set[str] = set()
-        for _ in range(3):
-            seen |= await follower.read()
-        assert "early" not in seen
+        assert [await follower.read() for _ in range(3)] == [{"late"}, set(), set()]
         await slow.execute("commit")
-    expected = {"early", "late"} - seen
-    await follower.read_until(expected)
+    assert [await follower.read() for _ in range(2)] == [{"early"}, set()]
 
 
-async def test_a_long_write_in_another_database_of_the_server_does_not_hold_changes_back(
-    lab: Lab, empty_database_url: str
-) -> None:
+@pytest.mark.parametrize("place", ["here", "in another database of the server"])
+async def test_a_long_write_of_anybody_holds_no_change_back(lab: Lab, empty_database_url: str, place: str) -> None:
     await lab.template(step("a"))
-    async with await connect(empty_database_url) as elsewhere:
+    async with await connect(lab.url if place == "here" else empty_database_url) as elsewhere:
         await elsewhere.execute("begin")
         await elsewhere.execute("select pg_current_xact_id()")
         follower = Follower(lab)
         await follower.read()
-        await lab.submit(origin_uid="uid-1")
-        await follower.read_until({"uid-1"})
-        assert await follower.read() == set(), "nor are they told of again and again"
+        for uid in ("uid-1", "uid-2"):
+            await lab.submit(origin_uid=uid)
+            assert await follower.read() == {uid}
+            assert await follower.read() == set(), "nor is it told of again and again"
         await elsewhere.execute("rollback")
+    assert await follower.read() == set()
+
+
+async def test_a_reader_sees_that_the_server_is_another_or_went_back(lab: Lab) -> None:
+    await lab.template(step("a"))
+    read = lab.engine.changes.read
+    cursor = (await read(None)).cursor
+    assert cursor.timeline == 1
+    await lab.submit(origin_uid="uid-1")
+    assert not (await read(cursor)).place_lost
+    promoted = await read(replace(cursor, timeline=2))
+    assert promoted.place_lost and promoted.origin_uids == {"uid-1"} and promoted.cursor.timeline == 1
+    assert not (await read(promoted.cursor)).place_lost
+    first, _, _ = cursor.snapshot.split(":")
+    ahead = replace(cursor, snapshot=f"{first}:{int(first) + 1_000_000}:")
+    went_back = await read(ahead)
+    assert went_back.place_lost
+    assert not (await read(went_back.cursor)).place_lost
+
+
+async def test_a_role_without_any_right_beyond_the_schema_is_told_the_timeline(lab: Lab) -> None:
+    role = f"modest_{secrets.token_hex(4)}"
+    async with lab.connection.transaction(force_rollback=True):
+        await lab.execute(f"create role {role}")
+        await lab.execute(f"grant usage on schema tasker to {role}")
+        await lab.execute(f"set local role {role}")
+        assert await lab.value("select tasker.server_timeline()") == 1
 
 
 async def test_readers_lose_nothing_while_many_write(lab: Lab) -> None:
@@ -149,7 +155,7 @@ async def test_readers_lose_nothing_while_many_write(lab: Lab) -> None:
     writing = False
     await reading
     expected = {f"{writer}-{n}" for writer in range(6) for n in range(15)}
-    await follower.read_until(expected - seen)
+    assert await follower.read() == expected - seen
 
 
 async def demand(lab: Lab, *pools: tuple[str, str]) -> dict[tuple[str, str], tuple[int, int]]:

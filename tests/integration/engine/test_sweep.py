@@ -145,16 +145,16 @@ async def test_a_long_read_of_the_history_keeps_partitions_from_being_made_and_n
     await lab.template(step("a", callable="nobody"), name="late")
     task = await lab.submit("late", deadline_seconds=10)
     await lab.clock.advance(11)
-    last = "tasker.step_transitions" + await lab.value(
+    last = "tasker.step_log" + await lab.value(
         "select to_char((now() + interval '8 days') at time zone 'UTC', '_YYYYMMDD')"
     )
     await lab.execute(f"drop table {last}")
-    before = "tasker.step_transitions" + await lab.value(
+    before = "tasker.step_log" + await lab.value(
         "select to_char((now() + interval '7 days') at time zone 'UTC', '_YYYYMMDD')"
     )
     await lab.execute(f"drop table {before}")
     async with await connect(lab.url) as reader, reader.transaction():
-        await reader.execute("select from tasker.step_transitions")
+        await reader.execute("select from tasker.step_log")
         async with asyncio.timeout(20):
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 await lab.execute("select tasker.ensure_partitions()")
@@ -362,7 +362,7 @@ async def test_a_step_that_should_be_queued_and_is_not_is_queued_again_after_a_w
     await lab.clock.advance(0.001)
     assert await lab.engine.workers.sweep() == {"lost_steps_requeued": 1}
     assert await lab.engine.workers.sweep() == {}
-    assert await lab.queue() == ["c", "b"]
+    assert await lab.queue() == ["b", "c"]
     await worker.settle(success(running))
     assert sorted(await worker.run_all()) == ["b", "c"]
     assert await lab.state(task) == "complete"

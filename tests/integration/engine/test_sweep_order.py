@@ -71,7 +71,7 @@ async def test_steps_that_are_not_due_are_not_tried_again_whoever_asks(lab: Lab)
     await worker.settle(failure(claims[0]))
     ids = [row["step_id"] for row in (await lab.steps(task)).values()]
     before = await lab.dump()
-    query = "select tasker.retry_steps(%s, 'me', tasker.now() + %s)"
+    query = "select tasker.retry_steps(%s, 1, tasker.now() + %s)"
     assert await lab.value(query, ids, timedelta(seconds=0.999)) == 0
     assert await lab.dump() == before
     assert await lab.value(query, ids, timedelta(seconds=1)) == 1
@@ -136,7 +136,7 @@ async def test_partitions_cover_each_a_day_of_utc_whatever_the_session_calls_a_d
     lab = own_lab
     bounds = """select inhrelid::regclass::text as name, pg_get_expr(c.relpartbound, c.oid) as bound
         from pg_inherits join pg_class c on c.oid = inhrelid
-        where inhparent in ('tasker.task_transitions'::regclass, 'tasker.step_transitions'::regclass)
+        where inhparent in ('tasker.task_log'::regclass, 'tasker.step_log'::regclass)
             and pg_get_expr(c.relpartbound, c.oid) <> 'DEFAULT' order by 1"""
     await lab.execute("set timezone = 'UTC'")
     made = await lab.rows(bounds)
@@ -148,7 +148,7 @@ async def test_partitions_cover_each_a_day_of_utc_whatever_the_session_calls_a_d
             "name": f"tasker.{log}_{day:%Y%m%d}",
             "bound": f"FOR VALUES FROM ('{day:%Y-%m-%d} 00:00:00+00') TO ('{following:%Y-%m-%d} 00:00:00+00')",
         }
-        for log in ("step_transitions", "task_transitions")
+        for log in ("step_log", "task_log")
         for day, following in pairwise(days)
     ]
     for partition in made:
@@ -164,7 +164,7 @@ async def test_two_that_make_partitions_wait_for_each_other(own_lab: Lab) -> Non
     lab = own_lab
     await lab.execute("alter function tasker.ensure_partitions() reset lock_timeout")  # however slow this machine is
     newest = await lab.value(
-        "select max(inhrelid::regclass::text) from pg_inherits where inhparent = 'tasker.task_transitions'::regclass"
+        "select max(inhrelid::regclass::text) from pg_inherits where inhparent = 'tasker.task_log'::regclass"
         " and inhrelid::regclass::text not like '%%default'"
     )
     await lab.execute(f"drop table {newest}")

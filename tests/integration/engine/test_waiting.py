@@ -20,8 +20,8 @@ async def waits(lab: Lab, connection: AsyncConnection[DictRow]) -> bool:
 
 
 ENDINGS = {
-    "started anew": "tasker.expire_predecessor('worker-1')",
-    "leaves": "tasker.deregister_worker('worker-1')",
+    "started anew": "tasker.expire_predecessor('shop', 'worker-1')",
+    "leaves": "tasker.deregister_worker('shop', 'worker-1')",
     "is gone": "tasker.expire_workers('me', array(select worker_id from tasker.workers), 'gone')",
 }
 
@@ -31,7 +31,9 @@ async def test_who_ends_a_worker_waits_for_the_claim_that_it_is_just_making(own_
     """Else what it claimed would be held by nobody until the lease runs out."""
     lab = own_lab
     for function in ("expire_predecessor", "deregister_worker"):
-        await lab.execute(f"alter function tasker.{function}(text) reset lock_timeout")  # however slow this machine is
+        await lab.execute(
+            f"alter function tasker.{function}(text, text) reset lock_timeout"
+        )  # however slow this machine is
     await lab.run(step("a"))
     await lab.worker()
     async with await connect(lab.url) as claiming, await connect(lab.url) as ending:

@@ -100,10 +100,10 @@ async def test_renewing_waits_neither_for_a_settlement_nor_for_who_waits_for_one
     """A settlement that claims holds its worker's row for as long as it waits for a run that somebody else holds."""
     lab = own_lab
     # Here the one waits as long as it takes, and any wait of the other is an error.
-    await lab.execute(
-        "alter function tasker.settle_steps(text, bigint[], bigint[], text[], jsonb[], integer) reset lock_timeout"
-    )
-    await lab.execute("alter function tasker.renew_worker(text, bigint[], bigint[], timestamptz) reset lock_timeout")
+    settle = "tasker.settle_steps(text, text, bigint[], bigint[], text[], jsonb[], integer)"
+    renew = "tasker.renew_worker(text, text, bigint[], bigint[], timestamptz)"
+    for function in (settle, renew):
+        await lab.execute(f"alter function {function} reset lock_timeout")
     await lab.run(step("a"))
     worker = await lab.worker()
     claim = await worker.claim_one()
@@ -115,7 +115,7 @@ async def test_renewing_waits_neither_for_a_settlement_nor_for_who_waits_for_one
         await settling.execute("begin")
         settled = asyncio.ensure_future(SimulatedWorker(settling, "worker-1").settle(success(claim), claim_limit=5))
         await eventually_async(partial(_waits, lab, settling))
-        drained = asyncio.ensure_future(draining.execute("select tasker.drain_worker('worker-1')"))
+        drained = asyncio.ensure_future(draining.execute("select tasker.drain_worker('shop', 'worker-1')"))
         await eventually_async(partial(_waits, lab, draining))
         await renewing.execute("set lock_timeout = '1ms'")
         assert (await SimulatedWorker(renewing, "worker-1").renew(claim)).lost_fences == []
@@ -266,6 +266,6 @@ async def test_a_worker_can_ask_what_its_namespace_needs_and_it_does_not_offer(l
     )
     await lab.template(step("a", callable="elsewhere"), namespace="other")
     await lab.worker(callables=["do", "more"])
-    rows = await lab.rows("select * from tasker.unhandled_callables('worker-1')")
+    rows = await lab.rows("select * from tasker.unhandled_callables('shop', 'worker-1')")
     assert [row["unhandled_callables"] for row in rows] == ["absent", "missing"]
-    assert await lab.rows("select * from tasker.unhandled_callables('never-seen')") == []
+    assert await lab.rows("select * from tasker.unhandled_callables('shop', 'never-seen')") == []

@@ -31,13 +31,13 @@ from tasker_worker.queries import QUERIES
 
 
 def offer(worker: str = "w-1", **changes: Any) -> Offer:
-    return Offer(worker, NAMESPACE, "default", 10, "1.0.0", ["do"], 30.0)._replace(**changes)
+    return Offer(NAMESPACE, worker, "default", 10, "1.0.0", ["do"], 30.0)._replace(**changes)
 
 
 @pytest_asyncio.fixture
 async def gateway(lab: Lab) -> AsyncIterator[Gateway]:
     """A registered worker's connection."""
-    made = Gateway(lab.url, lease_seconds=30)
+    made = Gateway(lab.url, namespace=NAMESPACE, lease_seconds=30)
     await made.register(offer())
     yield made
     await made.close()
@@ -114,7 +114,7 @@ async def test_settling_again_changes_nothing(lab: Lab, gateway: Gateway) -> Non
 @pytest.mark.parametrize("cut", ["before", "after"])
 async def test_an_outcome_whose_fate_nobody_heard_is_recorded_once(lab: Lab, cut: Cut) -> None:
     async with cut_proxy(lab.url) as proxy:
-        gateway = Gateway(proxy.url, lease_seconds=30)
+        gateway = Gateway(proxy.url, namespace=NAMESPACE, lease_seconds=30)
         await gateway.register(offer())
         task = await lab.run(step("a"), step("b"))
         first, second = await gateway.claim("w-1", 2)
@@ -172,21 +172,21 @@ async def test_a_large_batch_goes_in_one_call(lab: Lab, gateway: Gateway) -> Non
 
 
 async def test_a_database_without_the_schema_is_told_as_that(empty_database_url: str) -> None:
-    gateway = Gateway(empty_database_url, lease_seconds=30)
+    gateway = Gateway(empty_database_url, namespace=NAMESPACE, lease_seconds=30)
     with pytest.raises(SchemaMissing, match="no engine schema that this worker understands"):
         await gateway.register(offer())
     await gateway.close()
 
 
 async def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
-    gateway = Gateway(f"postgresql://nobody@/none?host={tmp_path}", lease_seconds=30)
+    gateway = Gateway(f"postgresql://nobody@/none?host={tmp_path}", namespace=NAMESPACE, lease_seconds=30)
     with pytest.raises(Unavailable):
         await gateway.register(offer())
 
 
 def test_a_url_that_is_none_is_refused_without_repeating_its_password() -> None:
     with pytest.raises(ConfigurationError) as refusal:
-        Gateway("hunter2 is my password", lease_seconds=30)
+        Gateway("hunter2 is my password", namespace=NAMESPACE, lease_seconds=30)
     assert str(refusal.value) == "DATABASE_URL is not a Postgres connection URL"
 
 
@@ -194,14 +194,14 @@ async def test_leases_are_renewed_swept_and_given_up_over_the_other_connection(l
     task = await lab.run(step("a"), step("b"))
     first, second = await gateway.claim("w-1", 2)
     held = [(claim.step_id, claim.fence) for claim in (first, second)]
-    leases = SyncGateway(lab.url, lease_seconds=30, role="leases")
+    leases = SyncGateway(lab.url, namespace=NAMESPACE, lease_seconds=30, role="leases")
     try:
         renewal = await asyncio.to_thread(leases.renew, "w-1", held, None)
         assert (renewal.known, renewal.draining, renewal.lost_fences) == (True, False, [])
         await lab.engine.actions.cancel(task, actor="test", reason="no need")
         renewal = await asyncio.to_thread(leases.renew, "w-1", held, None)
         assert sorted(renewal.lost_fences) == sorted(fence for _, fence in held)
-        await lab.execute("select tasker.drain_worker('w-1')")
+        await lab.execute("select tasker.drain_worker('shop', 'w-1')")
         assert (await asyncio.to_thread(leases.renew, "w-1", [], None)).draining
         assert isinstance(await asyncio.to_thread(leases.sweep, 10), dict)
         assert await gateway.deregister("w-1") == 0
@@ -220,7 +220,7 @@ async def test_claims_that_a_renewal_does_not_name_come_back_as_unknown_and_can_
     lab: Lab, gateway: Gateway
 ) -> None:
     task = await lab.run(step("a"), step("b"))
-    leases = SyncGateway(lab.url, lease_seconds=30, role="leases")
+    leases = SyncGateway(lab.url, namespace=NAMESPACE, lease_seconds=30, role="leases")
     try:
         first, second = await gateway.claim("w-1", 2)
         held = [(first.step_id, first.fence)]
@@ -255,7 +255,7 @@ async def test_a_row_that_somebody_holds_is_not_waited_for_without_end_and_keeps
 async def test_a_dead_network_is_noticed_within_the_lease(lab: Lab) -> None:
     settings = connection_settings("postgresql://db.example/tasker?keepalives_idle=7", "leases", 30)
     assert settings["keepalives_idle"] == "7"  # what the URL says goes before
-    gateway = Gateway(lab.url, lease_seconds=30)
+    gateway = Gateway(lab.url, namespace=NAMESPACE, lease_seconds=30)
     await gateway.connect()
     assert gateway._connection is not None
     told = gateway._connection.info.get_parameters()
@@ -281,7 +281,7 @@ async def test_the_conversation_prepares_its_statements_and_the_threads_calls_le
     await gateway.claim("w-1", 1)
     assert gateway._connection is not None
     assert await (await gateway._connection.execute(prepared, prepare=False)).fetchone() == (2,)  # register and claim
-    leases = SyncGateway(lab.url, lease_seconds=30, role="leases")
+    leases = SyncGateway(lab.url, namespace=NAMESPACE, lease_seconds=30, role="leases")
     try:
         for _ in range(7):
             await asyncio.to_thread(leases.renew, "w-1", [], None)
@@ -296,8 +296,8 @@ async def test_the_conversation_prepares_its_statements_and_the_threads_calls_le
 
 
 async def test_a_connection_that_is_closed_is_closed_for_the_server_too(lab: Lab) -> None:
-    gateway = Gateway(lab.url, lease_seconds=30, role="locked")
-    leases = SyncGateway(lab.url, lease_seconds=30, role="leases")
+    gateway = Gateway(lab.url, namespace=NAMESPACE, lease_seconds=30, role="locked")
+    leases = SyncGateway(lab.url, namespace=NAMESPACE, lease_seconds=30, role="leases")
     await gateway.register(offer())
     await asyncio.to_thread(leases.renew, "w-1", [], None)
     session, thread_session = gateway._connection, leases._connection

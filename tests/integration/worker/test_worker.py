@@ -319,7 +319,7 @@ async def test_a_draining_worker_ends_what_it_has_and_takes_no_more(lab: Lab, en
     first = await lab.run(step("a", callable="held"))
     async with worker_on(lab.url, held=held, lease_seconds=0.6) as worker:
         await asyncio.wait_for(began.wait(), 10)
-        await lab.execute("select tasker.drain_worker('w-1')")
+        await lab.execute("select tasker.drain_worker('shop', 'w-1')")
         await eventually_async(_true_when(lambda: worker.status()["draining"]))
         second = await lab.submit()
         go.set()

@@ -22,6 +22,7 @@ from tasker.controller.kube.conditions import find
 from tasker.controller.kube.keys import ObjectKey
 from tasker.controller.pools.manifests import OWNED_SELECTOR
 from tasker.controller.runtime.metrics import OperatorMetrics
+from tasker.controller.runtime.repeat import Pacer
 from tasker.controller.runtime.work_queue import WorkQueue
 from tasker.engine import Engine
 from tasker.model.transitions import TaskState
@@ -125,7 +126,7 @@ async def test_a_task_goes_from_its_template_to_its_end_and_its_run_goes_with_it
         assert ready is not None and ready["status"] == "True"
         assert len(operator.engine.requests) == 1, "the template has called the Task"
         operator.change_run(waiting, state=TaskState.COMPLETE, completed_at=START)
-        await operator.parts.changes.read()
+        await operator.parts.changes.read(Pacer(60.0))
         await operator.settle()
         assert operator.found("Task", "t")["status"]["phase"] == "Succeeded"
         other = await operator.give(task("other"))
@@ -154,9 +155,9 @@ async def test_a_template_whose_tasks_move_shows_it_a_while_later() -> None:
         await operator.parts.changes.start()
         operator.change_run(made, state=TaskState.COMPLETE, completed_at=START)
         assert operator.value("queue_depth", kind="TaskTemplate") == 0
-        await operator.parts.changes.read()
+        await operator.parts.changes.read(Pacer(60.0))
         assert operator.value("queue_depth", kind="TaskTemplate") == 1
-    assert [cursor and cursor.transaction_id for cursor in operator.engine.changes.cursors] == [None, "1"]
+    assert [cursor and cursor.snapshot for cursor in operator.engine.changes.cursors] == [None, "1"]
 
 
 async def test_a_namespace_with_a_template_gets_workers_and_demand_gets_more_of_them() -> None:

@@ -32,13 +32,15 @@ class FakeChangeLog:
         self.moved: list[frozenset[str]] = []
         self.read_from: list[str | None] = []
         self.away = False
+        self.place_lost = False
 
     async def read(self, cursor: ChangeCursor | None) -> Changes:
         if self.away:
             raise StoreUnavailable("away")
-        self.read_from.append(None if cursor is None else cursor.transaction_id)
+        self.read_from.append(None if cursor is None else cursor.snapshot)
         moved = frozenset[str]() if cursor is None or not self.moved else self.moved.pop(0)
-        return Changes(origin_uids=moved, cursor=ChangeCursor(transaction_id=f"t{len(self.read_from)}", at=NOW))
+        after = ChangeCursor(snapshot=f"t{len(self.read_from)}", timeline=1, at=NOW)
+        return Changes(origin_uids=moved, cursor=after, place_lost=self.place_lost)
 
     async def listen(self) -> AsyncIterator[str]:
         for channel in self.moved:
@@ -57,6 +59,15 @@ class RecordingQueue:
         self.later.append((key, seconds))
 
 
+class RecordingPacer(Pacer):
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.hurried = 0
+
+    def hurry(self) -> None:
+        self.hurried += 1
+
+
 class Reading:
     """A change reader on fakes; the one place that knows how it is made."""
 
@@ -70,6 +81,11 @@ class Reading:
             template_queue=self.templates,
             metrics=self.kit.metrics,
         )
+
+        self.resync = RecordingPacer()
+
+    async def read(self) -> None:
+        await self.reader.read(self.resync)
 
     def know(self, name: str, template_name: str) -> str:
         """The uid of a Task that has been seen."""
@@ -86,7 +102,7 @@ async def test_moved_runs_call_their_tasks_at_once_and_their_templates_later() -
     reading.know("still", "order")
     reading.log.moved = [frozenset({first, "deleted, or not seen yet", second})]
     await reading.reader.start()
-    await reading.reader.read()
+    await reading.read()
     assert sorted(key.name for key in reading.tasks.added) == ["one", "two"]
     assert sorted((key.name, seconds) for key, seconds in reading.templates.later) == [
         ("order", COUNTS_SECONDS),
@@ -98,12 +114,12 @@ async def test_moved_runs_call_their_tasks_at_once_and_their_templates_later() -
 async def test_each_read_begins_where_the_last_one_that_succeeded_ended() -> None:
     reading = Reading()
     await reading.reader.start()
-    await reading.reader.read()
+    await reading.read()
     reading.log.away = True
     with pytest.raises(StoreUnavailable):
-        await reading.reader.read()
+        await reading.read()
     reading.log.away = False
-    await reading.reader.read()
+    await reading.read()
     assert reading.log.read_from == [None, "t1", "t2"]
 
 
@@ -116,29 +132,39 @@ async def test_the_lag_grows_until_a_read_succeeds(monkeypatch: pytest.MonkeyPat
     assert reading.reader.lag_seconds() == 7.0
     reading.log.away = True
     with pytest.raises(StoreUnavailable):
-        await reading.reader.read()
+        await reading.read()
     sample = reading.kit.metrics.registry.get_sample_value
     assert sample("tasker_operator_change_lag_seconds") == 7.0
     reading.log.away = False
-    await reading.reader.read()
+    await reading.read()
     assert sample("tasker_operator_change_lag_seconds") == 0.0
 
 
 @pytest.mark.parametrize(("channel", "hurried"), [(READY, ["changes", "scaling"]), (FINISHED, ["changes"])])
 async def test_an_announcement_hurries_those_whom_it_is_for(channel: str, hurried: list[str]) -> None:
-    class RecordingPacer(Pacer):
-        def __init__(self, name: str) -> None:
-            super().__init__(1.0)
-            self.name = name
-
-        def hurry(self) -> None:
-            called.append(self.name)
-
-    called: list[str] = []
+    changes, scaling = RecordingPacer(), RecordingPacer()
     reading = Reading()
     reading.log.moved = [frozenset({channel})]
-    await listen(cast("ChangeLog", reading.log), changes=RecordingPacer("changes"), scaling=RecordingPacer("scaling"))
-    assert called == hurried
+    await listen(cast("ChangeLog", reading.log), changes=changes, scaling=scaling)
+    assert {"changes": changes.hurried, "scaling": scaling.hurried} == {
+        name: int(name in hurried) for name in ("changes", "scaling")
+    }
+
+
+async def test_when_another_server_has_taken_over_all_is_compared_anew_and_what_moved_is_not_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reading = Reading()
+    uid = reading.know("one", "order")
+    await reading.reader.start()
+    await reading.read()
+    assert reading.resync.hurried == 0
+    reading.log.place_lost = True
+    reading.log.moved = [frozenset({uid})]
+    await reading.read()
+    assert reading.resync.hurried == 1
+    assert [key.name for key in reading.tasks.added] == ["one"]
+    assert "another database server has taken over" in caplog.text
 
 
 async def test_what_a_sweep_repairs_is_counted_by_kind() -> None:

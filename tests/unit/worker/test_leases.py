@@ -38,7 +38,7 @@ class Keeper:
             self.clock.now = began
         self.revision = 1
         self.settlements: list[Settlement] = []
-        offer = Offer("worker", "default", "pool", 10, "1.0.0", ["work"], lease_seconds)
+        offer = Offer("default", "worker", "pool", 10, "1.0.0", ["work"], lease_seconds)
         self.keeper = LeaseKeeper(
             self.engine,
             offer=lambda: offer,

@@ -45,8 +45,8 @@ class SchemaMissing(Unavailable):
 class Offer(NamedTuple):
     """What a worker tells the database about itself."""
 
-    worker: str
     namespace: str
+    worker: str
     pool: str
     slots: int
     version: str
@@ -123,13 +123,15 @@ _PREPARED_ELSEWHERE = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.Du
 
 
 class Gateway:
-    """The engine's functions over one connection of the event loop, which is opened again when it broke.
+    """The engine's functions for the workers of a namespace, over one connection of the event loop, which is opened
+    again when it broke.
 
     One call at a time; the caller sees to that.
     """
 
-    def __init__(self, url: str, *, lease_seconds: float, role: str = "exchange") -> None:
+    def __init__(self, url: str, *, namespace: str, lease_seconds: float, role: str = "exchange") -> None:
         self._settings = connection_settings(url, role, lease_seconds)
+        self._namespace = namespace
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._prepare = True
 
@@ -151,26 +153,27 @@ class Gateway:
 
     async def expire_predecessor(self, worker: str) -> int:
         """For a process that begins: how many steps an earlier one of this name had left. They go elsewhere at once."""
-        rows = await self._rows("expire_predecessor", (worker,))
+        rows = await self._rows("expire_predecessor", (self._namespace, worker))
         return int(rows[0][0])
 
     async def unhandled_callables(self, worker: str) -> list[str]:
         """What the current templates of the worker's namespace need and the worker does not offer."""
-        return [str(callable_) for (callable_,) in await self._rows("unhandled_callables", (worker,))]
+        return [str(callable_) for (callable_,) in await self._rows("unhandled_callables", (self._namespace, worker))]
 
     async def deregister(self, worker: str) -> int:
         """Number of steps that were given back."""
-        rows = await self._rows("deregister_worker", (worker,))
+        rows = await self._rows("deregister_worker", (self._namespace, worker))
         return int(rows[0][0])
 
     async def claim(self, worker: str, limit: int) -> list[Claim]:
-        return [Claim._make(row) for row in await self._rows("claim_steps", (worker, limit))]
+        return [Claim._make(row) for row in await self._rows("claim_steps", (self._namespace, worker, limit))]
 
     async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer:
         """Record outcomes, and claim up to `claim_limit` steps in the same transaction. Repeating it is harmless."""
         rows = await self._rows(
             "settle_steps",
             (
+                self._namespace,
                 worker,
                 _array([each.step_id for each in settlements]),
                 _array([each.fence for each in settlements]),
@@ -214,10 +217,11 @@ class Gateway:
 
 
 class SyncGateway:
-    """The engine's functions over a connection of a thread's own."""
+    """The engine's functions for the workers of a namespace, over a connection of a thread's own."""
 
-    def __init__(self, url: str, *, lease_seconds: float, role: str) -> None:
+    def __init__(self, url: str, *, namespace: str, lease_seconds: float, role: str) -> None:
         self._settings = connection_settings(url, role, lease_seconds)
+        self._namespace = namespace
         self._connection: psycopg.Connection[Any] | None = None
 
     def close(self) -> None:
@@ -234,7 +238,7 @@ class SyncGateway:
         Of what the worker holds beside these, all that it claimed before `claiming_since` comes back as unknown.
         """
         step_ids, fences = _array([step for step, _ in claims]), _array([fence for _, fence in claims])
-        parameters = (worker, step_ids, fences, claiming_since)
+        parameters = (self._namespace, worker, step_ids, fences, claiming_since)
         return Renewal._make(self._rows("renew_worker", parameters)[0])
 
     def settle(self, worker: str, settlement: Settlement) -> None:
@@ -242,6 +246,7 @@ class SyncGateway:
         self._rows(
             "settle_steps",
             (
+                self._namespace,
                 worker,
                 _array([settlement.step_id]),
                 _array([settlement.fence]),

@@ -55,7 +55,7 @@ class HintSender:
     """Sends `tasker_ready` and `tasker_finished`. Used from the loop's thread."""
 
     def __init__(self, url: str, *, lease_seconds: float, metrics: WorkerMetrics) -> None:
-        self._gateway = Gateway(url, lease_seconds=lease_seconds, role="hints")
+        self._gateway = Gateway(url, namespace="", lease_seconds=lease_seconds, role="hints")  # it only notifies
         self._metrics = metrics
         self._ready = _Channel("tasker_ready", 0.005, 0.1)
         self._finished = _Channel("tasker_finished", 0.02, 0.1)

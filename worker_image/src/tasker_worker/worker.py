@@ -163,7 +163,7 @@ class Worker:
             load_handlers(self.registry, self._modules, folder)
             if settings.web_enabled:
                 self._web = WebServer(self, settings.web_host, settings.web_port)
-            self._gateway = Gateway(settings.database_url, lease_seconds=settings.lease_seconds)
+            self._gateway = self._open_gateway("exchange")
             revision = self.registry.revision
             await self._register(self._gateway)
             if self._stop_requested:
@@ -193,9 +193,13 @@ class Worker:
         settings = self.settings
         loop = asyncio.get_running_loop()
         listen_url = settings.listen_database_url or settings.database_url
-        sender = HintSender(settings.database_url, lease_seconds=settings.lease_seconds, metrics=self.metrics)
+        sender = HintSender(
+            settings.database_url,
+            lease_seconds=settings.lease_seconds,
+            metrics=self.metrics,
+        )
         hinter = sender if settings.notifications else _NoHints()
-        self._gateway_for_locked = Gateway(settings.database_url, lease_seconds=settings.lease_seconds, role="locked")
+        self._gateway_for_locked = self._open_gateway("locked")
         exchange = self._exchange = Exchange(
             gateway,
             self._gateway_for_locked,
@@ -238,13 +242,13 @@ class Worker:
                 loop.call_soon_threadsafe(after_repairs)
 
         self._sweeper = Sweeper(
-            SyncGateway(settings.database_url, lease_seconds=settings.lease_seconds, role="sweeps"),
+            self._open_sync_gateway("sweeps"),
             worker=settings.name,
             on_repairs=on_repairs,
             metrics=self.metrics,
         )
         self._leases = LeaseKeeper(
-            SyncGateway(settings.database_url, lease_seconds=settings.lease_seconds, role="leases"),
+            self._open_sync_gateway("leases"),
             offer=self._offer,
             offered_revision=revision,
             offer_revision=lambda: self.registry.revision,
@@ -384,6 +388,18 @@ class Worker:
                 "templates of this namespace need handlers that this worker does not have",
                 extra=with_fields(callables=missing[:20], count=len(missing)),
             )
+
+    def _open_gateway(self, role: str) -> Gateway:
+        settings = self.settings
+        return Gateway(
+            settings.database_url, namespace=settings.namespace, lease_seconds=settings.lease_seconds, role=role
+        )
+
+    def _open_sync_gateway(self, role: str) -> SyncGateway:
+        settings = self.settings
+        return SyncGateway(
+            settings.database_url, namespace=settings.namespace, lease_seconds=settings.lease_seconds, role=role
+        )
 
     def _offer(self) -> Offer:
         settings = self.settings

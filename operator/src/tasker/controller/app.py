@@ -136,9 +136,10 @@ def _supervised(
 ) -> list[Part]:
     """All that runs for ever. The names are in operator/README.md."""
     changes, scaling = Pacer(settings.change_seconds), Pacer(settings.scale_seconds)
+    resync = Pacer(settings.resync_seconds)
     return [
         *parts.queues,
-        Loop("changes", parts.changes.read, changes, metrics=metrics),
+        Loop("changes", partial(parts.changes.read, resync), changes, metrics=metrics),
         Loop("scaling", parts.scaler.reconcile_scale, scaling, metrics=metrics),
         Loop(
             "sweep",
@@ -150,7 +151,7 @@ def _supervised(
         Loop(
             "resync",
             parts.resync.run,
-            Pacer(settings.resync_seconds),
+            resync,
             metrics=metrics,
             round_seconds=RESYNC_ROUND_SECONDS,
             first_wait_seconds=settings.resync_seconds,

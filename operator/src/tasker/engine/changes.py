@@ -13,10 +13,16 @@ from tasker.engine.queries import load_queries
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeCursor:
-    """A place in the transition log: every transaction before it has been read. `at` is the database's time then."""
+    """A place in the log of runs: what was committed then has been read."""
 
-    transaction_id: str
+    snapshot: str
+    """Postgres' account of which transactions had ended, as ``pg_snapshot`` is written."""
+
+    timeline: int | None
+    """Of the server; None where it does not tell."""
+
     at: datetime
+    """The database's time then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +31,9 @@ class Changes:
 
     origin_uids: frozenset[str]
     cursor: ChangeCursor
+
+    place_lost: bool = False
+    """The server is not the one of the cursor, or one that went back: runs may have moved, or lost moves, untold."""
 
 
 class ChangeLog:
@@ -36,15 +45,16 @@ class ChangeLog:
     async def read(self, cursor: ChangeCursor | None) -> Changes:
         """Resources whose runs moved since `cursor` (None: from now on). No move is ever left out."""
         queries = load_queries("tasks")
-        [horizon] = await self._database.fetch(queries["changes_horizon"])
-        after = ChangeCursor(transaction_id=horizon["horizon"], at=horizon["at"])
         if cursor is None:
-            return Changes(origin_uids=frozenset(), cursor=after)
-        rows = await self._database.fetch(
-            queries["changes"],
-            {"cursor": cursor.transaction_id, "horizon": after.transaction_id, "since": cursor.at},
+            [place] = await self._database.fetch(queries["changes_place"])
+            return Changes(origin_uids=frozenset(), cursor=ChangeCursor(**place))
+        [found] = await self._database.fetch(queries["changes"], {"snapshot": cursor.snapshot, "since": cursor.at})
+        after = ChangeCursor(snapshot=found["snapshot"], timeline=found["timeline"], at=found["at"])
+        return Changes(
+            origin_uids=frozenset(found["origin_uids"]),
+            cursor=after,
+            place_lost=found["went_back"] or after.timeline != cursor.timeline,
         )
-        return Changes(origin_uids=frozenset(row["origin_uid"] for row in rows), cursor=after)
 
     def listen(self) -> AsyncIterator[str]:
         """Yields a channel's name for each hint of ready steps or finished runs; connects again when it must."""

@@ -3,8 +3,9 @@
 Called by the engine to explain, and by tests that hold this module, the SQL in ``engine/sql/schema.sql`` and the page
 ``operator/STATES.md`` against each other. The database enforces the same tables without any Python.
 
-Some states are only ever passed through inside one transaction. A row then jumps over them, while the transition log
-shows every hop; `legal_jumps` gives the pairs (state before, state after) that a row may therefore show.
+Some states are only ever passed through inside one transaction. A row then jumps over them; `legal_jumps` gives the
+pairs (state before, state after) that a row may therefore show. What one transaction makes of a row is a *passage*, a
+named path of moves: the logs hold one row a passage, and views unfold it into its moves.
 """
 
 from __future__ import annotations
@@ -71,6 +72,14 @@ class Transition:
     source: str
     event: str
     target: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A path that a row goes in one transaction: its name in the log, and its moves, each from where the last ended."""
+
+    name: str
+    moves: tuple[Transition, ...]
 
 
 def _from_each(sources: Iterable[StrEnum], event: str, target: StrEnum) -> list[Transition]:
@@ -153,3 +162,68 @@ def legal_jumps(transitions: Iterable[Transition], passing: Iterable[str]) -> fr
 
 TASK_JUMPS = legal_jumps(TASK_TRANSITIONS, PASSING_TASK_STATES)
 STEP_JUMPS = legal_jumps(STEP_TRANSITIONS, PASSING_STEP_STATES)
+
+
+def _path(name: str, source: str, *moves: tuple[str, str]) -> Passage:
+    """A passage from `source` by moves (event, state after)."""
+    sources = [source, *(target for _, target in moves)]
+    return Passage(
+        name, tuple(Transition(before, event, after) for before, (event, after) in zip(sources, moves, strict=False))
+    )
+
+
+def _each_alone(name: str, transitions: Iterable[Transition], event: str) -> list[Passage]:
+    """A passage of one move for each state that an event leads out of, named after that state."""
+    return [Passage(f"{name}_{each.source}", (each,)) for each in sorted(transitions) if each.event == event]
+
+
+_FOUND = (("ready_steps_found", "enqueuing_steps"), ("steps_enqueued", "steps_in_process"))
+_SETTLED = ("step_settled", "evaluating_results")
+_GIVEN_UP = (("permanent_failure", "blocked_by_failures"), ("give_up", "error"))
+
+TASK_PASSAGES: tuple[Passage, ...] = (
+    _path("submitted", "pending", ("start", "initializing"), *_FOUND),
+    _path("submitted_empty", "pending", ("start", "initializing"), ("no_steps_found", "complete")),
+    _path(
+        "submitted_waiting", "pending", ("start", "initializing"), ("no_dependencies_ready", "waiting_for_dependencies")
+    ),
+    _path("moved_on", "steps_in_process", _SETTLED, *_FOUND),
+    _path("kept_running", "steps_in_process", _SETTLED, ("steps_running", "steps_in_process")),
+    _path("completed", "steps_in_process", _SETTLED, ("all_steps_successful", "complete")),
+    _path("left_to_retries", "steps_in_process", _SETTLED, ("retry_pending", "waiting_for_retry")),
+    _path("left_waiting", "steps_in_process", _SETTLED, ("no_dependencies_ready", "waiting_for_dependencies")),
+    _path("failed", "steps_in_process", _SETTLED, *_GIVEN_UP),
+    _path("retried", "waiting_for_retry", ("retry_ready", "enqueuing_steps"), ("steps_enqueued", "steps_in_process")),
+    _path("failed_retrying", "waiting_for_retry", ("retry_ready", "enqueuing_steps"), ("enqueue_failed", "error")),
+    _path("failed_waiting", "waiting_for_dependencies", ("dependencies_ready", "evaluating_results"), *_GIVEN_UP),
+    _path("failed_blocked", "blocked_by_failures", ("give_up", "error")),
+    _path("freed", "blocked_by_failures", ("step_resolved", "evaluating_results"), *_FOUND),
+    _path("taken_up", "error", ("step_resolved", "evaluating_results"), *_FOUND),
+    _path("run_again", "error", ("rerun", "evaluating_results"), *_FOUND),
+    *_each_alone("cancelled", TASK_TRANSITIONS, "cancel"),
+    *_each_alone("resolved", TASK_TRANSITIONS, "manual_resolution"),
+)
+
+STEP_PASSAGES: tuple[Passage, ...] = (
+    _path("queued", "pending", ("enqueue", "enqueued")),
+    _path("handed_out", "pending", ("enqueue", "enqueued"), ("start", "in_progress")),
+    _path("claimed", "enqueued", ("start", "in_progress")),
+    _path("completed", "in_progress", ("submit_result", "enqueued_for_orchestration"), ("complete", "complete")),
+    _path("refused", "in_progress", ("submit_result", "enqueued_for_orchestration"), ("fail", "error")),
+    _path("released", "in_progress", ("released", "enqueued")),
+    _path("lost", "in_progress", ("lease_expired", "waiting_for_retry")),
+    _path(
+        "failed_to_retry",
+        "in_progress",
+        ("submit_error", "enqueued_as_error_for_orchestration"),
+        ("wait_for_retry", "waiting_for_retry"),
+    ),
+    _path("failed", "in_progress", ("submit_error", "enqueued_as_error_for_orchestration"), ("fail", "error")),
+    _path("retried", "waiting_for_retry", ("retry", "enqueued")),
+    _path("reset", "error", ("reset_for_retry", "enqueued")),
+    *_each_alone("cancelled", STEP_TRANSITIONS, "cancel"),
+    *_each_alone("resolved", STEP_TRANSITIONS, "resolve_manually"),
+    *_each_alone("completed_by_hand", STEP_TRANSITIONS, "complete_manually"),
+)
+"""Every move is in at least one passage. The names are stored: one that a released schema has is never given another
+meaning."""

@@ -6,34 +6,34 @@ select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double pr
 
 -- name: expire_predecessor
 -- Gives up what an earlier process of this name has left.
-select tasker.expire_predecessor(%s)
+select tasker.expire_predecessor(%s, %s)
 
 -- name: unhandled_callables
 -- What the namespace's templates need and this worker does not offer.
-select tasker.unhandled_callables(%s)
+select tasker.unhandled_callables(%s, %s)
 
 -- name: claim_steps
 -- Takes ready steps when nothing is there to settle.
 select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, callable,
     method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration, inputs,
     context, dependency_results, ready_left, tasks_finished
-from tasker.claim_steps(%s, %s::int)
+from tasker.claim_steps(%s, %s, %s::int)
 
 -- name: settle_steps
 -- Records outcomes and takes new steps. The arrays of numbers and outcomes come as array literals, the payloads as text.
 select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, callable,
     method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration, inputs,
     context, dependency_results, ready_left, tasks_finished
-from tasker.settle_steps(%s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::jsonb[], %s::int)
+from tasker.settle_steps(%s, %s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::jsonb[], %s::int)
 
 -- name: deregister_worker
 -- Releases what the worker still holds and forgets it.
-select tasker.deregister_worker(%s)
+select tasker.deregister_worker(%s, %s)
 
 -- name: renew_worker
 -- Keeps the worker's leases alive, tells which of the given ones are gone and which others there are.
 select known, draining, lost_fences, unknown_step_ids, unknown_fences, renewed_at
-from tasker.renew_worker(%s, %s::bigint[], %s::bigint[], %s::timestamptz)
+from tasker.renew_worker(%s, %s, %s::bigint[], %s::bigint[], %s::timestamptz)
 
 -- name: sweep
 -- One pass of repairs; no rows when another worker is at it.

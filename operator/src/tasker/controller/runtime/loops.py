@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from tasker.controller.kube.keys import ObjectKey
@@ -18,6 +19,8 @@ from tasker.engine import FINISHED, ChangeCursor
 from tasker.engine.changes import ChangeLog
 from tasker.engine.tasks import Tasks
 from tasker.engine.workers import Workers
+
+logger = logging.getLogger(__name__)
 
 UNOFFERED_SECONDS = 5.0
 """How often what no worker offers is read, in seconds: seldom beside the minute after which it is said."""
@@ -51,8 +54,12 @@ class ChangeReader:
         """Takes the place to begin from. The resync reconciles everything that moved before it."""
         self._cursor = (await self._changes.read(None)).cursor
 
-    async def read(self) -> None:
+    async def read(self, resync: Pacer) -> None:
+        """One round. `resync` is hurried when a server has taken over that may know less, or more, than was read."""
         changes = await self._changes.read(self._cursor)
+        if changes.place_lost:
+            logger.warning("another database server has taken over, or this one went back: all is compared anew")
+            resync.hurry()
         for uid in changes.origin_uids:
             key = self._tasks.find_uid(uid)
             if key is None:

@@ -44,10 +44,12 @@ class Pacer:
         self._own_loop.require()
         self._hint.set()
 
-    async def wait(self) -> None:
-        await asyncio.sleep(min(HINT_PAUSE_SECONDS, self.period_seconds))
+    async def wait(self, seconds: float | None = None) -> None:
+        """For `seconds`, or the period when left out, or until hurried."""
+        seconds = self.period_seconds if seconds is None else seconds
+        await asyncio.sleep(min(HINT_PAUSE_SECONDS, seconds))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self.period_seconds - HINT_PAUSE_SECONDS)):
+            async with asyncio.timeout(max(0.0, seconds - HINT_PAUSE_SECONDS)):
                 await self._hint.wait()
         self._hint.clear()
 
@@ -88,7 +90,8 @@ class Loop:
         return Progress(count=self._rounds, allowed_seconds=self._longest_seconds)
 
     async def run(self) -> None:
-        await asyncio.sleep(self._first_wait_seconds)
+        if self._first_wait_seconds > 0:
+            await self._pacer.wait(self._first_wait_seconds)
         while True:
             await self._round()
             self._rounds += 1

@@ -13,3 +13,11 @@ end $$;
 create or replace function tasker.setting(p_key text, p_default numeric) returns numeric language sql stable as $$
     select coalesce((select (value #>> '{}')::numeric from tasker.settings where key = p_key), p_default)
 $$;
+
+-- Which server this is: each promotion of a standby begins another timeline. Null where a service does not tell.
+create or replace function tasker.server_timeline() returns integer language plpgsql stable as $$
+begin
+    return ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer;
+exception when others then
+    return null;
+end $$;

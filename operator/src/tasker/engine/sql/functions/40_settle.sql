@@ -13,6 +13,11 @@ do $$ begin
 exception when duplicate_object then null;
 end $$;
 
+-- A run's place among those that wait for a worker.
+create or replace function tasker.order_at(p_task tasker.tasks) returns timestamptz language sql immutable as $$
+    select p_task.created_at - p_task.priority * interval '6 seconds'
+$$;
+
 -- Makes steps ready: queue rows for those given (their state is enqueued already), unless their task is suspended,
 -- and a timer for those that may not wait for ever.
 create or replace function tasker.queue_steps(p_step_ids bigint[], p_now timestamptz) returns void language plpgsql
@@ -20,7 +25,7 @@ set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     insert into tasker.ready_steps (step_id, namespace, callable, priority, ready_at, order_at)
-    select s.step_id, t.namespace, d.callable, t.priority, p_now, p_now - t.priority * interval '6 seconds'
+    select s.step_id, t.namespace, d.callable, t.priority, p_now, tasker.order_at(t)
     from unnest(p_step_ids) as ready(id)
     cross join lateral (select * from tasker.steps f where f.step_id = ready.id offset 0) s
     cross join lateral (select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0) t
@@ -42,10 +47,10 @@ begin
     where d.schedule_timeout_ms is not null;
 end $$;
 
--- Moves tasks on after some of their steps were settled or failed: counts, state, every hop in the log.
+-- Moves tasks on after some of their steps were settled or failed: counts, state, log.
 -- The arrays are parallel, one entry a task, and the caller holds the tasks' rows. Returns how many became final.
 create or replace function tasker.advance_tasks(
-    p_actor text, p_now timestamptz, p_task_ids bigint[], p_completed integer[], p_failed integer[],
+    p_actor_id integer, p_now timestamptz, p_task_ids bigint[], p_completed integer[], p_failed integer[],
     p_retrying integer[], p_enqueued integer[]
 ) returns integer language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off
@@ -89,27 +94,14 @@ begin
         from judged j where t.task_id = j.task_id
         returning t.task_id, t.state, j.enqueued
     ), logged as (
-        insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at)
-        select m.task_id, hop.source, hop.event, hop.target, p_actor, p_now
+        insert into tasker.task_log (task_id, at, passage, actor_id)
+        select m.task_id, p_now, case m.state
+            when 'complete' then 'completed'
+            when 'steps_in_process' then case when m.enqueued > 0 then 'moved_on' else 'kept_running' end
+            when 'waiting_for_retry' then 'left_to_retries'
+            when 'error' then 'failed'
+            else 'left_waiting' end::tasker.task_passage, p_actor_id
         from moved m
-        cross join lateral (values
-            (1, 'steps_in_process'::tasker.task_state, 'step_settled'::tasker.task_event,
-                'evaluating_results'::tasker.task_state, true),
-            (2, 'evaluating_results', 'all_steps_successful', 'complete', m.state = 'complete'),
-            (3, 'evaluating_results', 'ready_steps_found', 'enqueuing_steps',
-                m.state = 'steps_in_process' and m.enqueued > 0),
-            (4, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process',
-                m.state = 'steps_in_process' and m.enqueued > 0),
-            (5, 'evaluating_results', 'steps_running', 'steps_in_process',
-                m.state = 'steps_in_process' and m.enqueued = 0),
-            (6, 'evaluating_results', 'retry_pending', 'waiting_for_retry', m.state = 'waiting_for_retry'),
-            (7, 'evaluating_results', 'no_dependencies_ready', 'waiting_for_dependencies',
-                m.state = 'waiting_for_dependencies'),
-            (8, 'evaluating_results', 'permanent_failure', 'blocked_by_failures', m.state = 'error'),
-            (9, 'blocked_by_failures', 'give_up', 'error', m.state = 'error')
-        ) as hop(place, source, event, target, taken)
-        where hop.taken
-        order by m.task_id, hop.place
     )
     select count(*) into v_finished from moved where state in ('complete', 'error');
     if v_finished > 0 then
@@ -119,16 +111,24 @@ begin
     return v_finished;
 end $$;
 
+-- Time is read when all locks are held: whoever waited for them comes after what he waited for.
 create or replace function tasker.apply_outcomes(
-    p_actor text, p_now timestamptz, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[],
+    p_actor text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[],
     p_worker tasker.workers default null, p_claim_limit integer default 0
 ) returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
+    v_actor_id integer := tasker.actor_id(p_actor);
+    v_now timestamptz;
     v_settled tasker.settlement[];
+    v_reached bigint[];
+    v_satisfied integer[];
     v_ready bigint[];
+    v_head_order_at timestamptz;
+    v_head_step_id bigint;
     v_kept bigint[];
+    v_taken bigint[];
     v_queued bigint[];
     v_due bigint[];
     v_finished integer := 0;
@@ -136,6 +136,7 @@ begin
     perform from tasker.tasks
     where task_id in (select tasker.task_of_step(id) from unnest(p_step_ids) as given(id))
     order by task_id for no key update;
+    v_now := tasker.now();
 
     with fenced as (
         delete from tasker.leases l
@@ -153,8 +154,8 @@ begin
                     then 'waiting_for_retry' else 'error' end
             end::tasker.step_state as state,
             case f.outcome
-                when 'expired' then p_now
-                when 'error' then p_now + tasker.retry_delay(d.backoff, d.base_ms, d.max_ms, d.jitter, s.attempts,
+                when 'expired' then v_now
+                when 'error' then v_now + tasker.retry_delay(d.backoff, d.base_ms, d.max_ms, d.jitter, s.attempts,
                     (f.payload ->> 'retry_after_ms')::numeric)
             end as retry_at,
             case when f.outcome in ('error', 'expired') then f.payload end as error
@@ -168,8 +169,8 @@ begin
         update tasker.steps s set
             state = j.state,
             attempts = s.attempts - (j.outcome = 'release')::integer,
-            enqueued_at = case when j.outcome = 'release' then p_now else s.enqueued_at end,
-            completed_at = case when j.state = 'complete' then p_now end,
+            enqueued_at = case when j.outcome = 'release' then v_now else s.enqueued_at end,
+            completed_at = case when j.state = 'complete' then v_now end,
             next_attempt_at = case when j.state = 'waiting_for_retry' then j.retry_at end,
             result = case when j.state = 'complete' then coalesce(j.payload -> 'result', 'null') end,
             metadata = j.payload -> 'metadata',
@@ -190,64 +191,81 @@ begin
     left join unnest(v_settled) d on d.step_id = given.step_id and d.fence = given.fence;
 
     if v_settled is not null then
-        insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at, metadata)
-        select d.step_id, hop.source, hop.event, hop.target, p_actor, p_now,
-            case when hop.event in ('submit_error', 'lease_expired')
-                then jsonb_build_object('attempt', d.attempt, 'error_type', d.error ->> 'error_type') end
-        from unnest(v_settled) d
-        cross join lateral (values
-            (1, 'in_progress'::tasker.step_state, 'submit_result'::tasker.step_event,
-                'enqueued_for_orchestration'::tasker.step_state, d.outcome = 'success'),
-            (2, 'enqueued_for_orchestration', 'complete', 'complete', d.outcome = 'success'),
-            (1, 'in_progress', 'released', 'enqueued', d.outcome = 'release'),
-            (1, 'in_progress', 'lease_expired', 'waiting_for_retry',
-                d.outcome = 'expired' and d.state = 'waiting_for_retry'),
-            (1, 'in_progress', 'submit_error', 'enqueued_as_error_for_orchestration',
-                d.outcome = 'error' or d.outcome = 'expired' and d.state = 'error'),
-            (2, 'enqueued_as_error_for_orchestration', 'wait_for_retry', 'waiting_for_retry',
-                d.outcome = 'error' and d.state = 'waiting_for_retry'),
-            (2, 'enqueued_as_error_for_orchestration', 'fail', 'error', d.state = 'error')
-        ) as hop(place, source, event, target, taken)
-        where hop.taken
-        order by d.step_id, hop.place;
+        insert into tasker.step_log (step_id, at, passage, actor_id, attempt, metadata)
+        select d.step_id, v_now, case d.outcome
+            when 'success' then 'completed'
+            when 'release' then 'released'
+            else case when d.state = 'error' then 'failed' when d.outcome = 'expired' then 'lost'
+                else 'failed_to_retry' end
+            end::tasker.step_passage, v_actor_id, d.attempt,
+            case when d.error is not null then jsonb_build_object('error_type', d.error ->> 'error_type') end
+        from unnest(v_settled) d;
 
         if exists (select from unnest(v_settled) d where d.error is not null) then
             insert into tasker.step_failures (task_id, step_id, attempt, error_type, message, traceback, final, at)
             select d.task_id, d.step_id, d.attempt, coalesce(d.error ->> 'error_type', 'HandlerError'),
                 left(coalesce(d.error ->> 'message', ''), 8192), left(d.error ->> 'traceback', 16384),
-                d.state = 'error', p_now
+                d.state = 'error', v_now
             from unnest(v_settled) d where d.error is not null;
 
             insert into tasker.timers (due_at, kind, task_id, step_id, attempts)
             select d.retry_at, 'retry', d.task_id, d.step_id, d.attempt
-            from unnest(v_settled) d where d.retry_at > p_now;
+            from unnest(v_settled) d where d.retry_at > v_now;
             select array_agg(d.step_id) into v_due
-            from unnest(v_settled) d where d.retry_at <= p_now;
+            from unnest(v_settled) d where d.retry_at <= v_now;
         end if;
 
-        -- Dependents count down; those that reach zero are ready.
-        with reached as (
+        -- Dependents count down; those that reach zero are ready. What of these the caller can take, and nothing that waits
+        -- in the queue comes before, goes straight into its hands.
+        select array_agg(r.step_id), array_agg(r.satisfied),
+            array_agg(r.step_id) filter (where r.satisfied = s.unmet_dependencies)
+            into v_reached, v_satisfied, v_ready
+        from (
             select tasker.first_step_id(d.task_id) + e.to_position as step_id, count(*)::integer as satisfied
             from unnest(v_settled) d
             join tasker.template_edges e on e.template_id = d.template_id and e.from_position = d.template_position
             where d.state = 'complete'
             group by 1
-        ), counted as (
-            update tasker.steps s set
-                unmet_dependencies = s.unmet_dependencies - r.satisfied,
-                state = case when s.unmet_dependencies = r.satisfied then 'enqueued' else s.state end,
-                enqueued_at = case when s.unmet_dependencies = r.satisfied then p_now end
-            from reached r where s.step_id = r.step_id and s.state = 'pending'
-            returning s.step_id, s.state
-        )
-        select array_agg(step_id) into v_ready from counted where state = 'enqueued';
+        ) r
+        cross join lateral (select * from tasker.steps f where f.step_id = r.step_id offset 0) s
+        where s.state = 'pending';
 
-        if v_ready is not null then
-            insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
-            select id, 'pending', 'enqueue', 'enqueued', p_actor, p_now from unnest(v_ready) as ready(id);
+        if p_claim_limit > 0 and v_ready is not null then
+            select q.order_at, q.step_id into v_head_order_at, v_head_step_id
+            from unnest(p_worker.callables) as own(callable)
+            cross join lateral (
+                select h.order_at, h.step_id from tasker.ready_steps h
+                where h.namespace = p_worker.namespace and h.callable = own.callable
+                order by h.order_at, h.step_id limit 1
+            ) q
+            order by q.order_at, q.step_id limit 1;
+            select array_agg(ready.id) into v_kept from (
+                select s.step_id as id
+                from unnest(v_ready) as r(id)
+                cross join lateral (select * from tasker.steps f where f.step_id = r.id offset 0) s
+                cross join lateral (
+                    select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0
+                ) t
+                cross join lateral (
+                    select * from tasker.template_steps f
+                    where f.template_id = s.template_id and f.position = s.template_position offset 0
+                ) d
+                where d.callable = any (p_worker.callables) and t.namespace = p_worker.namespace and not t.suspended
+                    and (v_head_step_id is null
+                        or (tasker.order_at(t), s.step_id) < (v_head_order_at, v_head_step_id))
+                order by tasker.order_at(t), s.step_id
+                limit p_claim_limit
+            ) as ready;
         end if;
 
-        select tasker.advance_tasks(p_actor, p_now, array_agg(task_id), array_agg(completed), array_agg(failed),
+        update tasker.steps s set
+            unmet_dependencies = s.unmet_dependencies - r.satisfied,
+            state = case when s.unmet_dependencies = r.satisfied then 'enqueued' else s.state end,
+            enqueued_at = case when s.unmet_dependencies = r.satisfied then v_now end
+        from unnest(v_reached, v_satisfied) as r(step_id, satisfied)
+        where s.step_id = r.step_id and s.step_id <> all (coalesce(v_kept, '{}'));
+
+        select tasker.advance_tasks(v_actor_id, v_now, array_agg(task_id), array_agg(completed), array_agg(failed),
             array_agg(retrying), array_agg(enqueued)) into v_finished
         from (
             select task_id, sum(completed)::integer as completed, sum(failed)::integer as failed,
@@ -263,47 +281,37 @@ begin
         ) as each_task;
         -- A retry without delay (an expired lease, backoff none) need not wait for a sweep.
         if v_due is not null then
-            perform tasker.retry_steps(v_due, p_actor, p_now);
+            perform tasker.retry_steps(v_due, v_actor_id, v_now);
         end if;
 
-        -- What the caller can take goes straight into its hands; the rest, and what was released, into the queue.
-        select array_agg(ready.id) into v_kept from (
-            select s.step_id as id
-            from unnest(v_ready) as r(id)
-            cross join lateral (select * from tasker.steps f where f.step_id = r.id offset 0) s
-            cross join lateral (
-                select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0
-            ) t
-            cross join lateral (
-                select * from tasker.template_steps f
-                where f.template_id = s.template_id and f.position = s.template_position offset 0
-            ) d
-            where d.callable = any (p_worker.callables) and t.namespace = p_worker.namespace and not t.suspended
-            order by t.priority desc, s.step_id
-            limit p_claim_limit
-        ) as ready;
+        -- What it does not take goes into the queue, and what was released.
         select array_agg(id) into v_queued from (
             select id from unnest(v_ready) as ready(id) where id <> all (coalesce(v_kept, '{}'))
             union all
             select d.step_id from unnest(v_settled) d where d.outcome = 'release'
         ) as waiting;
         if v_queued is not null then
-            perform tasker.queue_steps(v_queued, p_now);
+            insert into tasker.step_log (step_id, at, passage, actor_id)
+            select id, v_now, 'queued', v_actor_id from unnest(v_ready) as ready(id)
+            where id <> all (coalesce(v_kept, '{}'));
+            perform tasker.queue_steps(v_queued, v_now);
         end if;
     end if;
 
-    if p_claim_limit > coalesce(cardinality(v_kept), 0) then
-        v_kept := v_kept || tasker.take_ready_steps(p_worker, p_claim_limit - coalesce(cardinality(v_kept), 0), p_now);
+    if p_claim_limit > coalesce(cardinality(v_kept), 0)
+        and (v_ready is null or v_head_step_id is not null or v_queued is not null) -- else it was just seen to be empty
+    then
+        v_taken := tasker.take_ready_steps(p_worker, p_claim_limit - coalesce(cardinality(v_kept), 0));
     end if;
-    if v_kept is not null then
-        return query select * from tasker.start_steps(p_worker, v_kept, p_now);
+    if v_kept is not null or v_taken is not null then
+        return query select * from tasker.start_steps(p_worker, v_actor_id, v_kept || v_taken, v_kept, v_now);
     end if;
 
     return query
     select 'summary', null::bigint, null::bigint, null::uuid, null::uuid, null::text, null::text, null::text,
         null::text, null::text, null::text, null::text, null::integer, null::integer, null::integer,
         null::timestamptz, null::text, null::timestamptz, null::jsonb, null::jsonb, null::jsonb, null::jsonb,
-        (select count(*)::integer from unnest(v_queued || v_due) as queued(id) where id <> all (coalesce(v_kept, '{}'))),
+        (select count(*)::integer from unnest(v_queued || v_due) as queued(id) where id <> all (coalesce(v_taken, '{}'))),
         v_finished;
 end $$;
 
@@ -313,7 +321,8 @@ end $$;
 -- same arguments changes nothing: all come back as stale. When one of the runs is held by somebody else for two seconds,
 -- none of the outcomes is recorded (error 55P03): the caller then hands them in run by run.
 create or replace function tasker.settle_steps(
-    p_worker text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[], p_claim_limit integer
+    p_namespace text, p_worker text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[],
+    p_claim_limit integer
 ) returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
@@ -334,8 +343,9 @@ begin
     end if;
     if v_claim_limit > 0 then
         -- Taken before any other lock, and held, for the same reason as in claim_steps. None: it is given nothing.
-        select * into v_worker from tasker.workers where name = p_worker and not draining for key share;
+        select * into v_worker from tasker.workers
+        where namespace = p_namespace and name = p_worker and not draining for key share;
     end if;
     return query select * from tasker.apply_outcomes(
-        p_worker, tasker.now(), p_step_ids, p_fences, p_outcomes, p_payloads, v_worker, v_claim_limit);
+        p_worker, p_step_ids, p_fences, p_outcomes, p_payloads, v_worker, v_claim_limit);
 end $$;

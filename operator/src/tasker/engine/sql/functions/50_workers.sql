@@ -1,7 +1,7 @@
 -- Workers: one row each. All leases of a worker live by this row's lease_until, renewed every third of the lease time.
 
 create or replace function tasker.register_worker(
-    p_worker text, p_namespace text, p_pool text, p_slots integer, p_version text, p_callables text[],
+    p_namespace text, p_worker text, p_pool text, p_slots integer, p_version text, p_callables text[],
     p_lease_seconds double precision, p_template_hash text default ''
 ) returns void language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
@@ -11,29 +11,29 @@ begin
     insert into tasker.workers (name, namespace, pool, slots, version, callables, lease_seconds, lease_until, registered_at)
     values (p_worker, p_namespace, p_pool, p_slots, p_version, p_callables, p_lease_seconds,
         v_now + p_lease_seconds * interval '1 second', v_now)
-    on conflict (name) do update set
-        namespace = excluded.namespace, pool = excluded.pool, slots = excluded.slots, version = excluded.version,
+    on conflict (namespace, name) do update set
+        pool = excluded.pool, slots = excluded.slots, version = excluded.version,
         callables = excluded.callables, lease_seconds = excluded.lease_seconds, lease_until = excluded.lease_until;
     perform tasker.offer_callables(p_namespace, p_pool, p_template_hash, p_callables, v_now);
 end $$;
 
 -- A process that begins under a name holds nothing yet: what an earlier one of that name (a container started anew in its
 -- pod) has left expires at once. Called before the first register. Returns how many steps that were.
-create or replace function tasker.expire_predecessor(p_worker text) returns integer language plpgsql
+create or replace function tasker.expire_predecessor(p_namespace text, p_worker text) returns integer language plpgsql
 set enable_seqscan = off set lock_timeout = '2s' as $$
 declare
     v_worker_id bigint;
     v_step_ids bigint[];
     v_fences bigint[];
 begin
-    select worker_id into v_worker_id from tasker.workers where name = p_worker for update;
+    select worker_id into v_worker_id from tasker.workers where namespace = p_namespace and name = p_worker for update;
     select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
     from tasker.leases where worker_id = v_worker_id;
     return tasker.expire_leases(p_worker, v_step_ids, v_fences, 'its process ended and was started anew');
 end $$;
 
 -- What the current templates of the worker's namespace need and this worker does not offer: said at its start.
-create or replace function tasker.unhandled_callables(p_worker text) returns setof text language sql stable as $$
+create or replace function tasker.unhandled_callables(p_namespace text, p_worker text) returns setof text language sql stable as $$
     select distinct d.callable
     from tasker.workers w
     join lateral (
@@ -41,7 +41,7 @@ create or replace function tasker.unhandled_callables(p_worker text) returns set
         where t.namespace = w.namespace order by t.name, t.activated_at desc
     ) as newest on true
     join tasker.template_steps d on d.template_id = newest.template_id
-    where w.name = p_worker and d.callable <> all (w.callables)
+    where w.namespace = p_namespace and w.name = p_worker and d.callable <> all (w.callables)
     order by 1
 $$;
 
@@ -54,7 +54,7 @@ $$;
 -- the renewed_at of an earlier renewal, so that only this clock is read. Nothing claimed since then is unknown; null says
 -- that no such moment is known yet.
 create or replace function tasker.renew_worker(
-    p_worker text, p_step_ids bigint[], p_fences bigint[], p_claiming_since timestamptz
+    p_namespace text, p_worker text, p_step_ids bigint[], p_fences bigint[], p_claiming_since timestamptz
 ) returns table (
     known boolean, draining boolean, lost_fences bigint[], unknown_step_ids bigint[], unknown_fences bigint[],
     renewed_at timestamptz
@@ -67,7 +67,7 @@ declare
 begin
     perform set_config('synchronous_commit', 'off', true);
     update tasker.workers w set lease_until = v_now + w.lease_seconds * interval '1 second'
-    where w.name = p_worker returning * into v_worker;
+    where w.namespace = p_namespace and w.name = p_worker returning * into v_worker;
     v_known := found;
     return query
     select v_known, coalesce(v_worker.draining, false), (
@@ -84,11 +84,11 @@ begin
 end $$;
 
 -- Marks a worker as draining: it gets no new step. False when there is no such worker.
-create or replace function tasker.drain_worker(p_worker text) returns boolean language plpgsql as $$
+create or replace function tasker.drain_worker(p_namespace text, p_worker text) returns boolean language plpgsql as $$
 begin
     -- The lock that a claim under way keeps off; the update alone would pass it by.
-    perform from tasker.workers where name = p_worker for update;
-    update tasker.workers set draining = true where name = p_worker;
+    perform from tasker.workers where namespace = p_namespace and name = p_worker for update;
+    update tasker.workers set draining = true where namespace = p_namespace and name = p_worker;
     return found;
 end $$;
 
@@ -124,7 +124,7 @@ begin
 end $$;
 
 -- Ends a worker that leaves by itself: what it still holds is released unharmed. Returns how many steps that were.
-create or replace function tasker.deregister_worker(p_worker text) returns integer language plpgsql
+create or replace function tasker.deregister_worker(p_namespace text, p_worker text) returns integer language plpgsql
 set enable_seqscan = off set lock_timeout = '2s' as $$
 declare
     v_worker_id bigint;
@@ -132,14 +132,14 @@ declare
     v_fences bigint[];
     v_released integer := 0;
 begin
-    select worker_id into v_worker_id from tasker.workers where name = p_worker for update;
+    select worker_id into v_worker_id from tasker.workers where namespace = p_namespace and name = p_worker for update;
     if not found then
         return 0;
     end if;
     select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
     from tasker.leases where worker_id = v_worker_id;
     if v_step_ids is not null then
-        select count(*) into v_released from tasker.apply_outcomes(p_worker, tasker.now(), v_step_ids, v_fences,
+        select count(*) into v_released from tasker.apply_outcomes(p_worker, v_step_ids, v_fences,
             array_fill('release'::text, array[cardinality(v_step_ids)]),
             array_fill(null::jsonb, array[cardinality(v_step_ids)]))
         where kind = 'settled';
@@ -165,7 +165,7 @@ begin
     from unnest(p_step_ids) with ordinality as given(step_id, place)
     left join tasker.leases l on l.step_id = given.step_id
     left join tasker.workers w on w.worker_id = l.worker_id;
-    select count(*) into v_expired from tasker.apply_outcomes(p_actor, tasker.now(), p_step_ids, p_fences,
+    select count(*) into v_expired from tasker.apply_outcomes(p_actor, p_step_ids, p_fences,
         array_fill('expired'::text, array[cardinality(p_step_ids)]), v_payloads)
     where kind = 'settled';
     return v_expired;

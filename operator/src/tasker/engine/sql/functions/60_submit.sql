@@ -55,6 +55,7 @@ returns table (place integer, task_uuid uuid, created boolean) language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
+    v_actor_id integer := tasker.actor_id('submit');
     v_now timestamptz := tasker.now();
     v_missing record;
     v_places integer[];
@@ -106,21 +107,14 @@ begin
         join tasker.template_steps d on d.template_id = t.template_id
         order by t.task_id, d.position;
 
-        insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
-        select tasker.first_step_id(t.task_id) + d.position, 'pending', 'enqueue', 'enqueued', 'submit', v_now
+        insert into tasker.step_log (step_id, at, passage, actor_id)
+        select tasker.first_step_id(t.task_id) + d.position, v_now, 'queued', v_actor_id
         from unnest(v_task_ids) as fresh(task_id)
         join tasker.tasks t on t.task_id = fresh.task_id
         join tasker.template_steps d on d.template_id = t.template_id and d.dependency_count = 0;
 
-        insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at)
-        select fresh.task_id, hop.source, hop.event, hop.target, 'submit', v_now
-        from unnest(v_task_ids) as fresh(task_id)
-        cross join (values
-            (1, 'pending'::tasker.task_state, 'start'::tasker.task_event, 'initializing'::tasker.task_state),
-            (2, 'initializing', 'ready_steps_found', 'enqueuing_steps'),
-            (3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process')
-        ) as hop(place, source, event, target)
-        order by fresh.task_id, hop.place;
+        insert into tasker.task_log (task_id, at, passage, actor_id)
+        select task_id, v_now, 'submitted', v_actor_id from unnest(v_task_ids) as fresh(task_id);
 
         insert into tasker.timers (due_at, kind, task_id)
         select t.deadline, 'deadline', t.task_id

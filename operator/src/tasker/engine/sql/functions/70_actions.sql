@@ -1,8 +1,9 @@
 -- What people (and deadlines) do to a run. Each is one function, records who and why, and takes locks in the one order.
 
 -- Ends a run: what has not ended is cancelled, claims become void. The caller holds the task's row.
-create or replace function tasker.stop_steps(p_task_id bigint, p_actor text, p_now timestamptz, p_metadata jsonb)
-returns integer language plpgsql
+create or replace function tasker.stop_steps(
+    p_task_id bigint, p_actor_id integer, p_now timestamptz, p_metadata jsonb
+) returns integer language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 declare
     v_first bigint := tasker.first_step_id(p_task_id);
@@ -21,8 +22,8 @@ begin
         from open_steps o where s.step_id = o.step_id
         returning s.step_id, o.state
     ), logged as (
-        insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at, metadata)
-        select step_id, state, 'cancel', 'cancelled', p_actor, p_now, p_metadata from stopped
+        insert into tasker.step_log (step_id, at, passage, actor_id, metadata)
+        select step_id, p_now, ('cancelled_' || state)::tasker.step_passage, p_actor_id, p_metadata from stopped
     )
     select count(*) into v_stopped from stopped;
     delete from tasker.leases where step_id >= v_first and step_id < v_next;
@@ -33,7 +34,8 @@ end $$;
 create or replace function tasker.cancel_task(p_task_id bigint, p_actor text, p_reason text)
 returns boolean language plpgsql as $$
 declare
-    v_now timestamptz := tasker.now();
+    v_actor_id integer := tasker.actor_id(p_actor);
+    v_now timestamptz;
     v_task tasker.tasks;
     v_stopped integer;
 begin
@@ -41,13 +43,15 @@ begin
     if not found then
         return false;
     end if;
-    v_stopped := tasker.stop_steps(p_task_id, p_actor, v_now, jsonb_build_object('reason', p_reason));
+    v_now := tasker.now();
+    v_stopped := tasker.stop_steps(p_task_id, v_actor_id, v_now, jsonb_build_object('reason', p_reason));
     update tasker.tasks set state = 'cancelled', completed_at = v_now, active_steps = 0, retrying_steps = 0,
         remaining_steps = remaining_steps - v_stopped, cancelled_steps = v_stopped,
         error = jsonb_build_object('reason', 'cancelled', 'message', p_reason)
     where task_id = p_task_id;
-    insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at, metadata)
-    values (p_task_id, v_task.state, 'cancel', 'cancelled', p_actor, v_now, jsonb_build_object('reason', p_reason));
+    insert into tasker.task_log (task_id, at, passage, actor_id, metadata)
+    values (p_task_id, v_now, ('cancelled_' || v_task.state)::tasker.task_passage, v_actor_id,
+        jsonb_build_object('reason', p_reason));
     return true;
 end $$;
 
@@ -55,7 +59,8 @@ end $$;
 create or replace function tasker.fail_task(p_task_id bigint, p_actor text, p_reason text, p_message text)
 returns boolean language plpgsql as $$
 declare
-    v_now timestamptz := tasker.now();
+    v_actor_id integer := tasker.actor_id(p_actor);
+    v_now timestamptz;
     v_task tasker.tasks;
     v_stopped integer;
 begin
@@ -63,27 +68,19 @@ begin
     if not found then
         return false;
     end if;
-    v_stopped := tasker.stop_steps(p_task_id, p_actor, v_now, jsonb_build_object('reason', p_reason));
+    v_now := tasker.now();
+    v_stopped := tasker.stop_steps(p_task_id, v_actor_id, v_now, jsonb_build_object('reason', p_reason));
     update tasker.tasks set state = 'error', completed_at = v_now, active_steps = 0, retrying_steps = 0,
         remaining_steps = remaining_steps - v_stopped, cancelled_steps = v_stopped,
         error = jsonb_build_object('reason', p_reason, 'message', p_message)
     where task_id = p_task_id;
-    insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at, metadata)
-    select p_task_id, hop.source, hop.event, hop.target, p_actor, v_now, jsonb_build_object('reason', p_reason)
-    from (values
-        (1, 'waiting_for_retry'::tasker.task_state, 'retry_ready'::tasker.task_event,
-            'enqueuing_steps'::tasker.task_state, v_task.state = 'waiting_for_retry'),
-        (2, 'enqueuing_steps', 'enqueue_failed', 'error', v_task.state = 'waiting_for_retry'),
-        (1, 'steps_in_process', 'step_settled', 'evaluating_results', v_task.state = 'steps_in_process'),
-        (1, 'waiting_for_dependencies', 'dependencies_ready', 'evaluating_results',
-            v_task.state = 'waiting_for_dependencies'),
-        (2, 'evaluating_results', 'permanent_failure', 'blocked_by_failures',
-            v_task.state in ('steps_in_process', 'waiting_for_dependencies')),
-        (3, 'blocked_by_failures', 'give_up', 'error',
-            v_task.state in ('steps_in_process', 'waiting_for_dependencies', 'blocked_by_failures'))
-    ) as hop(place, source, event, target, taken)
-    where hop.taken
-    order by hop.place;
+    insert into tasker.task_log (task_id, at, passage, actor_id, metadata)
+    values (p_task_id, v_now, case v_task.state
+        when 'steps_in_process' then 'failed'
+        when 'waiting_for_retry' then 'failed_retrying'
+        when 'waiting_for_dependencies' then 'failed_waiting'
+        when 'blocked_by_failures' then 'failed_blocked' end::tasker.task_passage, v_actor_id,
+        jsonb_build_object('reason', p_reason));
     return true;
 end $$;
 

@@ -11,7 +11,7 @@
 --
 -- Hot and cold. `ready_steps`, `leases` and `workers` are small and change all the time: rows are narrow, rewritten in
 -- place where possible, and vacuumed early. `tasks` and `steps` change a few times a row; no index covers a column that
--- changes, so these updates stay heap-only. The two transition tables are only ever appended to, partitioned by day,
+-- changes, so these updates stay heap-only. The two logs are only ever appended to, partitioned by day,
 -- and one day dropped by partition.
 --
 -- A step's id holds its task's: step_id = task_id * 2^20 + its place in the task. The steps of a task are one range of
@@ -46,68 +46,33 @@ create type tasker.step_event as enum (
 
 create type tasker.backoff as enum ('none', 'linear', 'exponential', 'fibonacci');
 
--- The moves that exist. `tasker.model.transitions` holds the same tables; a test compares them. In PL/pgSQL, because an
--- SQL function would be unfolded into every check, and be prepared anew in every statement.
+-- What one transaction makes of a row: a named path of moves. `tasker.model.transitions` says of which; the view
+-- tasker.task_hops or tasker.step_hops shows them, and no other can be written into a log.
 
-create function tasker.task_transition_is_legal(
-    source tasker.task_state, event tasker.task_event, target tasker.task_state
-) returns boolean language plpgsql immutable parallel safe as $$
-begin
-    return case event
-        when 'cancel' then target = 'cancelled' and source not in ('complete', 'error', 'cancelled', 'resolved_manually')
-        when 'manual_resolution' then target = 'resolved_manually'
-            and source not in ('complete', 'cancelled', 'resolved_manually')
-        else (source, event, target) in (
-            ('steps_in_process', 'step_settled', 'evaluating_results'),
-            ('evaluating_results', 'ready_steps_found', 'enqueuing_steps'),
-            ('enqueuing_steps', 'steps_enqueued', 'steps_in_process'),
-            ('evaluating_results', 'steps_running', 'steps_in_process'),
-            ('evaluating_results', 'all_steps_successful', 'complete'),
-            ('pending', 'start', 'initializing'),
-            ('initializing', 'ready_steps_found', 'enqueuing_steps'),
-            ('initializing', 'no_steps_found', 'complete'),
-            ('initializing', 'no_dependencies_ready', 'waiting_for_dependencies'),
-            ('enqueuing_steps', 'enqueue_failed', 'error'),
-            ('evaluating_results', 'retry_pending', 'waiting_for_retry'),
-            ('evaluating_results', 'no_dependencies_ready', 'waiting_for_dependencies'),
-            ('evaluating_results', 'permanent_failure', 'blocked_by_failures'),
-            ('waiting_for_dependencies', 'dependencies_ready', 'evaluating_results'),
-            ('waiting_for_retry', 'retry_ready', 'enqueuing_steps'),
-            ('blocked_by_failures', 'give_up', 'error'),
-            ('blocked_by_failures', 'step_resolved', 'evaluating_results'),
-            ('error', 'rerun', 'evaluating_results'),
-            ('error', 'step_resolved', 'evaluating_results')
-        )
-    end;
-end $$;
+create type tasker.task_passage as enum (
+    'submitted', 'submitted_empty', 'submitted_waiting', 'moved_on', 'kept_running', 'completed', 'left_to_retries',
+    'left_waiting', 'failed', 'retried', 'failed_retrying', 'failed_waiting', 'failed_blocked', 'freed', 'taken_up',
+    'run_again', 'cancelled_blocked_by_failures', 'cancelled_enqueuing_steps', 'cancelled_evaluating_results',
+    'cancelled_initializing', 'cancelled_pending', 'cancelled_steps_in_process',
+    'cancelled_waiting_for_dependencies', 'cancelled_waiting_for_retry', 'resolved_blocked_by_failures',
+    'resolved_enqueuing_steps', 'resolved_error', 'resolved_evaluating_results', 'resolved_initializing',
+    'resolved_pending', 'resolved_steps_in_process', 'resolved_waiting_for_dependencies',
+    'resolved_waiting_for_retry'
+);
 
-create function tasker.step_transition_is_legal(
-    source tasker.step_state, event tasker.step_event, target tasker.step_state
-) returns boolean language plpgsql immutable parallel safe as $$
-begin
-    return case event
-        when 'cancel' then target = 'cancelled' and source not in ('complete', 'cancelled', 'resolved_manually')
-        when 'resolve_manually' then target = 'resolved_manually'
-            and source not in ('complete', 'cancelled', 'resolved_manually')
-        when 'complete_manually' then target = 'complete' and source not in ('complete', 'cancelled', 'resolved_manually')
-        else (source, event, target) in (
-            ('pending', 'enqueue', 'enqueued'),
-            ('enqueued', 'start', 'in_progress'),
-            ('in_progress', 'submit_result', 'enqueued_for_orchestration'),
-            ('enqueued_for_orchestration', 'complete', 'complete'),
-            ('in_progress', 'submit_error', 'enqueued_as_error_for_orchestration'),
-            ('enqueued_as_error_for_orchestration', 'wait_for_retry', 'waiting_for_retry'),
-            ('enqueued_as_error_for_orchestration', 'fail', 'error'),
-            ('in_progress', 'lease_expired', 'waiting_for_retry'),
-            ('in_progress', 'released', 'enqueued'),
-            ('enqueued_for_orchestration', 'fail', 'error'),
-            ('waiting_for_retry', 'retry', 'enqueued'),
-            ('error', 'reset_for_retry', 'enqueued')
-        )
-    end;
-end $$;
+create type tasker.step_passage as enum (
+    'queued', 'handed_out', 'claimed', 'completed', 'refused', 'released', 'lost', 'failed_to_retry', 'failed',
+    'retried', 'reset', 'cancelled_enqueued', 'cancelled_enqueued_as_error_for_orchestration',
+    'cancelled_enqueued_for_orchestration', 'cancelled_error', 'cancelled_in_progress', 'cancelled_pending',
+    'cancelled_waiting_for_retry', 'resolved_enqueued', 'resolved_enqueued_as_error_for_orchestration',
+    'resolved_enqueued_for_orchestration', 'resolved_error', 'resolved_in_progress', 'resolved_pending',
+    'resolved_waiting_for_retry', 'completed_by_hand_enqueued',
+    'completed_by_hand_enqueued_as_error_for_orchestration', 'completed_by_hand_enqueued_for_orchestration',
+    'completed_by_hand_error', 'completed_by_hand_in_progress', 'completed_by_hand_pending',
+    'completed_by_hand_waiting_for_retry'
+);
 
--- What one transaction may make of a row: one move, or several through states that are only passed (the log shows each).
+-- From which state to which a row may therefore go.
 
 create function tasker.task_jump_is_legal(source tasker.task_state, target tasker.task_state)
 returns boolean language plpgsql immutable parallel safe as $$
@@ -314,19 +279,18 @@ create table tasker.ready_steps (
     callable text not null,
     priority smallint not null,
     ready_at timestamptz not null,
-    -- Ready time moved by priority: one point is worth six seconds of waiting, so that nothing waits for ever.
+    -- When the run was created, moved by priority: one point is worth six seconds, so that nothing waits for ever. The same
+    -- for all steps of a run: runs that began earlier end earlier.
     order_at timestamptz not null
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
-create index ready_steps_in_order on tasker.ready_steps (namespace, order_at, step_id);
+create index ready_steps_in_order on tasker.ready_steps (namespace, callable, order_at, step_id);
 comment on table tasker.ready_steps is 'The queue: a row lives from ready to claim.';
-
-create sequence tasker.fences;
 
 create table tasker.leases (
     step_id bigint primary key,
     worker_id bigint not null,
     attempt integer not null,
-    -- Drawn from a sequence at each claim, so that it only grows.
+    -- New at each claim, drawn at random.
     fence bigint not null,
     started_at timestamptz not null,
     timeout_at timestamptz not null
@@ -334,16 +298,9 @@ create table tasker.leases (
 create index leases_by_worker on tasker.leases (worker_id);
 comment on table tasker.leases is 'A row lives from claim to settle; it is current as long as it is here.';
 
-create function tasker.refuse_older_fence() returns trigger language plpgsql as $$
-begin
-    raise exception 'a fence only grows: % cannot follow %', new.fence, old.fence using errcode = 'TK003';
-end $$;
-create trigger leases_fence_grows before update on tasker.leases for each row
-    when (new.fence <= old.fence) execute function tasker.refuse_older_fence();
-
 create table tasker.workers (
     worker_id bigint generated always as identity primary key,
-    name text not null unique check (length(name) between 1 and 128),
+    name text not null check (length(name) between 1 and 128),
     namespace text not null,
     pool text not null,
     slots integer not null check (slots > 0),
@@ -352,7 +309,8 @@ create table tasker.workers (
     draining boolean not null default false,
     lease_seconds double precision not null check (lease_seconds > 0),
     lease_until timestamptz not null,
-    registered_at timestamptz not null
+    registered_at timestamptz not null,
+    unique (namespace, name)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
 
 create table tasker.pool_callables (
@@ -379,6 +337,17 @@ create table tasker.timers (
 create index timers_by_time on tasker.timers (kind, due_at);
 create index timers_by_task on tasker.timers (task_id);
 
+create table tasker.parked_repairs (
+    kind text not null,
+    -- Of the worker, step or timer.
+    id bigint not null,
+    reason text not null,
+    since timestamptz not null,
+    until timestamptz not null,
+    primary key (kind, id)
+);
+comment on table tasker.parked_repairs is 'What the sweep could not repair, with the reason and when it is tried again.';
+
 create table tasker.step_failures (
     failure_id bigint generated always as identity primary key,
     task_id bigint not null,
@@ -393,48 +362,52 @@ create table tasker.step_failures (
 create index step_failures_by_task on tasker.step_failures (task_id, failure_id desc);
 comment on table tasker.step_failures is 'Every failed attempt, for people: newest first in a task''s status.';
 
--- History. No primary key: it would have to hold the time, and nothing looks a row up by one. The log's order is
--- transition_id; transaction_id lets a reader follow the log without missing a row that commits late.
+-- Who did something: a worker, the sweep, a person. Kept for the history, which holds the number.
+create table tasker.actors (
+    actor_id integer generated always as identity primary key,
+    name text not null unique check (length(name) <= 512)
+);
+insert into tasker.actors (name) values ('submit'), ('sweep');
 
-create sequence tasker.task_transition_ids;
-create table tasker.task_transitions (
-    transition_id bigint not null default nextval('tasker.task_transition_ids'),
+-- History: one row a passage; the views task_transitions and step_transitions unfold each into its moves. No primary key:
+-- it would have to hold the time, and nothing looks a row up by one. A log's order is log_id; transaction_id lets a
+-- reader follow the log without missing a row that commits late.
+
+create sequence tasker.task_log_ids;
+create table tasker.task_log (
+    log_id bigint not null default nextval('tasker.task_log_ids'),
     task_id bigint not null,
-    from_state tasker.task_state not null,
-    event tasker.task_event not null,
-    to_state tasker.task_state not null,
-    actor text not null,
     at timestamptz not null,
-    metadata jsonb,
     transaction_id xid8 not null default pg_current_xact_id(),
-    constraint task_transitions_are_legal check (tasker.task_transition_is_legal(from_state, event, to_state))
+    passage tasker.task_passage not null,
+    actor_id integer not null,
+    metadata jsonb
 ) partition by range (at);
-create index task_transitions_by_task on tasker.task_transitions (task_id, transition_id);
-create index task_transitions_by_transaction on tasker.task_transitions (transaction_id, task_id);
-create table tasker.task_transitions_default partition of tasker.task_transitions default;
+create index task_log_by_task on tasker.task_log (task_id, log_id);
+create index task_log_by_transaction on tasker.task_log (transaction_id, task_id);
+create table tasker.task_log_default partition of tasker.task_log default;
 
-create sequence tasker.step_transition_ids;
-create table tasker.step_transitions (
-    transition_id bigint not null default nextval('tasker.step_transition_ids'),
+create sequence tasker.step_log_ids;
+create table tasker.step_log (
+    log_id bigint not null default nextval('tasker.step_log_ids'),
     step_id bigint not null,
-    from_state tasker.step_state not null,
-    event tasker.step_event not null,
-    to_state tasker.step_state not null,
-    actor text not null,
     at timestamptz not null,
-    metadata jsonb,
-    constraint step_transitions_are_legal check (tasker.step_transition_is_legal(from_state, event, to_state))
+    passage tasker.step_passage not null,
+    actor_id integer not null,
+    -- The attempt that began or ended; null where none did.
+    attempt integer,
+    metadata jsonb
 ) partition by range (at);
-create index step_transitions_by_step on tasker.step_transitions (step_id, transition_id);
-create table tasker.step_transitions_default partition of tasker.step_transitions default;
+create index step_log_by_step on tasker.step_log (step_id, log_id);
+create table tasker.step_log_default partition of tasker.step_log default;
 
 create function tasker.refuse_change() returns trigger language plpgsql as $$
 begin
     raise exception 'history is only ever appended to' using errcode = 'TK004';
 end $$;
-create trigger task_transitions_append_only before update or delete on tasker.task_transitions
+create trigger task_log_append_only before update or delete on tasker.task_log
     for each row execute function tasker.refuse_change();
-create trigger step_transitions_append_only before update or delete on tasker.step_transitions
+create trigger step_log_append_only before update or delete on tasker.step_log
     for each row execute function tasker.refuse_change();
 
 -- What claim_steps and settle_steps answer with; a column that a kind of row does not have is null.

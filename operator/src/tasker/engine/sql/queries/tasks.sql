@@ -86,39 +86,41 @@ from tasker.tasks t
 join tasker.templates template on template.template_id = t.template_id
 where t.origin_uid = any (%(origin_uids)s) or t.task_uuid = any (%(task_uuids)s);
 
--- name: changes_horizon
--- The transaction before which nothing can change any more, and the time: where a new reader of the log begins. Only
--- transactions that are open in this database hold it back. A snapshot knows those of all databases of the server, so
--- the ones that a session of another database is seen to hold are left out; one that just ended stays in until the next
--- snapshot, which errs on the side of reading again.
-with seen as materialized (
-    select pg_current_snapshot() as snapshot
-), elsewhere as materialized (
-    select l.transactionid
-    from pg_locks l join pg_stat_activity a on a.pid = l.pid
-    where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and a.datname <> current_database()
-)
-select coalesce(
-        (select min(running.id) from pg_snapshot_xip(seen.snapshot) as running(id)
-            where running.id::xid not in (select transactionid from elsewhere)),
-        pg_snapshot_xmax(seen.snapshot)
-    )::text as horizon, tasker.now() as at
-from seen;
+-- name: changes_place
+-- Where a new reader of the log begins: what is committed now is behind it.
+select pg_current_snapshot()::text as snapshot, tasker.server_timeline() as timeline, tasker.now() as at;
 
 -- name: changes
--- Resources whose runs moved in transactions from the cursor up to the horizon. A transaction still open is left for
--- the next time, so that a row committed late is never passed over. A claim moves no run but changes what is running,
--- so runs with a lease since the cursor count too, with two seconds for claims that were not committed then.
-select t.origin_uid
-from tasker.task_transitions x
-join tasker.tasks t on t.task_id = x.task_id
-where x.transaction_id >= %(cursor)s::text::xid8 and x.transaction_id < %(horizon)s::text::xid8
-    and t.origin_uid is not null
-union
-select t.origin_uid
-from tasker.leases l
-join tasker.tasks t on t.task_id = tasker.task_of_step(l.step_id)
-where l.started_at >= %(since)s::timestamptz - interval '2 seconds' and t.origin_uid is not null;
+-- Resources whose runs moved since a place, and the place to go on from. What a reader has not seen is what was written
+-- by transactions that were under way at its place, or began later; what of these is visible now is new. So nothing is
+-- passed over that commits late, and a transaction that stays open, whoever's it is, holds back only its own rows.
+--
+-- A claim moves no run but changes what is running, so runs with a lease since the place count too, with two seconds for
+-- claims that were not committed then.
+with moved as (
+    select x.task_id
+    from tasker.task_log x
+    where x.transaction_id >= pg_snapshot_xmax(%(snapshot)s::text::pg_snapshot)
+        and x.transaction_id < pg_snapshot_xmax(pg_current_snapshot()) -- all that can be seen; the planner knows a range
+    union
+    select x.task_id
+    from pg_snapshot_xip(%(snapshot)s::text::pg_snapshot) as under_way(transaction_id)
+    cross join lateral (
+        select f.task_id from tasker.task_log f where f.transaction_id = under_way.transaction_id offset 0
+    ) x
+    union
+    select tasker.task_of_step(l.step_id)
+    from tasker.leases l
+    where l.started_at >= %(since)s::timestamptz - interval '2 seconds'
+)
+select pg_current_snapshot()::text as snapshot, tasker.server_timeline() as timeline, tasker.now() as at,
+    pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax(%(snapshot)s::text::pg_snapshot) as went_back,
+    array(
+        select t.origin_uid
+        from moved
+        cross join lateral (select * from tasker.tasks f where f.task_id = moved.task_id offset 0) t
+        where t.origin_uid is not null
+    ) as origin_uids;
 
 -- name: origins_waiting_for_worker
 -- Resources whose runs have a ready step that no worker offers to run, those that have waited longest first.

@@ -1,0 +1,14 @@
+-- Who does things, by number. Asked for before any other lock is taken: the first mention of a name writes it down, and
+-- another session that mentions it at the same moment waits for that.
+
+create or replace function tasker.actor_id(p_name text) returns integer language plpgsql as $$
+declare
+    v_actor_id integer;
+begin
+    select actor_id into v_actor_id from tasker.actors where name = p_name;
+    if not found then
+        insert into tasker.actors (name) values (p_name) on conflict (name) do nothing;
+        select actor_id into v_actor_id from tasker.actors where name = p_name;
+    end if;
+    return v_actor_id;
+end $$;
