@@ -11,6 +11,7 @@ from support.controller_fakes import ControllerKit, make_demand, make_run, make_
 from tasker.controller.kube.client import WORKER_POOL, ClusterError, Manifest
 from tasker.controller.kube.keys import ObjectKey, key_of
 from tasker.controller.kube.resources.worker_pool import MANAGED_POOL_LABEL, WorkerPool
+from tasker.controller.kube.typed_cache import TypedCache
 from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, START_SECONDS
 from tasker.controller.pools.state import PoolState, initial_replicas
 
@@ -707,6 +708,47 @@ async def test_the_managed_pool_goes_with_the_last_template_once_nothing_waits(s
     assert events_of(setting) == [
         ("WorkerPool", "default", "ManagedPoolRemoved", "The managed pool is no longer needed.")
     ]
+
+
+async def test_a_removal_that_is_found_done_is_not_told_a_second_time(setting: Setting) -> None:
+    """The namespace is looked at again before the deletion's event has come."""
+    await managed(setting)
+    remove_template(setting)
+    await setting.scale()
+    told: list[dict[str, str]] = []
+    for _ in range(2):
+        assert await setting.namespaces.reconcile(NAMESPACE) is None
+        told.append(setting.kit.take_event_names())
+    assert told[0] == told[1]
+    assert told[0].keys() == {"ManagedPoolRemoved"}
+
+
+async def test_two_operators_that_make_the_managed_pool_at_once_tell_it_once(setting: Setting) -> None:
+    kit = setting.kit
+    kit.give(template())
+    kit.pass_time(5)
+    get, told = kit.cluster.get, list[dict[str, str]]()
+
+    async def too_early(resource: Any, namespace: str | None, name: str) -> Manifest | None:
+        return None if resource is WORKER_POOL else await get(resource, namespace, name)
+
+    kit.cluster.get = too_early  # type: ignore[method-assign]
+    for _ in range(2):
+        kit.caches = replace(kit.caches, pools=TypedCache(WorkerPool, kit.metrics))
+        await kit.namespace_reconciler().reconcile(NAMESPACE)
+        told.append(kit.take_event_names())
+    assert told[0] == told[1]
+    assert told[0].keys() == {"ManagedPoolCreated"}
+
+
+async def test_of_two_pools_with_the_operators_mark_the_first_goes_and_then_the_other(setting: Setting) -> None:
+    """As when somebody has copied the managed one, labels and all."""
+    copy, default = (setting.kit.give(pool(name, labels={MANAGED_POOL_LABEL: "true"})) for name in ("copy", "default"))
+    await setting.scale()
+    for gone, left in ((copy, ["default"]), (default, [])):
+        assert await setting.namespaces.reconcile(NAMESPACE) is None
+        assert [name for kind, _, name in setting.kit.cluster.objects if kind == WORKER_POOL.kind] == left
+        setting.kit.router.pool(gone, "DELETED")
 
 
 async def test_a_managed_pool_that_is_needed_again_stays(setting: Setting) -> None:

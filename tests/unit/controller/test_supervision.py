@@ -250,10 +250,12 @@ async def test_a_part_that_swallows_a_cancellation_ends_all_the_same() -> None:
                 swallowed += 1
 
     async with Supervised().running(FakePart(swallow_two)) as task:
+        start = virtual_now()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     assert swallowed == 2
+    assert virtual_now() - start == 10.0, "twice five seconds, of the thirty that a pod has to end"
 
 
 @in_virtual_time
