@@ -54,6 +54,14 @@ def test_an_object_that_left_the_selector_of_a_watch_may_come_back() -> None:
     assert objects.put(version(13))
 
 
+@pytest.mark.parametrize("text", ["", "odd", None])
+def test_an_object_whose_version_is_no_number_is_older_than_any(text: str | None) -> None:
+    undated = version(0)
+    undated["metadata"]["resourceVersion"] = text
+    assert not cache_of(version(1)).put(undated)
+    assert cache_of(undated).put(version(0))
+
+
 def test_a_late_deletion_does_not_remove_what_came_back_after_it() -> None:
     objects = cache_of(version(13))
     assert objects.remove(version(12)) is None

@@ -186,6 +186,7 @@ async def test_a_path_that_nobody_serves_is_no_absent_object(
         ([("Retry-After", "7")], {"retryAfterSeconds": 0}, 7.0),
         ([("Retry-After", "Wed, 21 Oct 2026 07:28:00 GMT")], {}, None),
         ([("Retry-After", "nan")], {}, None),
+        ([("Retry-After", "0")], {}, 0.0),
         ([("Retry-After", "-3")], {}, None),
         ([("Retry-After", "1e9")], {}, RETRY_AFTER_LIMIT_SECONDS),
         ([], {}, None),
@@ -223,6 +224,19 @@ async def test_a_list_that_is_forgotten_again_and_again_fails(server: Server, cl
     assert failed.value.is_expired
     assert not failed.value.is_not_found
     assert len(server.requests) == 2 * LIST_ATTEMPTS
+
+
+@pytest.mark.parametrize(("page", "code", "requests"), [("first", 410, 1), ("second", 500, 2)])
+async def test_only_a_list_whose_rest_was_forgotten_is_begun_again(
+    server: Server, cluster: Cluster, page: str, code: int, requests: int
+) -> None:
+    begun = {**EMPTY, "metadata": {"resourceVersion": "1", "continue": "more"}, "items": [A_CONFIG_MAP]}
+    refusal = Reply(code=code, body={"kind": "Status", "code": code})
+    server.answer = lambda line, token: refusal if page == "first" or "continue=more" in line else Reply(body=begun)
+    with pytest.raises(ClusterError) as failed:
+        await listed(cluster)
+    assert failed.value.status == code
+    assert len(server.requests) == requests, "the retry is the caller's"
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,14 @@ async def test_an_answer_that_comes_after_a_resync_missed_the_task_does_not_revi
     assert setting.kit.caches.tasks.find_uid(made["metadata"]["uid"]) is None
 
 
+async def test_pods_and_deployments_of_others_are_not_kept(setting: Setting) -> None:
+    for api_version, kind, spec in (("v1", "Pod", {}), ("apps/v1", "Deployment", {"replicas": 1})):
+        metadata = {"name": "of-others", "namespace": "default", "labels": {"app.kubernetes.io/managed-by": "tasker"}}
+        setting.kit.cluster.store({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec})
+    await setting.resync.run()
+    assert len(setting.kit.caches.pods) == len(setting.kit.caches.deployments) == 0
+
+
 async def test_a_list_whose_rest_the_server_forgot_is_begun_again(setting: Setting) -> None:
     made = [setting.give(f"t{number}") for number in range(LIST_CHUNK + 1)]
     setting.while_listed(TASK, setting.kit.cluster.forget_lists)

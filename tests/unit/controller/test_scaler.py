@@ -14,6 +14,7 @@ from tasker.controller.kube.resources.worker_pool import MANAGED_POOL_LABEL, Wor
 from tasker.controller.kube.typed_cache import TypedCache
 from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, START_SECONDS
 from tasker.controller.pools.state import PoolState, initial_replicas
+from tasker.model.workers import WorkerInfo
 
 KEY = ObjectKey(namespace="default", name="default")
 NAMESPACE = ObjectKey(namespace="default", name="default")
@@ -172,6 +173,16 @@ async def test_pods_without_a_worker_go_before_any_worker_is_drained(setting: Se
     assert state.desired == 1
     assert setting.drained() == set()
     assert setting.cheapest_to_delete() == {"starting-1", "starting-2"}
+
+
+async def test_beside_pods_without_a_worker_only_as_many_workers_go_as_are_too_many(setting: Setting) -> None:
+    setting.with_pool(replicas=4, pods=3)
+    setting.add_pod("empty", registered=False)
+    await setting.scale(running=15)
+    state = await setting.scale(running=15, seconds=31)
+    assert state.desired == 2
+    assert len(setting.drained()) == 1
+    assert setting.cheapest_to_delete() == {"empty", *setting.drained()}
 
 
 async def test_a_worker_that_starts_does_not_count_as_idle(setting: Setting) -> None:
@@ -491,6 +502,11 @@ async def test_a_pod_that_is_being_deleted_does_not_count_as_one_that_stays(sett
 
 async def test_pods_that_go_by_themselves_need_no_draining(setting: Setting) -> None:
     setting.with_pool(replicas=3, pods=1)
+
+    async def read(namespace: str) -> list[WorkerInfo]:
+        raise AssertionError("which of them are busy need not be known")
+
+    setting.kit.engine.workers.read = read  # type: ignore[method-assign]
     await setting.scale(running=1)
     assert (await setting.scale(running=1, seconds=31)).desired == 1
     assert setting.drained() == set()
@@ -566,6 +582,17 @@ async def test_a_number_that_somebody_lowers_is_not_held_back_and_idle_workers_g
     assert setting.drained() == setting.cheapest_to_delete() == {"p2"}
 
 
+async def test_a_number_that_comes_from_somebody_else_than_before_is_no_change_of_it(setting: Setting) -> None:
+    """The operator's becomes an autoscaler's on the Deployment, then one's that writes it into the pool."""
+    setting.with_pool(replicas=3)
+    assert (await setting.scale(running=25)).desired == 3
+    for desired in (None, 5, None):
+        setting.kit.give(pool(scaling={"mode": "external"}, replicas=desired))
+        state = await setting.scale(running=25)
+        assert (state.desired, state.reason) == (desired, "set by an autoscaler")
+    assert setting.kit.take_events() == []
+
+
 async def test_an_external_pool_says_whose_number_it_is(setting: Setting) -> None:
     setting.with_pool(replicas=2, scaling={"mode": "external"})
     assert (await setting.scale()).reason == "set by an autoscaler"
@@ -639,6 +666,13 @@ async def test_the_grace_begins_with_the_oldest_template_and_a_wrong_clock_does_
     setting.kit.pass_time(-0.001)
     assert await setting.namespaces.reconcile(NAMESPACE) is None, "a clock that is wrong"
     assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects
+
+
+async def test_a_template_that_does_not_say_since_when_it_is_there_has_the_whole_grace(setting: Setting) -> None:
+    undated = setting.kit.cluster.store(template())
+    del undated["metadata"]["creationTimestamp"]
+    setting.kit.router.template(undated, "ADDED")
+    assert await setting.namespaces.reconcile(NAMESPACE) == 5.0
 
 
 async def test_a_template_that_is_going_needs_no_pool(setting: Setting) -> None:
@@ -803,6 +837,23 @@ async def test_a_pool_that_became_a_persons_is_not_removed_in_the_same_breath(se
     await setting.scale()
     assert await setting.namespaces.reconcile(NAMESPACE) is None
     assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects
+
+
+@pytest.mark.parametrize("meanwhile", ["deleted", "released"])
+async def test_a_managed_pool_that_is_gone_or_theirs_already_is_not_released_again(
+    setting: Setting, meanwhile: str
+) -> None:
+    """The event of the person's edit has come, the next one not yet."""
+    await managed(setting)
+    await edit_as_a_person(setting, {"spec": {"slots": 3}})
+    if meanwhile == "deleted":
+        setting.kit.cluster.remove(WORKER_POOL.kind, "default", "default")
+    else:
+        live = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
+        setting.kit.cluster.store({**live, "metadata": {**live["metadata"], "labels": {}}})
+    setting.kit.cluster.calls.clear()
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    assert setting.kit.cluster.calls == []
 
 
 async def test_a_managed_pool_that_nobody_touched_costs_no_request(setting: Setting) -> None:

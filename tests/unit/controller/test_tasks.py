@@ -193,7 +193,7 @@ async def test_the_first_status_comes_a_second_after_the_start_however_many_are_
         setting.progress.note_write(f"other-{number}")
     made = setting.kit.give(task())
     await setting.start(made)
-    assert await setting.reconcile(made) is not None
+    assert await setting.reconcile(made) == pytest.approx(2 * 3.01), "a step is ready, so it is read again"
     assert setting.writes() == 1
     setting.clock += 2.9
     assert await setting.reconcile(made) == pytest.approx(0.11)
@@ -627,6 +627,14 @@ async def test_a_fault_of_a_task_is_told_once_for_its_life(setting: Setting, spe
         setting.kit.give({**setting.kit.live(made), "status": {}})
     assert told[0] == told[1]
     assert told[0].keys() == {"TaskInvalid"}
+
+
+async def test_a_fault_is_cut_to_what_a_condition_of_a_task_may_say(setting: Setting) -> None:
+    odd = task()
+    odd["metadata"]["labels"] = {"x" * 300: 1}
+    made = setting.kit.give(odd)
+    await setting.reconcile(made)
+    assert setting.condition(made, "Stalled")[2] == "metadata.labels." + "x" * 239 + "…"
 
 
 # Ends and afterwards.

@@ -213,9 +213,8 @@ class Scaler:
         empty = [name for name in free if name not in workers][:surplus]
         idle = [name for name in free if name in workers]
         idle.sort(key=lambda name: not workers[name].draining)  # those chosen earlier stay chosen
-        drained: list[str] = []
-        if len(empty) < surplus and idle:
-            drained = await self._engine_workers.drain(namespace, idle[: surplus - len(empty)])
+        chosen = idle[: surplus - len(empty)]
+        drained = await self._engine_workers.drain(namespace, chosen) if chosen else []
         await self._set_deletion_cost(namespace, [*empty, *drained], DRAINED_COST)
         held_by = "waiting for a worker to become idle"
         if exposed is not None:

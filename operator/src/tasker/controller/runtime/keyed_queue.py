@@ -37,8 +37,7 @@ class Backoff:
 
     def delay(self, failures: int, uniform: float) -> float:
         """The wait after so many failures in a row: between half of it and all of it, by `uniform` (0 to 1)."""
-        exponent = min(max(failures - 1, 0), 32)
-        full = min(self.max_seconds, self.base_seconds * float(2**exponent))
+        full: float = self.base_seconds * min(2 ** (failures - 1), self.max_seconds / self.base_seconds)
         return full * (0.5 + 0.5 * uniform)
 
 

@@ -47,7 +47,7 @@ class Pacer:
     async def wait(self) -> None:
         await asyncio.sleep(min(HINT_PAUSE_SECONDS, self.period_seconds))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self.period_seconds - HINT_PAUSE_SECONDS)):
+            async with asyncio.timeout(self.period_seconds - HINT_PAUSE_SECONDS):
                 await self._hint.wait()
         self._hint.clear()
 

@@ -119,7 +119,7 @@ class WorkQueue:
             if key is not None:
                 return key
             due = self._queue.next_due()
-            timeout = None if due is None else max(0.0, due - self._clock())
+            timeout = None if due is None else due - self._clock()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._changed.wait()
