@@ -187,7 +187,7 @@ async def test_a_path_that_nobody_serves_is_no_absent_object(
         ([("Retry-After", "Wed, 21 Oct 2026 07:28:00 GMT")], {}, None),
         ([("Retry-After", "nan")], {}, None),
         ([("Retry-After", "0")], {}, 0.0),
-        ([("Retry-After", "-3")], {}, None),
+        ([("Retry-After", "-0.5")], {}, None),
         ([("Retry-After", "1e9")], {}, RETRY_AFTER_LIMIT_SECONDS),
         ([], {}, None),
     ],
@@ -343,7 +343,8 @@ async def test_a_kubeconfig_is_read_again_when_its_token_is_refused(server: Serv
         assert await listed(cluster) == []
     finally:
         await cluster.close()
-    assert [token for _, token in server.requests] == ["first", "second"]
+    asked = "GET /api/v1/configmaps?limit=500 HTTP/1.1"
+    assert server.requests == [(asked, "first"), (asked, "second")]
 
 
 # What is asked, and what a refusal says.
@@ -428,6 +429,12 @@ async def test_what_is_not_done_is_a_refusal(server: Server, cluster: Cluster, c
     with pytest.raises(ClusterError) as refused:
         await cluster.get(TASK, "default", "a")
     assert refused.value.status == code
+
+
+@pytest.mark.parametrize("code", [200, 201, 299])
+async def test_what_is_done_is_no_refusal(server: Server, cluster: Cluster, code: int) -> None:
+    server.answer = lambda line, token: Reply(code=code, body=A_CONFIG_MAP)
+    assert await cluster.get(CONFIG_MAP, "default", "a") == A_CONFIG_MAP
 
 
 async def test_an_answer_that_is_something_else_is_described(server: Server, cluster: Cluster) -> None:

@@ -728,11 +728,15 @@ async def test_the_managed_pool_goes_with_the_last_template_once_nothing_waits(s
     state = await setting.scale(queued=1)
     assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
     assert not state.retiring, "no other pool would take what is queued"
+    state.desired = 0
+    assert await setting.namespaces.reconcile(NAMESPACE) == 1.0, "its workers are still to come"
     setting.kit.states.forget(KEY)
     assert await setting.namespaces.reconcile(NAMESPACE) == 1.0, "nothing is known of its work"
     state = await setting.scale(running=1)
     assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
     assert state.retiring
+    state.desired = 0
+    assert await setting.namespaces.reconcile(NAMESPACE) == 1.0, "a step is still running"
     state = await setting.scale()
     state.desired = 1
     assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
