@@ -117,11 +117,13 @@ class KeyedQueue(Generic[Key]):
         if again_after is not None:
             self.add_at(key, now + again_after)
 
-    def failed(self, key: Key, now: float, *, at_least: float = 0.0) -> float:
+    def failed(self, key: Key, now: float, *, at_least: float | None = None) -> float:
         """The work on the key failed; returns the seconds until it is tried again, never below `at_least`."""
         failures = self._failures.get(key, 0) + 1
         self._failures[key] = failures
-        delay = max(at_least, self._backoff.delay(failures, self._uniform()))
+        delay = self._backoff.delay(failures, self._uniform())
+        if at_least is not None:
+            delay = max(delay, at_least)
         self._active.discard(key)
         self._added_while_active.discard(key)
         self._due_while_active.pop(key, None)
