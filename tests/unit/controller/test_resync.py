@@ -156,9 +156,12 @@ async def test_a_namespace_that_begins_to_go_during_the_list_is_remembered(
         )
 
     begins_to_go("went-unseen")
+    going = {"metadata": {"name": "still-going"}, "status": {"phase": "Terminating"}}
+    setting.kit.cluster.store({"apiVersion": "v1", "kind": "Namespace", **going})
+    begins_to_go("still-going")
     setting.while_listed(NAMESPACE, lambda: begins_to_go("new"))
     await setting.resync.run()
-    assert setting.kit.caches.terminating_namespaces == {"new"}
+    assert setting.kit.caches.terminating_namespaces == {"new", "still-going"}
 
 
 async def test_a_pod_that_vanished_during_the_list_stays_lost(setting: Setting) -> None:

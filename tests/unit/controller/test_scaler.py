@@ -900,6 +900,10 @@ async def test_a_managed_pool_whose_spec_only_we_wrote_stays_ours(setting: Setti
     assert await setting.namespaces.reconcile(NAMESPACE) is None
     live = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
     assert live["metadata"]["labels"][MANAGED_POOL_LABEL] == "true"
+    remove_template(setting)
+    await setting.scale()
+    await setting.namespaces.reconcile(NAMESPACE)
+    assert (WORKER_POOL.kind, "default", "default") not in setting.kit.cluster.objects, "it goes as ours does"
 
 
 async def test_the_runs_of_a_namespace_that_goes_are_cancelled_by_name(setting: Setting) -> None:
