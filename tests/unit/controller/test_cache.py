@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasker.controller.kube import cache
@@ -76,6 +76,15 @@ def test_only_so_many_deletions_are_remembered_the_newest(monkeypatch: pytest.Mo
     assert [objects.put(version(1, uid=f"u{number}", name=f"t{number}")) for number in range(4)] == [True, *[False] * 3]
 
 
+def test_a_deletion_that_is_told_again_is_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "DELETIONS_REMEMBERED", 2)
+    objects = ObjectCache()
+    for uid in ("again", "once", "again", "last"):
+        objects.remove(version(10, uid=uid, name=uid))
+    kept = {uid: objects.put(version(1, uid=uid, name=uid)) for uid in ("again", "once", "last")}
+    assert kept == {"again": False, "once": True, "last": False}
+
+
 @st.composite
 def news(draw: st.DrawFn) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, str]]:
     """What happens to a few names, as it arrives (PUT or DELETED, object), and the uids that are there at last."""
@@ -92,6 +101,7 @@ def news(draw: st.DrawFn) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, s
     return draw(st.permutations([*history, *twice])), alive
 
 
+@settings(deadline=None)
 @given(news())
 def test_in_whatever_order_news_comes_the_end_is_the_same(
     case: tuple[list[tuple[str, dict[str, Any]]], dict[str, str]],

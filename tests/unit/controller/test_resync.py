@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.controller_fakes import ControllerKit, make_run, task
+from support.controller_fakes import ControllerKit, make_run, pool, task
 from support.fake_cluster import Fault
 from tasker.controller.kube.client import (
     LIST_ATTEMPTS,
@@ -121,6 +121,15 @@ async def test_pods_and_deployments_of_others_are_not_kept(setting: Setting) -> 
         setting.kit.cluster.store({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec})
     await setting.resync.run()
     assert len(setting.kit.caches.pods) == len(setting.kit.caches.deployments) == 0
+
+
+async def test_the_namespaces_of_pools_are_looked_at_again(setting: Setting) -> None:
+    """What would have called them may have been missed: the last template's end, for one."""
+    setting.kit.give(pool())
+    await setting.resync.run()
+    setting.kit.queue("namespaces").take()
+    await setting.resync.run()
+    assert setting.kit.queue("namespaces").take() == [ObjectKey(namespace="default", name="default")]
 
 
 async def test_a_list_whose_rest_the_server_forgot_is_begun_again(setting: Setting) -> None:

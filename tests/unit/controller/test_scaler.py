@@ -620,6 +620,15 @@ async def test_an_idle_pool_counts_from_its_live_number_when_nothing_was_decided
     assert (await setting.scale()).desired is None
     setting.kit.give(pool())
     assert (await setting.scale(running=25)).desired == 3
+    assert setting.kit.take_events() == []
+
+
+async def test_without_a_deployment_it_counts_from_its_minimum(setting: Setting) -> None:
+    setting.kit.give(pool(scaling={"mode": "external"}, minReplicas=2))
+    assert (await setting.scale()).desired is None
+    setting.kit.give(pool(minReplicas=2))
+    assert (await setting.scale(running=15)).desired == 2
+    assert setting.kit.take_events() == []
 
 
 # Pods that may still register.

@@ -131,8 +131,8 @@ class Listing:
         self._resource = resource
         self._read = read
         self._label_selector = label_selector
-        self.version = ""
-        """The resourceVersion of the state that was listed, once the first object has come."""
+        self.version: str
+        """The resourceVersion of the state that was listed; there is none before the first object has come."""
 
     async def __aiter__(self) -> AsyncIterator[Manifest]:
         query = {"limit": str(LIST_CHUNK)}
