@@ -173,6 +173,14 @@ async def test_a_namespace_that_begins_to_go_during_the_list_is_remembered(
     assert setting.kit.caches.terminating_namespaces == {"new", "still-going"}
 
 
+async def test_a_namespace_that_began_to_go_unseen_is_found(setting: Setting) -> None:
+    going = {"metadata": {"name": "going"}, "status": {"phase": "Terminating"}}
+    setting.kit.cluster.store({"apiVersion": "v1", "kind": "Namespace", **going})
+    await setting.resync.run()
+    assert setting.kit.caches.terminating_namespaces == {"going"}
+    assert setting.kit.queue("namespaces").take() == [ObjectKey(namespace="going", name="going")]
+
+
 async def test_a_pod_that_vanished_during_the_list_stays_lost(setting: Setting) -> None:
     labels = dict(each.split("=") for each in OWNED_SELECTOR.split(","))
     metadata = {"name": "p", "namespace": "default", "labels": labels}
