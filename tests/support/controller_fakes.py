@@ -327,6 +327,14 @@ class ControllerKit:
             taken.append((about["kind"], about["name"], str(reason), event["message"]))
         return taken
 
+    def take_event_names(self) -> dict[str, str]:
+        """The names of those Events by their reasons, for tests of what is said once: of one name there is one."""
+        names, backlog = dict[str, str](), self.events._backlog
+        while not backlog.empty():
+            reason, event = backlog.get_nowait()
+            names[str(reason)] = event["metadata"]["name"]
+        return names
+
     def live(self, manifest: Mapping[str, Any]) -> Manifest:
         """The object as the cluster has it now."""
         key = key_of(manifest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasker.controller.kube import cache
@@ -26,7 +26,7 @@ def cache_of(*manifests: dict[str, Any]) -> ObjectCache:
     return objects
 
 
-@pytest.mark.parametrize("late", [9, 10, 11])
+@pytest.mark.parametrize("late", [9, 10, 11, 12])
 def test_a_late_answer_does_not_bring_a_deleted_object_back(late: int) -> None:
     objects = cache_of(version(10))
     objects.remove(version(12))
@@ -54,6 +54,14 @@ def test_an_object_that_left_the_selector_of_a_watch_may_come_back() -> None:
     assert objects.put(version(13))
 
 
+@pytest.mark.parametrize("text", ["", "odd", None])
+def test_an_object_whose_version_is_no_number_is_older_than_any(text: str | None) -> None:
+    undated = version(0)
+    undated["metadata"]["resourceVersion"] = text
+    assert not cache_of(version(1)).put(undated)
+    assert cache_of(version(0)).put(undated), "0 is no object's version either"
+
+
 def test_a_late_deletion_does_not_remove_what_came_back_after_it() -> None:
     objects = cache_of(version(13))
     assert objects.remove(version(12)) is None
@@ -66,6 +74,15 @@ def test_only_so_many_deletions_are_remembered_the_newest(monkeypatch: pytest.Mo
     for number in range(4):
         objects.remove(version(10 + number, uid=f"u{number}", name=f"t{number}"))
     assert [objects.put(version(1, uid=f"u{number}", name=f"t{number}")) for number in range(4)] == [True, *[False] * 3]
+
+
+def test_a_deletion_that_is_told_again_is_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "DELETIONS_REMEMBERED", 2)
+    objects = ObjectCache()
+    for uid in ("again", "once", "again", "last"):
+        objects.remove(version(10, uid=uid, name=uid))
+    kept = {uid: objects.put(version(1, uid=uid, name=uid)) for uid in ("again", "once", "last")}
+    assert kept == {"again": False, "once": True, "last": False}
 
 
 @st.composite
@@ -84,6 +101,7 @@ def news(draw: st.DrawFn) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, s
     return draw(st.permutations([*history, *twice])), alive
 
 
+@settings(deadline=None)
 @given(news())
 def test_in_whatever_order_news_comes_the_end_is_the_same(
     case: tuple[list[tuple[str, dict[str, Any]]], dict[str, str]],

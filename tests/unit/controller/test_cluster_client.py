@@ -186,7 +186,8 @@ async def test_a_path_that_nobody_serves_is_no_absent_object(
         ([("Retry-After", "7")], {"retryAfterSeconds": 0}, 7.0),
         ([("Retry-After", "Wed, 21 Oct 2026 07:28:00 GMT")], {}, None),
         ([("Retry-After", "nan")], {}, None),
-        ([("Retry-After", "-3")], {}, None),
+        ([("Retry-After", "0")], {}, 0.0),
+        ([("Retry-After", "-0.5")], {}, None),
         ([("Retry-After", "1e9")], {}, RETRY_AFTER_LIMIT_SECONDS),
         ([], {}, None),
     ],
@@ -223,6 +224,19 @@ async def test_a_list_that_is_forgotten_again_and_again_fails(server: Server, cl
     assert failed.value.is_expired
     assert not failed.value.is_not_found
     assert len(server.requests) == 2 * LIST_ATTEMPTS
+
+
+@pytest.mark.parametrize(("page", "code", "requests"), [("first", 410, 1), ("second", 500, 2)])
+async def test_only_a_list_whose_rest_was_forgotten_is_begun_again(
+    server: Server, cluster: Cluster, page: str, code: int, requests: int
+) -> None:
+    begun = {**EMPTY, "metadata": {"resourceVersion": "1", "continue": "more"}, "items": [A_CONFIG_MAP]}
+    refusal = Reply(code=code, body={"kind": "Status", "code": code})
+    server.answer = lambda line, token: refusal if page == "first" or "continue=more" in line else Reply(body=begun)
+    with pytest.raises(ClusterError) as failed:
+        await listed(cluster)
+    assert failed.value.status == code
+    assert len(server.requests) == requests, "the retry is the caller's"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +343,8 @@ async def test_a_kubeconfig_is_read_again_when_its_token_is_refused(server: Serv
         assert await listed(cluster) == []
     finally:
         await cluster.close()
-    assert [token for _, token in server.requests] == ["first", "second"]
+    asked = "GET /api/v1/configmaps?limit=500 HTTP/1.1"
+    assert server.requests == [(asked, "first"), (asked, "second")]
 
 
 # What is asked, and what a refusal says.
@@ -414,6 +429,12 @@ async def test_what_is_not_done_is_a_refusal(server: Server, cluster: Cluster, c
     with pytest.raises(ClusterError) as refused:
         await cluster.get(TASK, "default", "a")
     assert refused.value.status == code
+
+
+@pytest.mark.parametrize("code", [200, 201, 299])
+async def test_what_is_done_is_no_refusal(server: Server, cluster: Cluster, code: int) -> None:
+    server.answer = lambda line, token: Reply(code=code, body=A_CONFIG_MAP)
+    assert await cluster.get(CONFIG_MAP, "default", "a") == A_CONFIG_MAP
 
 
 async def test_an_answer_that_is_something_else_is_described(server: Server, cluster: Cluster) -> None:

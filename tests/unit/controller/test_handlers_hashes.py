@@ -72,8 +72,9 @@ async def test_one_that_is_missing_is_asked_for_each_time(kit: ControllerKit) ->
     assert await kit.handlers_hashes.read(KEY) == hash_handlers(made)
 
 
-async def test_an_answer_that_an_event_overtook_is_not_kept(
-    kit: ControllerKit, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by", ["an event", "a resync"])
+async def test_an_answer_that_was_overtaken_is_not_kept(
+    kit: ControllerKit, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """The ConfigMap changes after it was read and before the answer arrives."""
     kit.cluster.store(config_map("one"))
@@ -90,7 +91,10 @@ async def test_an_answer_that_an_event_overtook_is_not_kept(
     reading = asyncio.create_task(kit.handlers_hashes.read(KEY))
     await asked.wait()
     changed = kit.cluster.store(config_map("two"))
-    kit.router.config_map(changed, "MODIFIED")
+    if by == "an event":
+        kit.router.config_map(changed, "MODIFIED")
+    else:
+        await kit.resync().run()
     answer.set()
     await reading
     assert await kit.handlers_hashes.read(KEY) == hash_handlers(changed)

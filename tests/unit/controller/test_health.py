@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -82,6 +83,15 @@ async def test_the_metrics_are_there_as_prometheus_reads_them() -> None:
             assert 'tasker_operator_breakdowns_total{part="sweep"} 1.0' in await response.text()
     with pytest.raises(aiohttp.ClientConnectionError):
         await operator.fetch("/healthz")
+
+
+async def test_probes_leave_no_lines_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """They come every few seconds for as long as the operator runs."""
+    caplog.set_level(logging.INFO, "aiohttp.access")
+    operator = Operator()
+    async with operator.serving():
+        await operator.fetch("/healthz")
+    assert caplog.records == []
 
 
 async def test_a_port_that_is_taken_is_named() -> None:

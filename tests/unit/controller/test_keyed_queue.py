@@ -108,6 +108,14 @@ def test_the_earlier_of_two_times_counts() -> None:
     assert queue.take(100.0) is None
 
 
+def test_the_same_time_again_changes_nothing() -> None:
+    queue = make_queue()
+    for key in ("a", "b", "a"):
+        queue.add_at(key, 10.0)
+    assert queue.entries == 2
+    assert [queue.take(10.0) for _ in range(3)] == ["a", "b", None]
+
+
 def test_a_later_time_does_not_delay_a_ready_key_and_an_event_hurries_a_waiting_one() -> None:
     queue = make_queue()
     queue.add("a")

@@ -153,7 +153,8 @@ def test_changed_handlers_change_the_pods_and_the_same_handlers_do_not() -> None
     assert manifests.hash_handlers(one) == manifests.hash_handlers(same) != manifests.hash_handlers(other)
     binary = {"binaryData": {"a.whl": "eA=="}}
     none, text = manifests.hash_handlers({}), manifests.hash_handlers({"data": binary["binaryData"]})
-    assert len({none, text, manifests.hash_handlers(binary)}) == 3
+    newer = manifests.hash_handlers({"binaryData": {"a.whl": "eQ=="}})
+    assert len({none, text, manifests.hash_handlers(binary), newer}) == 4
     assert len(none) == 32
     assert manifests.hash_handlers({"data": None, "binaryData": None}) == none
 

@@ -151,6 +151,7 @@ async def test_while_the_first_list_is_read_it_says_so(world: World) -> None:
         running = world.start()
         await asked.wait()
         assert await world.probe("readyz") == "503 waiting for the first list of resources"
+        assert world.engine.changes.cursors == [None], "what moves from now on is read after it"
         os.kill(os.getpid(), signal.SIGTERM)
         await running
 

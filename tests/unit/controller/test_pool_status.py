@@ -136,6 +136,11 @@ def test_the_whole_status_of_a_pool() -> None:
 
 def test_before_anything_was_observed_the_status_shows_what_is_known() -> None:
     status = built(None, wants(None))
+    assert [each[1:3] for each in shown(status)] == [
+        ("True", "ScaledToZero"),
+        ("False", "ScaledToZero"),
+        ("False", "ScaledToZero"),
+    ]
     del status["conditions"]
     assert status == {
         "observedGeneration": 4,
@@ -153,6 +158,13 @@ def test_before_anything_was_observed_the_status_shows_what_is_known() -> None:
     assert (after_restart["queued"], after_restart["running"], after_restart["desiredReplicas"]) == (5, 6, 3)
     assert after_restart["lastScaleTime"] == "2030-01-01T00:00:00Z"
     assert built(deployment(asked=None), wants(None))["desiredReplicas"] == 0
+
+
+def test_numbers_that_a_deployment_leaves_out_are_none_at_all() -> None:
+    """As the API server writes zero: during a roll-out all workers may be of the template before."""
+    status = status_of({"replicas": 1, "readyReplicas": 1})
+    assert condition(status, "Progressing")[:2] == ("True", "WorkersLeaving")
+    assert condition(status_of({"updatedReplicas": 1}), "Ready")[2] == "0 of 1 workers are ready."
 
 
 def test_a_transition_time_stays_until_the_condition_changes() -> None:

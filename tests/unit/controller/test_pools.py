@@ -254,6 +254,17 @@ async def test_missing_handlers_are_told_and_nothing_is_applied(setting: Setting
     assert setting.applied() == []
 
 
+async def test_a_config_map_that_is_missing_is_told_once_for_the_pools_life(setting: Setting) -> None:
+    """Its status is written anew with each edit of the pool."""
+
+    async def told(config_map: str, slots: int) -> str:
+        await setting.give(handlersFrom={"configMapRef": {"name": config_map}}, slots=slots)
+        return setting.kit.take_event_names()["HandlersNotFound"]
+
+    assert await told("shop", 1) == await told("shop", 2)
+    assert await told("another", 2) != await told("shop", 3)
+
+
 async def test_handlers_that_change_roll_the_pods(setting: Setting) -> None:
     shop = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shop", "namespace": "default"}}
 

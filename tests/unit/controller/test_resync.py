@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.controller_fakes import ControllerKit, make_run, task
+from support.controller_fakes import ControllerKit, make_run, pool, task
 from support.fake_cluster import Fault
 from tasker.controller.kube.client import (
     LIST_ATTEMPTS,
@@ -115,6 +115,23 @@ async def test_an_answer_that_comes_after_a_resync_missed_the_task_does_not_revi
     assert setting.kit.caches.tasks.find_uid(made["metadata"]["uid"]) is None
 
 
+async def test_pods_and_deployments_of_others_are_not_kept(setting: Setting) -> None:
+    for api_version, kind, spec in (("v1", "Pod", {}), ("apps/v1", "Deployment", {"replicas": 1})):
+        metadata = {"name": "of-others", "namespace": "default", "labels": {"app.kubernetes.io/managed-by": "tasker"}}
+        setting.kit.cluster.store({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec})
+    await setting.resync.run()
+    assert len(setting.kit.caches.pods) == len(setting.kit.caches.deployments) == 0
+
+
+async def test_the_namespaces_of_pools_are_looked_at_again(setting: Setting) -> None:
+    """What would have called them may have been missed: the last template's end, for one."""
+    setting.kit.give(pool())
+    await setting.resync.run()
+    setting.kit.queue("namespaces").take()
+    await setting.resync.run()
+    assert setting.kit.queue("namespaces").take() == [ObjectKey(namespace="default", name="default")]
+
+
 async def test_a_list_whose_rest_the_server_forgot_is_begun_again(setting: Setting) -> None:
     made = [setting.give(f"t{number}") for number in range(LIST_CHUNK + 1)]
     setting.while_listed(TASK, setting.kit.cluster.forget_lists)
@@ -148,9 +165,20 @@ async def test_a_namespace_that_begins_to_go_during_the_list_is_remembered(
         )
 
     begins_to_go("went-unseen")
+    going = {"metadata": {"name": "still-going"}, "status": {"phase": "Terminating"}}
+    setting.kit.cluster.store({"apiVersion": "v1", "kind": "Namespace", **going})
+    begins_to_go("still-going")
     setting.while_listed(NAMESPACE, lambda: begins_to_go("new"))
     await setting.resync.run()
-    assert setting.kit.caches.terminating_namespaces == {"new"}
+    assert setting.kit.caches.terminating_namespaces == {"new", "still-going"}
+
+
+async def test_a_namespace_that_began_to_go_unseen_is_found(setting: Setting) -> None:
+    going = {"metadata": {"name": "going"}, "status": {"phase": "Terminating"}}
+    setting.kit.cluster.store({"apiVersion": "v1", "kind": "Namespace", **going})
+    await setting.resync.run()
+    assert setting.kit.caches.terminating_namespaces == {"going"}
+    assert setting.kit.queue("namespaces").take() == [ObjectKey(namespace="going", name="going")]
 
 
 async def test_a_pod_that_vanished_during_the_list_stays_lost(setting: Setting) -> None:

@@ -11,8 +11,10 @@ from support.controller_fakes import ControllerKit, make_demand, make_run, make_
 from tasker.controller.kube.client import WORKER_POOL, ClusterError, Manifest
 from tasker.controller.kube.keys import ObjectKey, key_of
 from tasker.controller.kube.resources.worker_pool import MANAGED_POOL_LABEL, WorkerPool
+from tasker.controller.kube.typed_cache import TypedCache
 from tasker.controller.pools.manifests import DELETION_COST_ANNOTATION, START_SECONDS
 from tasker.controller.pools.state import PoolState, initial_replicas
+from tasker.model.workers import WorkerInfo
 
 KEY = ObjectKey(namespace="default", name="default")
 NAMESPACE = ObjectKey(namespace="default", name="default")
@@ -171,6 +173,16 @@ async def test_pods_without_a_worker_go_before_any_worker_is_drained(setting: Se
     assert state.desired == 1
     assert setting.drained() == set()
     assert setting.cheapest_to_delete() == {"starting-1", "starting-2"}
+
+
+async def test_beside_pods_without_a_worker_only_as_many_workers_go_as_are_too_many(setting: Setting) -> None:
+    setting.with_pool(replicas=4, pods=3)
+    setting.add_pod("empty", registered=False)
+    await setting.scale(running=15)
+    state = await setting.scale(running=15, seconds=31)
+    assert state.desired == 2
+    assert len(setting.drained()) == 1
+    assert setting.cheapest_to_delete() == {"empty", *setting.drained()}
 
 
 async def test_a_worker_that_starts_does_not_count_as_idle(setting: Setting) -> None:
@@ -490,6 +502,11 @@ async def test_a_pod_that_is_being_deleted_does_not_count_as_one_that_stays(sett
 
 async def test_pods_that_go_by_themselves_need_no_draining(setting: Setting) -> None:
     setting.with_pool(replicas=3, pods=1)
+
+    async def read(namespace: str) -> list[WorkerInfo]:
+        raise AssertionError("which of them are busy need not be known")
+
+    setting.kit.engine.workers.read = read  # type: ignore[method-assign]
     await setting.scale(running=1)
     assert (await setting.scale(running=1, seconds=31)).desired == 1
     assert setting.drained() == set()
@@ -565,6 +582,17 @@ async def test_a_number_that_somebody_lowers_is_not_held_back_and_idle_workers_g
     assert setting.drained() == setting.cheapest_to_delete() == {"p2"}
 
 
+async def test_a_number_that_comes_from_somebody_else_than_before_is_no_change_of_it(setting: Setting) -> None:
+    """The operator's becomes an autoscaler's on the Deployment, then one's that writes it into the pool."""
+    setting.with_pool(replicas=3)
+    assert (await setting.scale(running=25)).desired == 3
+    for desired in (None, 5, None):
+        setting.kit.give(pool(scaling={"mode": "external"}, replicas=desired))
+        state = await setting.scale(running=25)
+        assert (state.desired, state.reason) == (desired, "set by an autoscaler")
+    assert setting.kit.take_events() == []
+
+
 async def test_an_external_pool_says_whose_number_it_is(setting: Setting) -> None:
     setting.with_pool(replicas=2, scaling={"mode": "external"})
     assert (await setting.scale()).reason == "set by an autoscaler"
@@ -592,6 +620,15 @@ async def test_an_idle_pool_counts_from_its_live_number_when_nothing_was_decided
     assert (await setting.scale()).desired is None
     setting.kit.give(pool())
     assert (await setting.scale(running=25)).desired == 3
+    assert setting.kit.take_events() == []
+
+
+async def test_without_a_deployment_it_counts_from_its_minimum(setting: Setting) -> None:
+    setting.kit.give(pool(scaling={"mode": "external"}, minReplicas=2))
+    assert (await setting.scale()).desired is None
+    setting.kit.give(pool(minReplicas=2))
+    assert (await setting.scale(running=15)).desired == 2
+    assert setting.kit.take_events() == []
 
 
 # Pods that may still register.
@@ -638,6 +675,13 @@ async def test_the_grace_begins_with_the_oldest_template_and_a_wrong_clock_does_
     setting.kit.pass_time(-0.001)
     assert await setting.namespaces.reconcile(NAMESPACE) is None, "a clock that is wrong"
     assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects
+
+
+async def test_a_template_that_does_not_say_since_when_it_is_there_has_the_whole_grace(setting: Setting) -> None:
+    undated = setting.kit.cluster.store(template())
+    del undated["metadata"]["creationTimestamp"]
+    setting.kit.router.template(undated, "ADDED")
+    assert await setting.namespaces.reconcile(NAMESPACE) == 5.0
 
 
 async def test_a_template_that_is_going_needs_no_pool(setting: Setting) -> None:
@@ -693,11 +737,15 @@ async def test_the_managed_pool_goes_with_the_last_template_once_nothing_waits(s
     state = await setting.scale(queued=1)
     assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
     assert not state.retiring, "no other pool would take what is queued"
+    state.desired = 0
+    assert await setting.namespaces.reconcile(NAMESPACE) == 1.0, "its workers are still to come"
     setting.kit.states.forget(KEY)
     assert await setting.namespaces.reconcile(NAMESPACE) == 1.0, "nothing is known of its work"
     state = await setting.scale(running=1)
     assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
     assert state.retiring
+    state.desired = 0
+    assert await setting.namespaces.reconcile(NAMESPACE) == 1.0, "a step is still running"
     state = await setting.scale()
     state.desired = 1
     assert await setting.namespaces.reconcile(NAMESPACE) == 1.0
@@ -707,6 +755,47 @@ async def test_the_managed_pool_goes_with_the_last_template_once_nothing_waits(s
     assert events_of(setting) == [
         ("WorkerPool", "default", "ManagedPoolRemoved", "The managed pool is no longer needed.")
     ]
+
+
+async def test_a_removal_that_is_found_done_is_not_told_a_second_time(setting: Setting) -> None:
+    """The namespace is looked at again before the deletion's event has come."""
+    await managed(setting)
+    remove_template(setting)
+    await setting.scale()
+    told: list[dict[str, str]] = []
+    for _ in range(2):
+        assert await setting.namespaces.reconcile(NAMESPACE) is None
+        told.append(setting.kit.take_event_names())
+    assert told[0] == told[1]
+    assert told[0].keys() == {"ManagedPoolRemoved"}
+
+
+async def test_two_operators_that_make_the_managed_pool_at_once_tell_it_once(setting: Setting) -> None:
+    kit = setting.kit
+    kit.give(template())
+    kit.pass_time(5)
+    get, told = kit.cluster.get, list[dict[str, str]]()
+
+    async def too_early(resource: Any, namespace: str | None, name: str) -> Manifest | None:
+        return None if resource is WORKER_POOL else await get(resource, namespace, name)
+
+    kit.cluster.get = too_early  # type: ignore[method-assign]
+    for _ in range(2):
+        kit.caches = replace(kit.caches, pools=TypedCache(WorkerPool, kit.metrics))
+        await kit.namespace_reconciler().reconcile(NAMESPACE)
+        told.append(kit.take_event_names())
+    assert told[0] == told[1]
+    assert told[0].keys() == {"ManagedPoolCreated"}
+
+
+async def test_of_two_pools_with_the_operators_mark_the_first_goes_and_then_the_other(setting: Setting) -> None:
+    """As when somebody has copied the managed one, labels and all."""
+    copy, default = (setting.kit.give(pool(name, labels={MANAGED_POOL_LABEL: "true"})) for name in ("copy", "default"))
+    await setting.scale()
+    for gone, left in ((copy, ["default"]), (default, [])):
+        assert await setting.namespaces.reconcile(NAMESPACE) is None
+        assert [name for kind, _, name in setting.kit.cluster.objects if kind == WORKER_POOL.kind] == left
+        setting.kit.router.pool(gone, "DELETED")
 
 
 async def test_a_managed_pool_that_is_needed_again_stays(setting: Setting) -> None:
@@ -763,6 +852,23 @@ async def test_a_pool_that_became_a_persons_is_not_removed_in_the_same_breath(se
     assert (WORKER_POOL.kind, "default", "default") in setting.kit.cluster.objects
 
 
+@pytest.mark.parametrize("meanwhile", ["deleted", "released"])
+async def test_a_managed_pool_that_is_gone_or_theirs_already_is_not_released_again(
+    setting: Setting, meanwhile: str
+) -> None:
+    """The event of the person's edit has come, the next one not yet."""
+    await managed(setting)
+    await edit_as_a_person(setting, {"spec": {"slots": 3}})
+    if meanwhile == "deleted":
+        setting.kit.cluster.remove(WORKER_POOL.kind, "default", "default")
+    else:
+        live = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
+        setting.kit.cluster.store({**live, "metadata": {**live["metadata"], "labels": {}}})
+    setting.kit.cluster.calls.clear()
+    assert await setting.namespaces.reconcile(NAMESPACE) is None
+    assert setting.kit.cluster.calls == []
+
+
 async def test_a_managed_pool_that_nobody_touched_costs_no_request(setting: Setting) -> None:
     await managed(setting)
     asked: list[tuple[str, str]] = []
@@ -803,6 +909,10 @@ async def test_a_managed_pool_whose_spec_only_we_wrote_stays_ours(setting: Setti
     assert await setting.namespaces.reconcile(NAMESPACE) is None
     live = setting.kit.cluster.objects[WORKER_POOL.kind, "default", "default"]
     assert live["metadata"]["labels"][MANAGED_POOL_LABEL] == "true"
+    remove_template(setting)
+    await setting.scale()
+    await setting.namespaces.reconcile(NAMESPACE)
+    assert (WORKER_POOL.kind, "default", "default") not in setting.kit.cluster.objects, "it goes as ours does"
 
 
 async def test_the_runs_of_a_namespace_that_goes_are_cancelled_by_name(setting: Setting) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devcluster.machinery.patch import json_patch
@@ -23,17 +23,20 @@ json_values = st.recursive(
 statuses = st.dictionaries(st.text("ab~/", max_size=3), json_values, max_size=4)
 
 
+@settings(deadline=None)
 @given(statuses, statuses)
 def test_the_operations_make_the_new_of_the_old(old: dict[str, Any], new: dict[str, Any]) -> None:
     live = {"status": old} if old else {}
     assert json_patch(live, status_operations(old, new)).get("status", {}) == new
 
 
+@settings(deadline=None)
 @given(statuses)
 def test_an_equal_status_needs_no_operation(status: dict[str, Any]) -> None:
     assert status_operations(status, status) == []
 
 
+@settings(deadline=None)
 @given(statuses, st.dictionaries(st.text("xyz", min_size=1, max_size=3), json_values, max_size=3))
 def test_what_is_not_named_stays(status: dict[str, Any], unknown: dict[str, Any]) -> None:
     """The writer may know less of an object than the server holds."""

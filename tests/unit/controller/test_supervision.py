@@ -98,6 +98,10 @@ async def raise_a_group() -> None:
         group.create_task(raise_an_error())
 
 
+async def raise_two_at_once() -> None:
+    raise ExceptionGroup("two", [KeyError("the first"), ValueError("the second")])
+
+
 async def cancel_itself() -> None:
     raise asyncio.CancelledError
 
@@ -112,6 +116,7 @@ async def return_at_once() -> None:
         (return_at_once, "part 'fake' ended by itself"),
         (raise_an_error, "part 'fake' ended: KeyError: 'spec'"),
         (raise_a_group, "part 'fake' ended: KeyError: 'spec'"),
+        (raise_two_at_once, "part 'fake' ended: KeyError: 'the first'"),
         (cancel_itself, "part 'fake' was cancelled, and not by the operator's end"),
     ],
 )
@@ -250,10 +255,12 @@ async def test_a_part_that_swallows_a_cancellation_ends_all_the_same() -> None:
                 swallowed += 1
 
     async with Supervised().running(FakePart(swallow_two)) as task:
+        start = virtual_now()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     assert swallowed == 2
+    assert virtual_now() - start == 10.0, "twice five seconds, of the thirty that a pod has to end"
 
 
 @in_virtual_time

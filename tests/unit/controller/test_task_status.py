@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -228,7 +229,7 @@ def settled(reason: str, message: str, stalled: str, succeeded: str) -> list[tup
         (TaskState.ERROR, {}, settled("StepsFailed", "The run ended in error.", "True", "False")),
         (
             TaskState.ERROR,
-            {"failures": (FAILED,)},
+            {"failures": (FAILED, replace(FAILED, step="ship"))},
             settled("StepsFailed", "Step pay failed: CardDeclined: no funds", "True", "False"),
         ),
         (

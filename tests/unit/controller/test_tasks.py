@@ -193,7 +193,7 @@ async def test_the_first_status_comes_a_second_after_the_start_however_many_are_
         setting.progress.note_write(f"other-{number}")
     made = setting.kit.give(task())
     await setting.start(made)
-    assert await setting.reconcile(made) is not None
+    assert await setting.reconcile(made) == pytest.approx(2 * 3.01), "a step is ready, so it is read again"
     assert setting.writes() == 1
     setting.clock += 2.9
     assert await setting.reconcile(made) == pytest.approx(0.11)
@@ -583,15 +583,24 @@ async def test_a_refusal_and_an_end_before_the_start_have_their_events(setting: 
     ]
 
 
-async def test_after_a_restart_no_event_of_a_run_is_said_twice(setting: Setting) -> None:
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (TaskState.COMPLETE, "TaskSucceeded"),
+        (TaskState.ERROR, "TaskFailed"),
+        (TaskState.CANCELLED, "TaskCancelled"),
+    ],
+)
+async def test_after_a_restart_no_event_of_a_run_is_said_twice(setting: Setting, state: TaskState, reason: str) -> None:
     """The name is made from what is said: the API server knows an Event of that name."""
     await setting.with_template()
+    setting.kit.take_events()
     made = setting.kit.give(task())
     await setting.start(made)
     uid, runs = setting.run_of(made), setting.kit.engine.runs
     failure = StepFailure(step="a", attempt=1, error_type="E", message="m", final=True, at="2031-01-01T00:00:00+00:00")
-    runs[uid] = replace(runs[uid], state=TaskState.ERROR, completed_at=setting.kit.now(), failures=(failure,))
-    names: list[set[str]] = []
+    runs[uid] = replace(runs[uid], state=state, completed_at=setting.kit.now(), failures=(failure,))
+    told: list[dict[str, str]] = []
     for _ in range(2):
         submitted = runs.pop(uid)
         setting.kit.give({**setting.kit.live(made), "status": {}})
@@ -599,14 +608,33 @@ async def test_after_a_restart_no_event_of_a_run_is_said_twice(setting: Setting)
         runs[uid] = submitted
         setting.kit.give({**setting.kit.live(made), "status": {}})
         await setting.reconcile(made)
-        backlog, found = setting.kit.events._backlog, set[str]()
-        while not backlog.empty():
-            reason, event = backlog.get_nowait()
-            if event["involvedObject"]["kind"] == "Task":
-                found.add(f"{reason} {event['metadata']['name']}")
-        names.append(found)
-    assert names[0] == names[1]
-    assert {name.partition(" ")[0] for name in names[0]} == {"TaskAccepted", "StepFailed", "TaskFailed"}
+        told.append(setting.kit.take_event_names())
+    assert told[0] == told[1]
+    assert told[0].keys() == {"TaskAccepted", "StepFailed", reason}
+
+
+@pytest.mark.parametrize(
+    "spec", [{"context": {"a": "x" * 300_000}}, {"priority": "high"}], ids=["refused", "unreadable"]
+)
+async def test_a_fault_of_a_task_is_told_once_for_its_life(setting: Setting, spec: dict[str, Any]) -> None:
+    await setting.with_template()
+    setting.kit.take_events()
+    made = setting.kit.give(task(**spec))
+    told: list[dict[str, str]] = []
+    for _ in range(2):
+        await setting.reconcile(made)
+        told.append(setting.kit.take_event_names())
+        setting.kit.give({**setting.kit.live(made), "status": {}})
+    assert told[0] == told[1]
+    assert told[0].keys() == {"TaskInvalid"}
+
+
+async def test_a_fault_is_cut_to_what_a_condition_of_a_task_may_say(setting: Setting) -> None:
+    odd = task()
+    odd["metadata"]["labels"] = {"x" * 300: 1}
+    made = setting.kit.give(odd)
+    await setting.reconcile(made)
+    assert setting.condition(made, "Stalled")[2] == "metadata.labels." + "x" * 239 + "…"
 
 
 # Ends and afterwards.

@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from tasker.controller.runtime.termination import END_SECONDS, MESSAGE_BYTES, ExitCode, Signals, leave_message
+from tasker.controller.runtime.termination import (
+    END_SECONDS,
+    MESSAGE_BYTES,
+    ExitCode,
+    Signals,
+    end_in_any_case,
+    leave_message,
+)
 from tasker.settings import termination_log
 
 
@@ -96,6 +105,24 @@ def test_a_broken_process_that_hangs_ends_in_any_case(tmp_path: Path) -> None:
     reason = "part 'sweep' ended by itself; and the operator did not end in order within 0 s"
     assert file.read_text() == reason
     assert f"the operator ends: {reason}" in ended.stderr
+
+
+def test_its_last_words_are_left_before_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, codes = tmp_path / "log", queue.SimpleQueue[int]()
+    file.touch()
+    monkeypatch.setattr(os, "_exit", codes.put)
+    end_in_any_case(file, "it broke", after_seconds=0.0)
+    assert codes.get(timeout=20) == ExitCode.BREAKDOWN
+    assert file.read_text() == "it broke; and the operator did not end in order within 0 s"
+
+
+def test_nobody_waits_for_the_thread_that_ends_it(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    end_in_any_case(tmp_path / "log", "it broke")
+    [timer] = set(threading.enumerate()) - before
+    assert isinstance(timer, threading.Timer)
+    timer.cancel()
+    assert (timer.daemon, timer.interval) == (True, END_SECONDS)
 
 
 def test_an_end_in_order_does_not_wait_for_that(tmp_path: Path) -> None:

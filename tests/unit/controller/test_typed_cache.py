@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from support.controller_fakes import ControllerKit, make_run, pool, task, template
 from tasker.controller.kube.client import Manifest
@@ -55,6 +56,21 @@ def test_an_object_that_cannot_be_read_is_logged_once_counted_and_left_out(
     kit.give(pool("b", slots=3))
     assert invalid_objects(kit, "WorkerPool") == 0
     assert len(list(kit.caches.pools.read_all())) == 3
+
+
+def test_what_is_nearly_right_is_wrong(kit: ControllerKit) -> None:
+    """As for the CRD: a text is no number, and no number is a truth."""
+    for name, spec in (("a", {"priority": "5"}), ("b", {"suspend": 1}), ("c", {"deadlineSeconds": 5.0})):
+        made = kit.give(task(name, **spec))
+        with pytest.raises(InvalidResource):
+            kit.caches.tasks.read(key_of(made))
+
+
+def test_a_value_that_many_share_cannot_be_changed(kit: ControllerKit) -> None:
+    shared = kit.caches.pools.read(key_of(kit.give(pool())))
+    assert shared is not None
+    with pytest.raises(ValidationError):
+        shared.spec.slots = 3
 
 
 def test_a_deleted_object_is_no_longer_counted(kit: ControllerKit) -> None:

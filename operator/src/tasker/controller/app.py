@@ -182,9 +182,10 @@ async def _until(attempt: Callable[[], Awaitable[Result]], what: str, health: He
         except (StoreUnavailable, ForeignInstallation, ClusterError) as error:
             cause = f"{error}; waiting for {what}"
         else:
-            _require_no_cancellation()
-            return result
+            cause = ""
         _require_no_cancellation()
+        if not cause:
+            return result
         health.waiting_for = f"{what}: {cause}"
         if cause != said:
             logger.warning("%s", cause)

@@ -99,7 +99,7 @@ class WatchRestartCounter(logging.Handler):
     LOGGER = "kopf._cogs.clients.watching"
 
     def __init__(self, metrics: OperatorMetrics) -> None:
-        super().__init__(level=logging.DEBUG)
+        super().__init__()
         self._metrics = metrics
 
     def emit(self, record: logging.LogRecord) -> None:

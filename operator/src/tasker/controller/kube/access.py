@@ -72,10 +72,8 @@ def pod_connection(
     Raises `ConfigurationError` when this is no pod with a service account.
     """
     configuration = _pod_configuration(environment, service_account)
-    scheme, _, token = configuration.api_key["BearerToken"].partition(" ")
-    return kopf.ConnectionInfo(
-        server=configuration.host, ca_path=configuration.ssl_ca_cert, scheme=scheme.capitalize(), token=token.strip()
-    )
+    _, _, token = configuration.api_key["BearerToken"].partition(" ")
+    return kopf.ConnectionInfo(server=configuration.host, ca_path=configuration.ssl_ca_cert, token=token.strip())
 
 
 def _pod_configuration(environment: Mapping[str, str], folder: Path) -> kubernetes_client.Configuration:

@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -130,8 +131,8 @@ class Listing:
         self._resource = resource
         self._read = read
         self._label_selector = label_selector
-        self.version = ""
-        """The resourceVersion of the state that was listed, once the first object has come."""
+        self.version: str
+        """The resourceVersion of the state that was listed; there is none before the first object has come."""
 
     async def __aiter__(self) -> AsyncIterator[Manifest]:
         query = {"limit": str(LIST_CHUNK)}
@@ -280,11 +281,12 @@ class Cluster:
         content_type: str = "application/json",
     ) -> Manifest:
         before = self._credentials() if self._renew is not None else None
-        status, headers, data = await self._send(method, path, query or {}, body, content_type)
+        send = partial(self._send, method, path, query or {}, body, content_type)
+        status, headers, data = await send()
         if status == 401 and self._renew is not None:
             await self._renew_credentials(f"{method} {path}", refused=before)
             # It was refused before anybody looked at what it asks for, so whatever it is may be asked again.
-            status, headers, data = await self._send(method, path, query or {}, body, content_type)
+            status, headers, data = await send()
         try:
             answer = json.loads(data)
         except ValueError:

@@ -74,8 +74,7 @@ class EventRecorder:
                 await self._cluster.create(CORE_EVENT, manifest)
             except ClusterError as error:
                 outcome = "known" if error.is_conflict else "failed"
-                if not error.is_conflict:
-                    logger.debug("an Event was not taken: %s", error)
+                logger.debug("an Event was not taken, it is %s: %s", outcome, error)
             self._metrics.kubernetes_events.labels(reason, outcome).inc()
 
 

@@ -89,8 +89,7 @@ class NamespaceReconciler:
         cancelled = await self._engine_actions.cancel_namespace(
             namespace, actor=ACTOR, reason="the namespace was deleted"
         )
-        if cancelled:
-            logger.info("namespace %s is being deleted: %d runs cancelled", namespace, cancelled)
+        logger.info("namespace %s is being deleted: %d runs cancelled", namespace, cancelled)
 
     async def _create(self, namespace: str) -> float | None:
         """A pool, once the namespace has had templates for a moment: a person's own may be on its way."""

@@ -121,9 +121,9 @@ class Scaler:
                 await self._decide(scaled, demand)
             case "manual":
                 wanted = spec.replicas if spec.replicas is not None else spec.min_replicas
-                await self._follow(scaled, wanted, "set by a person")
+                await self._follow(scaled, demand, wanted, "set by a person")
             case "external":
-                await self._follow(scaled, spec.replicas, "set by an autoscaler")
+                await self._follow(scaled, demand, spec.replicas, "set by an autoscaler")
         if (state.desired, state.reason, _visible(demand)) != before:
             self._pool_queue.add(scaled.key)
 
@@ -157,36 +157,41 @@ class Scaler:
                 state.reason = f"{demand.running} running; {held_by}"
                 return
             partly = f"{current} → {possible}: the idle ones first"
-            self._change(scaled, current, possible, decision.reason if possible == decision.replicas else partly)
+            why = decision.reason if possible == decision.replicas else partly
+            self._change(scaled, possible, Reason.SCALED_DOWN, why)
         elif decision.replicas > current:
             if demand.draining_workers:
                 await self._undrain(scaled, decision.replicas - current)
-            self._change(scaled, current, decision.replicas, decision.reason)
+            self._change(scaled, decision.replicas, Reason.SCALED_UP, decision.reason)
         else:
             state.reason = decision.reason
         state.memory = decision.memory
 
-    async def _follow(self, scaled: _ScaledPool, wanted: int | None, why: str) -> None:
+    async def _follow(self, scaled: _ScaledPool, demand: PoolDemand, wanted: int | None, why: str) -> None:
         """Takes over a number that somebody else decided; None leaves the Deployment's own alone."""
         state = scaled.state
         current = state.desired
-        if wanted is None or current is None or wanted == current:
-            state.desired = wanted
-            state.reason = why
-            return
-        if wanted < current:
+        change = f"{current} → {wanted}: {why}"
+        if wanted is None or current is None:
+            state.desired, state.reason = wanted, why
+        elif wanted > current:
+            if demand.draining_workers:
+                await self._undrain(scaled, wanted - current)
+            self._change(scaled, wanted, Reason.SCALED_UP, change)
+        elif wanted < current:
             # As many idle workers as there are go first; whoever set the number wants it now, so it is not held back.
             await self._drain(scaled, wanted)
-        elif state.demand is not None and state.demand.draining_workers:
-            await self._undrain(scaled, wanted - current)
-        self._change(scaled, current, wanted, f"{current} → {wanted}: {why}")
+            self._change(scaled, wanted, Reason.SCALED_DOWN, change)
+        else:
+            state.reason = why
 
-    def _change(self, scaled: _ScaledPool, current: int, replicas: int, reason: str) -> None:
-        state, up = scaled.state, replicas > current
-        state.desired, state.reason, state.scaled = replicas, reason, True
-        self._metrics.scale_decisions.labels("up" if up else "down", scaled.pool.spec.scaling.mode).inc()
-        self._events.record(scaled.pool.manifest, Reason.SCALED_UP if up else Reason.SCALED_DOWN, reason)
-        logger.info("pool %s: %s", scaled.key, reason)
+    def _change(self, scaled: _ScaledPool, replicas: int, reason: Reason, why: str) -> None:
+        state = scaled.state
+        state.desired, state.reason, state.scaled = replicas, why, True
+        direction = "up" if reason is Reason.SCALED_UP else "down"
+        self._metrics.scale_decisions.labels(direction, scaled.pool.spec.scaling.mode).inc()
+        self._events.record(scaled.pool.manifest, reason, why)
+        logger.info("pool %s: %s", scaled.key, why)
 
     async def _drain(self, scaled: _ScaledPool, target: int) -> tuple[int, str]:
         """Makes pods ready to go without taking work from any.
@@ -213,9 +218,8 @@ class Scaler:
         empty = [name for name in free if name not in workers][:surplus]
         idle = [name for name in free if name in workers]
         idle.sort(key=lambda name: not workers[name].draining)  # those chosen earlier stay chosen
-        drained: list[str] = []
-        if len(empty) < surplus and idle:
-            drained = await self._engine_workers.drain(namespace, idle[: surplus - len(empty)])
+        chosen = idle[: surplus - len(empty)]
+        drained = await self._engine_workers.drain(namespace, chosen) if chosen else []
         await self._set_deletion_cost(namespace, [*empty, *drained], DRAINED_COST)
         held_by = "waiting for a worker to become idle"
         if exposed is not None:

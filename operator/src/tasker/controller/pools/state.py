@@ -57,7 +57,6 @@ class PoolState:
     def forget_applied(self) -> None:
         """Everything is applied again at the next reconcile."""
         self.applied.clear()
-        self.deployment_generation = None
 
 
 class PoolStates:

@@ -54,7 +54,7 @@ def build_pool_status(
         "desiredReplicas": desired,
         "queued": demand.queued if demand is not None else old.queued or 0,
         "running": demand.running if demand is not None else old.running or 0,
-        "oldestReadySeconds": rounded_age(demand.oldest_ready_seconds if demand is not None else 0),
+        "oldestReadySeconds": rounded_age(demand.oldest_ready_seconds) if demand is not None else 0,
         "reason": shorten(state.reason, 256),
         "selector": selector,
     }

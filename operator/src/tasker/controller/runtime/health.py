@@ -69,7 +69,7 @@ async def serve_health(
             await site.start()
         except OSError as error:
             raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        on_bound(runner.addresses[0][1])
+        on_bound(next(iter(runner.addresses))[1])
         yield
     finally:
         await runner.cleanup()

@@ -37,8 +37,7 @@ class Backoff:
 
     def delay(self, failures: int, uniform: float) -> float:
         """The wait after so many failures in a row: between half of it and all of it, by `uniform` (0 to 1)."""
-        exponent = min(max(failures - 1, 0), 32)
-        full = min(self.max_seconds, self.base_seconds * float(2**exponent))
+        full: float = self.base_seconds * min(2 ** (failures - 1), self.max_seconds / self.base_seconds)
         return full * (0.5 + 0.5 * uniform)
 
 
@@ -118,11 +117,13 @@ class KeyedQueue(Generic[Key]):
         if again_after is not None:
             self.add_at(key, now + again_after)
 
-    def failed(self, key: Key, now: float, *, at_least: float = 0.0) -> float:
+    def failed(self, key: Key, now: float, *, at_least: float | None = None) -> float:
         """The work on the key failed; returns the seconds until it is tried again, never below `at_least`."""
         failures = self._failures.get(key, 0) + 1
         self._failures[key] = failures
-        delay = max(at_least, self._backoff.delay(failures, self._uniform()))
+        delay = self._backoff.delay(failures, self._uniform())
+        if at_least is not None:
+            delay = max(delay, at_least)
         self._active.discard(key)
         self._added_while_active.discard(key)
         self._due_while_active.pop(key, None)

@@ -49,7 +49,7 @@ class Pacer:
         seconds = self.period_seconds if seconds is None else seconds
         await asyncio.sleep(min(HINT_PAUSE_SECONDS, seconds))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, seconds - HINT_PAUSE_SECONDS)):
+            async with asyncio.timeout(seconds - HINT_PAUSE_SECONDS):
                 await self._hint.wait()
         self._hint.clear()
 

@@ -79,7 +79,6 @@ class Resync:
         tasks = await self._list(TASK, caches.tasks, router.task)
         await self._list_namespaces()
         for key in caches.pools.all_keys():
-            self._queues.pools.add(key)
             self._queues.namespaces.add(ObjectKey(namespace=key.namespace, name=key.namespace))
         gone = [origin for origin in origins if router.serves(origin.namespace) and origin.uid not in tasks]
         for origin in gone:

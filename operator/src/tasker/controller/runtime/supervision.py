@@ -38,10 +38,10 @@ class Breakdown(TaskerError):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a part is. It stalls when `count` stands still for more than `allowed_seconds` (None: it has nothing to
-    do, and may stand still for ever)."""
+    """How far a part is. It stalls when `count` (None: it counts nothing) stands still for more than `allowed_seconds`
+    (None: it has nothing to do, and may stand still for ever)."""
 
-    count: int
+    count: int | None
     allowed_seconds: float | None
 
 
@@ -76,7 +76,7 @@ class Waiter:
         await self._run()
 
     def progress(self) -> Progress:
-        return Progress(count=0, allowed_seconds=None)
+        return Progress(count=None, allowed_seconds=None)
 
 
 async def _cancel_all(tasks: Sequence[asyncio.Task[None]]) -> None:

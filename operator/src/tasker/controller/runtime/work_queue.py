@@ -119,7 +119,7 @@ class WorkQueue:
             if key is not None:
                 return key
             due = self._queue.next_due()
-            timeout = None if due is None else max(0.0, due - self._clock())
+            timeout = None if due is None else due - self._clock()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._changed.wait()
@@ -148,7 +148,7 @@ class WorkQueue:
         match error:
             case ClusterError():
                 self._metrics.reconcile_errors.labels(self.kind, error.label).inc()
-                delay = self._queue.failed(key, self._clock(), at_least=error.retry_after or 0.0)
+                delay = self._queue.failed(key, self._clock(), at_least=error.retry_after)
                 level = logging.DEBUG if error.is_conflict else logging.WARNING
                 logger.log(level, "%s %s: %s; again in %.1f s", self.kind, key, error, delay)
             case StoreUnavailable():

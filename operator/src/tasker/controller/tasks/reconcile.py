@@ -267,7 +267,7 @@ class TaskReconciler:
         return None
 
     def _time_to_live(self, task: Task, completion_time: str | None) -> float | None:
-        """Seconds until the finished Task is deleted; None when it stays."""
+        """Seconds until the finished Task is deleted, none or less when it is time; None when it stays."""
         seconds = task.spec.ttl_seconds_after_finished
         if seconds is None:
             key = ObjectKey(namespace=task.metadata.namespace, name=task.spec.template_ref.name)
@@ -276,7 +276,7 @@ class TaskReconciler:
         if seconds is None or completion_time is None:
             return None
         end = parse_timestamp(completion_time) + timedelta(seconds=seconds)
-        return max(0.0, (end - self._now()).total_seconds())
+        return (end - self._now()).total_seconds()
 
     async def _read_run(self, uid: str) -> TaskSummary | None:
         return next(iter(await self._engine_tasks.read_by_origin([uid])), None)

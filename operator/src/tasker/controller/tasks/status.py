@@ -42,7 +42,7 @@ PHASES: Mapping[str, str] = {
 
 def size_in_bytes(value: Any) -> int:
     """How many bytes the value takes at most as JSON, escaped the way the API server escapes it."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(value, separators=(",", ":"))
     return len(text) + 5 * sum(text.count(character) for character in "<>&")
 
 

@@ -27,23 +27,13 @@ Truth = Literal["True", "False", "Unknown"]
 class ResourcePart(BaseModel):
     """A part of an object. Fields that are not known here are left alone: a newer CRD may have more."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, alias_generator=to_camel)
+    model_config = ConfigDict(frozen=True, strict=True, alias_generator=to_camel)
 
 
 class NameReference(ResourcePart):
     """Another object of the same namespace."""
 
     name: Name
-
-
-class OwnerReference(ResourcePart):
-    """An object that this one goes with."""
-
-    api_version: str
-    kind: str
-    name: str
-    uid: str
-    controller: bool = False
 
 
 class ObjectMeta(ResourcePart):
@@ -60,8 +50,6 @@ class ObjectMeta(ResourcePart):
     deletion_timestamp: str | None = None
     """When the deletion of an object that waits for finalizers was asked for."""
     labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
-    owner_references: Items[OwnerReference] = ()
 
     @classmethod
     def of(cls, manifest: Manifest) -> ObjectMeta:
@@ -105,7 +93,7 @@ class KubernetesObject(ResourcePart):
     """An object of the cluster."""
 
     metadata: ObjectMeta
-    _manifest: Manifest = PrivateAttr(default_factory=dict)
+    _manifest: Manifest = PrivateAttr()
 
     @classmethod
     def parse(cls, manifest: Manifest) -> Self:
