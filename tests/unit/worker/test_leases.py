@@ -447,7 +447,7 @@ async def test_a_loop_that_is_closed_is_told_nothing() -> None:
         assert len(keeper.engine.renewals) == 1
 
 
-@pytest.mark.parametrize(("seconds", "timed_out"), [(5.0, False), (5.01, True)])
+@pytest.mark.parametrize(("seconds", "timed_out"), [(5.0, False), (5.001, True)])
 async def test_a_step_that_blocks_the_loop_has_all_of_its_time(seconds: float, timed_out: bool) -> None:
     async with Rig(_registry(Waiting())) as rig:
         keeper = Keeper(rig)
@@ -465,9 +465,7 @@ async def test_a_step_that_blocks_the_loop_has_all_of_its_time(seconds: float, t
 async def test_claims_are_looked_over_once_a_second_and_warned_of_after_ten() -> None:
     async with Rig(_registry(Waiting())) as rig:
         keeper = Keeper(rig, began=1000.0)
-        await keeper.tick(0.1)
-        await keeper.tick(0.9)  # looks them over at 1001, 1002, …
-        keeper.clock.now = 1000.0
+        await keeper.tick()  # looks them over at 1000, 1001, …
         held = rig.exchange.held
         held.call_begins(1000.0)
         attempts, _ = held.call_ends([make_claim("work") for _ in range(2)], 1000.0)
