@@ -985,3 +985,39 @@ async def test_a_call_that_fails_is_repeated_until_the_moment_to_give_up(
     batch = settler.take_batch(deque([_ended()]))
     assert await settler.settle(batch, 0) is (calls == 2)
     assert len(engine.calls) == calls
+
+
+async def test_what_was_held_is_handed_in_without_claiming_until_the_settler_gives_up() -> None:
+    engine = MemoryEngine()
+    left: list[int] = []
+    locked = LockedTasks(lambda: left.append(locked.waiting()))
+    settler, metrics, _ = await _settler(engine)
+    lost = Attempt(make_claim(task_uuid="lost"), 0.0)
+    lost.finish(Outcome(OutcomeKind.SUCCESS, "{}"))
+    lost.lose()
+    locked.add([lost])
+    assert await locked._settle_next(settler) is True
+    assert (engine.calls, metrics.results_discarded) == ([], 1)
+    run = asyncio.get_running_loop().create_task(locked.run(settler))
+    locked.add([_ended()])
+    async with asyncio.timeout(5):
+        while not left:  # noqa: ASYNC110 - whoever is told of progress tells nobody
+            await asyncio.sleep(0.001)
+    assert (engine.calls, left, run.done()) == ([("settle", 1, 0)], [0], False)
+    settler.give_up_at = 0.0
+    engine.settle_faults.append(Unavailable("down"))
+    locked.add([_ended()])
+    await asyncio.wait_for(run, 5)
+    assert left == [0], "nothing has come of it"
+    assert len(settler.sending) == 1
+
+
+async def test_only_a_result_counts_as_discarded() -> None:
+    settler, metrics, _ = await _settler(MemoryEngine())
+    given_back = Attempt(make_claim(), 0.0)
+    given_back.give_back()
+    settler.discard(given_back)
+    settler.discard(Attempt(make_claim(), 0.0))
+    assert metrics.results_discarded == 0
+    settler.discard(_ended())
+    assert metrics.results_discarded == 1

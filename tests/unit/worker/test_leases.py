@@ -376,7 +376,8 @@ async def test_leases_run_out_at_the_moment_they_are_said_to_and_each_time_anew(
             keeper.clock.now = keeper.keeper.valid_until - 0.01
             await keeper.tick()
             states = [attempt.state]
-            await keeper.tick(0.01)
+            keeper.clock.now = keeper.keeper.valid_until
+            await keeper.tick()
             states.append(attempt.state)
             assert states == [AttemptState.RUNNING, AttemptState.EXPIRED]
             await keeper.tick(5)
@@ -538,3 +539,12 @@ async def test_the_thread_ticks_four_times_a_second_and_keeps_no_program_from_en
         finally:
             await asyncio.to_thread(keeper.keeper.stop, 5)
         assert set(pauses) == {0.25}
+
+
+async def test_stopping_waits_for_the_thread_and_no_longer_than_was_said() -> None:
+    async with Rig(_registry(Waiting())) as rig:
+        keeper = Keeper(rig)
+        waited: list[float] = []
+        keeper.keeper._thread = SimpleNamespace(join=waited.append)  # type: ignore[assignment]
+        keeper.keeper.stop(5)
+        assert waited == [5]

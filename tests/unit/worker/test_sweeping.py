@@ -200,3 +200,11 @@ def test_one_that_is_asked_to_stop_does_nothing_more() -> None:
     bench.sweeper.stop(5)
     assert bench.engine.settlements == []
     assert bench.engine.closed
+
+
+def test_stopping_waits_for_the_thread_and_no_longer_than_was_said() -> None:
+    bench = Bench()
+    waited: list[float] = []
+    bench.sweeper._thread = SimpleNamespace(join=waited.append)  # type: ignore[assignment]
+    bench.sweeper.stop(5)
+    assert waited == [5]

@@ -21,6 +21,7 @@ from tasker_worker.claims import Outcome, OutcomeKind
 from tasker_worker.errors import DatabaseError, WorkerError
 from tasker_worker.gateway import Offer, SchemaMissing, Unavailable
 from tasker_worker.held import HeldClaims
+from tasker_worker.hints import HintReceiver, HintSender
 from tasker_worker.leases import LeaseKeeper
 from tasker_worker.sweeping import Sweeper
 
@@ -545,6 +546,35 @@ async def test_its_parts_are_made_as_the_settings_say_each_with_a_connection_of_
         assert connection._settings["application_name"] == f"tasker-worker {role}"
         assert connection._settings["keepalives_idle"] == 10
     assert worker._hint_tasks == []
+
+
+@pytest.mark.parametrize(("listen_url", "database"), [(None, "x"), ("postgresql://localhost/direct", "direct")])
+async def test_hints_are_sent_to_the_database_and_heard_where_sessions_are_kept(
+    worker: Worker, started: list[str], monkeypatch: pytest.MonkeyPatch, listen_url: str | None, database: str
+) -> None:
+    parts: list[Any] = []
+
+    async def run(part: HintSender | HintReceiver) -> None:
+        parts.append(part)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(HintSender, "run", run)
+    monkeypatch.setattr(HintReceiver, "run", run)
+    worker.settings = dataclasses.replace(worker.settings, listen_database_url=listen_url)
+    worker._begin(MemoryEngine(), 1)  # type: ignore[arg-type]
+    exchange, conversation = worker._exchange, worker._conversation
+    assert exchange is not None
+    assert conversation is not None
+    await asyncio.sleep(0)
+    sender, receiver = parts
+    assert (sender._gateway._settings["dbname"], receiver._settings["dbname"]) == ("x", database)
+    assert exchange._hinter is sender
+    assert receiver._on_ready == exchange.hint
+    tasks = [*worker._hint_tasks, conversation]
+    for task in tasks:
+        task.cancel()
+    assert len(tasks) == 3
+    await asyncio.wait(tasks)
 
 
 class _Private:
