@@ -137,6 +137,17 @@ async def test_a_session_that_is_terminated_is_replaced(lab: Lab, gateway: Gatew
     assert await gateway.claim("w-1", 1) == []
 
 
+async def test_a_session_of_a_server_that_takes_no_writes_any_more_is_replaced(lab: Lab, gateway: Gateway) -> None:
+    """As after a failover, when the server that was the primary goes on as a standby."""
+    session = gateway._connection
+    assert session is not None
+    await session.execute("set default_transaction_read_only = on")
+    with pytest.raises(Unavailable, match="read-only"):
+        await gateway.register(offer())
+    assert session.closed
+    await gateway.register(offer())
+
+
 async def test_a_pooler_that_loses_prepared_statements_is_lived_with(
     lab: Lab, gateway: Gateway, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -366,6 +366,28 @@ async def test_stopping_lets_handlers_end_gives_back_the_rest_and_signs_off(lab:
     assert await lab.rows("select from tasker.leases") == []
 
 
+async def test_a_worker_that_has_stopped_has_left_no_session_behind(lab: Lab, ended: Ended) -> None:
+    async def roles() -> set[str]:
+        sessions = await lab.rows(
+            "select application_name from pg_stat_activity"
+            " where starts_with(application_name, 'tasker-worker ') and datname = current_database()"
+        )
+        return {row["application_name"].removeprefix("tasker-worker ") for row in sessions}
+
+    async def all_there() -> bool:
+        return await roles() == {"exchange", "locked", "leases", "sweeps", "hints", "listen"}
+
+    async def none_left() -> bool:
+        return not await roles()
+
+    async with worker_on(lab.url, do=lambda context: 1, lease_seconds=0.6) as worker:
+        await ended(await lab.run(step("a")))
+        assert worker._gateway_for_locked is not None
+        await worker._gateway_for_locked.connect()
+        await eventually_async(all_there)
+    await eventually_async(none_left)
+
+
 async def test_sessions_that_are_terminated_all_the_time_lose_and_double_nothing(lab: Lab, ended: Ended) -> None:
     ran: Counter[tuple[str, int]] = Counter()
 

@@ -820,7 +820,7 @@ async def test_giving_up_in_the_middle_of_a_refused_batch_keeps_the_rest_as_unde
     batch = settler.take_batch(deque(_ended() for _ in range(3)))
     engine.settle_faults.extend([Refused("one of them"), Unavailable("down")])
     settler.give_up_at = 0.0
-    assert not await settler.settle(batch, 0)
+    assert await settler.settle(batch, 0) is False
     assert settler.sending == batch
     assert not settler.connected
 
@@ -865,3 +865,159 @@ def test_pauses_are_spread_by_a_fifth_to_either_side() -> None:
     drawn = [spread(10.0) for _ in range(2000)]
     assert 8.0 <= min(drawn) < 8.4
     assert 11.6 < max(drawn) <= 12.0
+
+
+@pytest.mark.parametrize(("seconds", "time_is_up"), [(-0.1, False), (0.0, True)])
+async def test_time_is_up_at_the_moment_that_was_said(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, time_is_up: bool
+) -> None:
+    rig = _still_rig()
+    monkeypatch.setattr(exchange_module, "time", SimpleNamespace(monotonic=lambda: 1000.0 + seconds))
+    rig.exchange.held.valid_until = rig.exchange._give_up_at = 1000.0
+    rig.exchange._locked.add([Attempt(make_claim(), 0.0)])
+    locked: Any = SimpleNamespace(done=lambda: False)
+    assert rig.exchange._leases_ran_out() is time_is_up
+    assert rig.exchange._nothing_is_locked(locked) is time_is_up
+
+
+@pytest.mark.parametrize(
+    ("waiting", "sending", "done", "nothing"),
+    [(0, 0, False, True), (1, 0, False, False), (0, 1, False, False), (1, 1, True, True), (1, 1, False, False)],
+)
+async def test_what_is_held_is_waited_for_as_long_as_somebody_hands_it_in(
+    waiting: int, sending: int, done: bool, nothing: bool
+) -> None:
+    rig = _still_rig()
+    rig.exchange._locked.add([Attempt(make_claim(), 0.0)] * waiting)
+    rig.exchange._settler_of_locked.sending = [Attempt(make_claim(), 0.0)] * sending
+    locked: Any = SimpleNamespace(done=lambda: done)
+    assert rig.exchange._nothing_is_locked(locked) is nothing
+
+
+async def test_one_that_is_woken_leaves_no_timer_behind() -> None:
+    rig = _still_rig()
+    exchange: Any = rig.exchange
+    timers: list[Any] = []
+    cancelled: list[float] = []
+
+    def call_at(until: float, function: Any) -> Any:
+        timers.append((until, function))
+        return SimpleNamespace(cancel=lambda: cancelled.append(until))
+
+    exchange._loop.call_at = call_at
+    for until in (500.0, None):
+        waiting = asyncio.ensure_future(exchange._wait(until))
+        await asyncio.sleep(0)
+        exchange.hint()
+        await asyncio.wait_for(waiting, 5)
+    assert (timers, cancelled) == ([(500.0, exchange._wake)], [500.0])
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError("a fault of ours"), None], ids=repr)
+async def test_the_exchange_ends_at_once_when_what_is_held_is_not_handed_in_any_more(fault: Exception | None) -> None:
+    rig = Rig(registry_of(work=quick), poll_min=3600, poll_max=3600)
+    go = asyncio.Event()
+
+    async def ends(settler: Any) -> None:
+        await go.wait()
+        if fault is not None:
+            raise fault
+
+    rig.exchange._locked.run = ends  # type: ignore[method-assign]
+    async with rig:
+        await rig.until(lambda: rig.exchange._waiter is not None)
+        go.set()
+        assert rig.task is not None
+        with pytest.raises(type(fault) if fault else RuntimeError, match=r"^(a fault of ours|outcomes of tasks that)"):
+            await asyncio.wait_for(rig.task, 5)
+        rig.task = asyncio.get_running_loop().create_task(asyncio.sleep(0))
+
+
+async def test_the_exchange_ends_no_sooner_than_what_hands_in_what_is_held() -> None:
+    rig = Rig(registry_of(work=quick))
+    ended = []
+
+    async def ends_slowly(settler: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            ended.append(True)
+
+    rig.exchange._locked.run = ends_slowly  # type: ignore[method-assign]
+    run = asyncio.get_running_loop().create_task(rig.exchange.run())
+    await asyncio.wait_for(rig.engine.called.wait(), 5)
+    rig.exchange.stop(give_up_at=0)
+    await asyncio.wait_for(run, 5)
+    assert ended == [True]
+
+
+async def test_of_two_outcomes_one_that_is_refused_in_every_shape_is_dropped_and_the_other_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def sleep(seconds: float) -> None: ...
+
+    monkeypatch.setattr(settling, "asyncio", SimpleNamespace(sleep=sleep))
+    engine = MemoryEngine()
+    settler, metrics, _ = await _settler(engine)
+    batch = settler.take_batch(deque(_ended() for _ in range(2)))
+    engine.settle_faults.extend(Refused("no") for _ in range(3))
+    assert await settler.settle(batch, 1) is True
+    assert settler.sending == []
+    assert engine.calls == [("settle", 2, 1), *[("settle", 1, 0)] * 3]
+    assert list(engine.settled) == [batch[1].claim.fence]
+    assert (metrics.calls, metrics.call_failures, metrics.results_refused, metrics.results_discarded) == (4, 3, 1, 1)
+
+
+@pytest.mark.parametrize(("now", "calls"), [(1000.0, 1), (999.9, 2)])
+async def test_a_call_that_fails_is_repeated_until_the_moment_to_give_up(
+    monkeypatch: pytest.MonkeyPatch, now: float, calls: int
+) -> None:
+    async def sleep(seconds: float) -> None: ...
+
+    monkeypatch.setattr(settling, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(settling, "time", SimpleNamespace(monotonic=lambda: now))
+    engine = MemoryEngine()
+    settler, _, _ = await _settler(engine)
+    settler.give_up_at = 1000.0
+    engine.settle_faults.append(Unavailable("down"))
+    batch = settler.take_batch(deque([_ended()]))
+    assert await settler.settle(batch, 0) is (calls == 2)
+    assert len(engine.calls) == calls
+
+
+async def test_what_was_held_is_handed_in_without_claiming_until_the_settler_gives_up() -> None:
+    engine = MemoryEngine()
+    left: list[int] = []
+    locked = LockedTasks(lambda: left.append(locked.waiting()))
+    settler, metrics, _ = await _settler(engine)
+    lost = Attempt(make_claim(task_uuid="lost"), 0.0)
+    lost.finish(Outcome(OutcomeKind.SUCCESS, "{}"))
+    lost.lose()
+    locked.add([lost])
+    assert await locked._settle_next(settler) is True
+    assert (engine.calls, metrics.results_discarded) == ([], 1)
+    run = asyncio.get_running_loop().create_task(locked.run(settler))
+    locked.add([_ended()])
+    async with asyncio.timeout(5):
+        while not left:  # noqa: ASYNC110 - whoever is told of progress tells nobody
+            await asyncio.sleep(0.001)
+    assert (engine.calls, left, run.done()) == ([("settle", 1, 0)], [0], False)
+    settler.give_up_at = 0.0
+    engine.settle_faults.append(Unavailable("down"))
+    locked.add([_ended()])
+    await asyncio.wait_for(run, 5)
+    assert left == [0], "nothing has come of it"
+    assert len(settler.sending) == 1
+
+
+async def test_only_a_result_counts_as_discarded() -> None:
+    settler, metrics, _ = await _settler(MemoryEngine())
+    given_back = Attempt(make_claim(), 0.0)
+    given_back.give_back()
+    settler.discard(given_back)
+    settler.discard(Attempt(make_claim(), 0.0))
+    assert metrics.results_discarded == 0
+    settler.discard(_ended())
+    assert metrics.results_discarded == 1

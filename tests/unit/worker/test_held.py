@@ -18,12 +18,12 @@ PATIENCE = 15.0
 
 def answer(at: datetime = NOON, *unknown: Claim, **changes: object) -> Renewal:
     """A renewal's answer at a time of the database's, which names claims that it was not told."""
-    return NOTHING_LOST._replace(
-        renewed_at=at,
-        unknown_step_ids=[claim.step_id for claim in unknown],
-        unknown_fences=[claim.fence for claim in unknown],
-        **changes,  # type: ignore[arg-type]
-    )
+    told: dict[str, object] = {
+        "renewed_at": at,
+        "unknown_step_ids": [claim.step_id for claim in unknown],
+        "unknown_fences": [claim.fence for claim in unknown],
+    }
+    return NOTHING_LOST._replace(**told | changes)  # type: ignore[arg-type]
 
 
 def held_by_one_call(*claims: Claim) -> tuple[HeldClaims, list[Attempt]]:
@@ -144,3 +144,8 @@ def test_lost_claims_are_told_once_and_only_those_that_are_held() -> None:
     assert held.renewed(lost, 30.0)[0] == [attempt]
     assert held.renewed(lost, 30.0)[0] == []
     assert attempt.state is AttemptState.LOST
+
+
+def test_an_answer_that_makes_no_sense_is_not_half_understood() -> None:
+    with pytest.raises(ValueError, match="longer than"):
+        HeldClaims().renewed(answer(unknown_fences=[1]), 30.0)

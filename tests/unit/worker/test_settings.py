@@ -138,6 +138,7 @@ def test_the_environment_wins_over_the_file_and_arguments_over_both(tmp_path: Pa
         namespace = "file"
         pool = "file"
         slots = 3
+        notifications = true
         [web]
         enabled = false
         """
@@ -145,7 +146,7 @@ def test_the_environment_wins_over_the_file_and_arguments_over_both(tmp_path: Pa
     settings = load_settings({"TASKER_CONFIG_PATH": str(file), "TASKER_POOL": "env", "TASKER_SLOTS": "4"}, slots=5)
     assert settings.database_url == "postgresql://localhost/file"
     assert (settings.namespace, settings.pool, settings.slots) == ("file", "env", 5)
-    assert not settings.web_enabled
+    assert (settings.notifications, settings.web_enabled) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_the_thread_wakes_for_a_sweep_by_itself_and_keeps_no_program_from_ending
             bench.now = bench.sweeper._next_sweep
             return super().wait(0)
 
-    bench.sweeper._next_sweep = 1.0
+    bench.now, bench.sweeper._next_sweep = 5.0, 6.0
     bench.sweeper._wanted = Wanted()
     bench.sweeper.start()
     try:
@@ -181,6 +181,16 @@ def test_the_thread_wakes_for_a_sweep_by_itself_and_keeps_no_program_from_ending
     assert not bench.sweeper._thread.is_alive()
 
 
+def test_the_thread_wakes_for_what_it_is_asked_and_sleeps_again_until_it_is_asked_to_stop() -> None:
+    bench = Bench()
+    bench.sweeper._next_sweep = 1e9
+    bench.sweeper.start()
+    bench.sweeper.settle(_releases(1))
+    eventually(lambda: bench.engine.settlements and not bench.sweeper._wanted.is_set())
+    bench.sweeper.stop(5)
+    assert bench.engine.closed
+
+
 def test_one_that_is_asked_to_stop_does_nothing_more() -> None:
     bench = Bench()
     bench.sweeper._next_sweep = 1e9
@@ -190,3 +200,11 @@ def test_one_that_is_asked_to_stop_does_nothing_more() -> None:
     bench.sweeper.stop(5)
     assert bench.engine.settlements == []
     assert bench.engine.closed
+
+
+def test_stopping_waits_for_the_thread_and_no_longer_than_was_said() -> None:
+    bench = Bench()
+    waited: list[float] = []
+    bench.sweeper._thread = SimpleNamespace(join=waited.append)  # type: ignore[assignment]
+    bench.sweeper.stop(5)
+    assert waited == [5]

@@ -44,11 +44,28 @@ class Held:
         return all(self.ended.acquire(timeout=5) for _ in range(count))
 
 
-def test_jobs_that_block_run_beside_each_other_up_to_the_size(threads: HandlerThreads) -> None:
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """Every thread that is started."""
+    found: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        found.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    return found
+
+
+def test_jobs_that_block_run_beside_each_other_up_to_the_size(
+    threads: HandlerThreads, started: list[threading.Thread]
+) -> None:
     held = Held()
     for _ in range(3):
         threads.submit(held, unexpected)
     assert held.wait_begun(2)
+    assert len(started) == 2, "the last to begin would have started another for the job behind its own"
     assert not held.began.acquire(blocking=False)
     held.go.set()
     assert held.wait_begun(1)
@@ -56,23 +73,41 @@ def test_jobs_that_block_run_beside_each_other_up_to_the_size(threads: HandlerTh
     assert len(set(held.where)) == 2
 
 
-def test_a_thread_that_is_stuck_is_replaced_and_ends_when_it_is_let_go(threads: HandlerThreads) -> None:
+def test_a_thread_that_is_stuck_is_replaced_and_ends_when_it_is_let_go(
+    threads: HandlerThreads, started: list[threading.Thread]
+) -> None:
     stuck, next_ones = Held(), Held()
     jobs = [threads.submit(stuck, unexpected) for _ in range(2)]
     assert stuck.wait_begun(2)
-    for _ in range(2):
+    for _ in range(3):
         threads.submit(next_ones, unexpected)
     for job in jobs:
         threads.give_up(job)
         threads.give_up(job)  # once is enough
     assert next_ones.wait_begun(2)
     assert threads.stuck == 2
+    assert len(started) == 4, "one in the place of each, and not more"
     assert not set(stuck.where) & set(next_ones.where)
     stuck.go.set()
     eventually(lambda: threads.stuck == 0)
     eventually(lambda: not any(thread.is_alive() for thread in stuck.where))
     next_ones.go.set()
-    assert next_ones.wait_ended(2)
+    assert next_ones.wait_ended(3)
+
+
+def test_a_thread_goes_on_behind_a_job_that_was_given_up_before_it_began() -> None:
+    pool = HandlerThreads(1)
+    held, never, after = Held(), Held(), Held()
+    pool.submit(held, unexpected)
+    assert held.wait_begun(1)
+    given_up = pool.submit(never, unexpected)
+    pool.submit(after, unexpected)
+    pool.give_up(given_up)
+    for jobs in (held, after):
+        jobs.go.set()
+        assert jobs.wait_ended(1)
+    assert not never.where
+    pool.close()
 
 
 def test_a_job_given_up_before_it_began_never_runs(threads: HandlerThreads) -> None:
@@ -108,6 +143,18 @@ def test_a_batch_of_short_jobs_loses_none(threads: HandlerThreads) -> None:
     for _ in range(2000):
         threads.submit(done.release, unexpected)
     assert all(done.acquire(timeout=5) for _ in range(2000))
+
+
+def test_what_has_not_begun_when_it_is_closed_never_does() -> None:
+    pool = HandlerThreads(1)
+    held = Held()
+    for _ in range(2):
+        pool.submit(held, unexpected)
+    assert held.wait_begun(1)
+    pool.close()
+    held.go.set()
+    eventually(lambda: not held.where[0].is_alive())
+    assert len(held.where) == 1
 
 
 def test_closing_ends_idle_threads_at_once_and_the_others_after_their_job() -> None:

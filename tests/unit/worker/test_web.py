@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tasker_worker.errors import WorkerError
 from tasker_worker.metrics import _GAUGES, Histogram, WorkerMetrics, exposition
-from tasker_worker.web import WebServer, _Handler
+from tasker_worker.web import WebServer, _Handler, _Server
 
 
 class Subject:
@@ -99,8 +99,12 @@ def test_a_port_that_is_taken_is_named(server: WebServer) -> None:
 
 
 def test_a_port_is_free_again_after_closing() -> None:
+    """Though the server was the one that ended a connection, of which the system then keeps a trace for a minute."""
     first = WebServer(Subject(), "127.0.0.1", 0)
-    _get(first, "/health")
+    with socket.create_connection(("127.0.0.1", first.port), timeout=5) as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        while connection.recv(4096):
+            pass  # until the server has closed it
     first.close()
     second = WebServer(Subject(), "127.0.0.1", first.port)
     second.close()
@@ -230,3 +234,37 @@ def test_one_that_sends_no_request_holds_up_neither_others_nor_the_end(server: W
         assert all(thread.daemon for thread in threads)
         server.close()
         server.close = lambda: None  # type: ignore[method-assign]
+
+
+def test_its_end_is_noticed_within_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    serve = _Server.serve_forever
+
+    def noted(server: _Server, poll_interval: float = 0.5) -> None:
+        pauses.append(poll_interval)
+        serve(server, poll_interval)
+
+    monkeypatch.setattr(_Server, "serve_forever", noted)
+    server = WebServer(Subject(), "127.0.0.1", 0)
+    assert _get(server, "/health")[0] == 200
+    server.close()
+    assert pauses == [0.1]
+
+
+def test_one_that_is_closed_has_no_thread_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+    serve = _Server.serve_forever
+
+    def lingers(server: _Server, poll_interval: float) -> None:
+        serve(server, poll_interval)
+        may_end.wait(10)
+
+    monkeypatch.setattr(_Server, "serve_forever", lingers)
+    server = WebServer(Subject(), "127.0.0.1", 0)
+    closing = threading.Thread(target=server.close, daemon=True)
+    closing.start()
+    closing.join(0.2)
+    waited = closing.is_alive()
+    may_end.set()
+    closing.join(5)
+    assert (waited, closing.is_alive(), server._thread.is_alive()) == (True, False, False)

@@ -80,7 +80,7 @@ class Exchange:
         self._settler_of_locked = self._settler_on(engine_for_locked, self._locked.put_back)
         self._waiter: asyncio.Future[None] | None = None
         self._poll_delay = poll_min
-        self._next_poll = 0.0
+        self._next_poll = self._loop.time()
         self._hinted = False  # since the last call began
         self._stopping = False
         self._give_up_at = float("inf")

@@ -84,7 +84,7 @@ def connection_settings(url: str, role: str, lease_seconds: float) -> dict[str, 
     return bounded | {key: value for key, value in given.items() if value is not None}
 
 
-def _use_text(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> None:
+def _use_text(connection: psycopg.AsyncConnection[Any]) -> None:
     # JSON stays text until a handler reads it, identifiers are text to everybody.
     connection.adapters.register_loader("jsonb", TextLoader)
     connection.adapters.register_loader("uuid", TextLoader)
@@ -153,8 +153,8 @@ class Gateway:
 
     async def expire_predecessor(self, worker: str) -> int:
         """For a process that begins: how many steps an earlier one of this name had left. They go elsewhere at once."""
-        rows = await self._rows("expire_predecessor", (self._namespace, worker))
-        return int(rows[0][0])
+        [(steps,)] = await self._rows("expire_predecessor", (self._namespace, worker))
+        return int(steps)
 
     async def unhandled_callables(self, worker: str) -> list[str]:
         """What the current templates of the worker's namespace need and the worker does not offer."""
@@ -162,15 +162,15 @@ class Gateway:
 
     async def deregister(self, worker: str) -> int:
         """Number of steps that were given back."""
-        rows = await self._rows("deregister_worker", (self._namespace, worker))
-        return int(rows[0][0])
+        [(steps,)] = await self._rows("deregister_worker", (self._namespace, worker))
+        return int(steps)
 
     async def claim(self, worker: str, limit: int) -> list[Claim]:
         return [Claim._make(row) for row in await self._rows("claim_steps", (self._namespace, worker, limit))]
 
     async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer:
         """Record outcomes, and claim up to `claim_limit` steps in the same transaction. Repeating it is harmless."""
-        rows = await self._rows(
+        *told, summary = await self._rows(
             "settle_steps",
             (
                 self._namespace,
@@ -184,15 +184,13 @@ class Gateway:
         )
         settled = set()
         claims = []
-        ready_left = tasks_finished = 0
-        for row in rows:
-            match row[0]:
+        for row in map(Claim._make, told):
+            match row.kind:
                 case "settled":
-                    settled.add(row[2])
+                    settled.add(row.fence)
                 case "claim":
-                    claims.append(Claim._make(row))
-                case "summary":
-                    ready_left, tasks_finished = row[-2], row[-1]
+                    claims.append(row)
+        *_, ready_left, tasks_finished = summary
         return Answer(frozenset(settled), claims, ready_left, tasks_finished)
 
     async def notify(self, channel: str) -> None:
@@ -208,8 +206,6 @@ class Gateway:
             if isinstance(error, _PREPARED_ELSEWHERE):
                 self._prepare = False
                 logger.warning("a pooler between worker and database loses prepared statements; going on without them")
-                await self.close()
-                raise Unavailable(str(error)) from error
             translated = _translated(error)
             if self._connection.closed or _needs_a_new_session(translated):
                 await self.close()
@@ -238,8 +234,8 @@ class SyncGateway:
         Of what the worker holds beside these, all that it claimed before `claiming_since` comes back as unknown.
         """
         step_ids, fences = _array([step for step, _ in claims]), _array([fence for _, fence in claims])
-        parameters = (self._namespace, worker, step_ids, fences, claiming_since)
-        return Renewal._make(self._rows("renew_worker", parameters)[0])
+        [row] = self._rows("renew_worker", (self._namespace, worker, step_ids, fences, claiming_since))
+        return Renewal._make(row)
 
     def settle(self, worker: str, settlement: Settlement) -> None:
         outcome = settlement.outcome
@@ -264,7 +260,6 @@ class SyncGateway:
         try:
             if self._connection is None:
                 self._connection = psycopg.Connection.connect(**self._settings, autocommit=True, prepare_threshold=None)
-                _use_text(self._connection)
             return self._connection.execute(QUERIES[name], parameters).fetchall()
         except psycopg.Error as error:
             translated = _translated(error)

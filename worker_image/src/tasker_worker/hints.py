@@ -38,17 +38,14 @@ class _Channel:
         self._shortest = shortest
         self._longest = longest
         self._interval = shortest
-        self._next = 0.0
-
-    def due(self, now: float) -> float:
-        """Seconds until the wanted hint may be sent."""
-        return self._next - now
+        #: From this monotonic time on, a wanted hint may be sent.
+        self.due_at = float("-inf")
 
     def sent(self, now: float) -> None:
         self.wanted = False
-        quiet = now - self._next > self._interval
+        quiet = now - self.due_at > self._interval
         self._interval = self._shortest if quiet else min(self._interval * 2, self._longest)
-        self._next = now + self._interval
+        self.due_at = now + self._interval
 
 
 class HintSender:
@@ -83,10 +80,8 @@ class HintSender:
 
     async def _send_wanted(self) -> None:
         while waiting := [channel for channel in (self._ready, self._finished) if channel.wanted]:
-            channel = min(waiting, key=lambda each: each.due(0))
-            delay = channel.due(time.monotonic())
-            if delay > 0:
-                await asyncio.sleep(delay)
+            channel = min(waiting, key=lambda each: each.due_at)
+            await asyncio.sleep(channel.due_at - time.monotonic())  # of what is due already: no time
             channel.sent(time.monotonic())
             try:
                 await self._gateway.notify(channel.name)

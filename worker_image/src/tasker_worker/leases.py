@@ -82,7 +82,7 @@ class LeaseKeeper:
         self._expired = False
         self._renewal_failing = False
         self._next_renewal = now + self._lease_seconds / 3
-        self._next_starved_check = now + _STARVED_CHECK_SECONDS
+        self._next_starved_check = now
         self._starved: set[int] = set()  # fences of attempts that were warned of
         self._asked_at: float | None = None  # when the loop was asked to answer, while it has not
         self._warned = False

@@ -48,7 +48,8 @@ class LockedTasks:
 
     def put_back(self, attempts: list[Attempt]) -> None:
         """The run of these is still held: they come last from now on, before what has ended since."""
-        task_uuid = attempts[0].claim.task_uuid
+        first, *_ = attempts
+        task_uuid = first.claim.task_uuid
         later = self._outcomes.pop(task_uuid, ())
         self._outcomes[task_uuid] = deque([*attempts, *later])
         if task_uuid not in self._logged:

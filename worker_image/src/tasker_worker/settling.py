@@ -106,12 +106,13 @@ class Settler:
                 if len(batch) > 1:
                     # One of them is at fault. Each on its own shows which, and the others go through.
                     return await self._settle_one_by_one(batch)
+                [attempt] = batch
                 if replaced:
-                    self.discard(batch[0])
+                    self.discard(attempt)
                     self.sending = []
                     return True
                 replaced = True
-                self._replace_refused(batch[0], error)
+                self._replace_refused(attempt, error)
             except DatabaseError as error:
                 self._metrics.call_failures += 1
                 self.connected = False

@@ -80,8 +80,8 @@ class Sweeper:
 
     def _run(self) -> None:
         try:
-            while not self._stopping.is_set():
-                self._wanted.wait(max(0.0, self._next_sweep - self._clock()))
+            while True:
+                self._wanted.wait(self._next_sweep - self._clock())
                 self._wanted.clear()
                 if self._stopping.is_set():
                     return

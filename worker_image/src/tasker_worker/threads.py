@@ -41,7 +41,6 @@ class HandlerThreads:
         self._threads = 0  # alive and counted
         self._idle = 0  # of those, waiting for a job
         self._waking = False  # one of them was notified or started and does not run yet
-        self._started = 0
         self._stuck = 0
         self._closed = False
 
@@ -74,10 +73,13 @@ class HandlerThreads:
 
     def can_start(self) -> bool:
         """Whether the system has a thread to give, found out by starting one."""
-        return _started(threading.Thread(target=_nothing, name="handler-trial", daemon=True))
+        return _started(threading.Thread(name="handler-trial"))
 
     def close(self) -> None:
-        """Let idle threads end, and the others after their job. Waits for none: they may be stuck."""
+        """Let idle threads end, and the others after their job. Waits for none: they may be stuck.
+
+        Nothing may be submitted from here on.
+        """
         with self._lock:
             self._closed = True
             self._jobs.clear()
@@ -91,8 +93,7 @@ class HandlerThreads:
             self._waking = True
             self._available.notify()
         elif self._threads < self._size:
-            self._started += 1
-            if _started(threading.Thread(target=self._work, name=f"handler-{self._started}", daemon=True)):
+            if _started(threading.Thread(target=self._work, name="handler", daemon=True)):
                 self._waking = True
                 self._threads += 1
             else:
@@ -101,10 +102,10 @@ class HandlerThreads:
 
     def _notify_refused(self) -> None:
         """Without the lock, since whoever is notified may submit again."""
-        while self._refused:
+        while True:
             try:
                 job = self._refused.popleft()
-            except IndexError:  # another thread was quicker
+            except IndexError:
                 return
             if not job.given_up:
                 job.refuse()
@@ -135,7 +136,6 @@ class HandlerThreads:
                     if self._end(job):
                         return
                 elif self._closed:
-                    self._threads -= 1
                     return
                 else:
                     self._idle += 1
@@ -150,6 +150,3 @@ def _started(thread: threading.Thread) -> bool:
     except (RuntimeError, MemoryError):  # the limit of threads, or the memory for a stack
         return False
     return True
-
-
-def _nothing() -> None: ...

@@ -34,7 +34,6 @@ class Subject(Protocol):
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True  # a port left in TIME_WAIT by a restart is free
     daemon_threads = True
-    block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("a client went away")

@@ -135,7 +135,8 @@ class Worker:
     def request_stop(self) -> None:
         """Ask `run` to end gracefully. May be called from any thread and from signal handlers."""
         self._stop_requested = True
-        if self._loop is not None and self._stop_wanted is not None:
+        if self._loop is not None:
+            assert self._stop_wanted is not None  # it is there before the loop is
             try:
                 self._loop.call_soon_threadsafe(self._stop_wanted.set)
             except RuntimeError:
@@ -153,8 +154,8 @@ class Worker:
         if self._state != "new":
             raise WorkerError("a worker that was stopped cannot be started again; make a new one")
         self._state = "starting"
-        self._loop = asyncio.get_running_loop()
         self._stop_wanted = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         if self._stop_requested:
             self._stop_wanted.set()
         settings = self.settings
@@ -291,7 +292,9 @@ class Worker:
         grace = self.settings.shutdown_grace_seconds if grace_seconds is None else grace_seconds
         unsettled = 0
         try:
-            if self._exchange is not None and self._executor is not None and self._conversation is not None:
+            if self._conversation is not None:
+                assert self._exchange is not None
+                assert self._executor is not None
                 logger.info(
                     "stopping: no new work is taken",
                     extra=with_fields(running=self._executor.running, grace_seconds=grace),
