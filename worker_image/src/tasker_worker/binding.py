@@ -88,7 +88,7 @@ class _Argument:
 
 
 def _first_faults(error: pydantic.ValidationError, shown: int = 5) -> str:
-    faults = error.errors(include_url=False, include_input=False)
+    faults = error.errors()
     listed = "; ".join(
         f"{'.'.join(str(part) for part in fault['loc']) or 'value'}: {fault['msg']}" for fault in faults[:shown]
     )
@@ -210,8 +210,7 @@ class _Hints:
             return None
         try:
             adapter = pydantic.TypeAdapter(evaluated)
-            if not adapter.pydantic_complete:  # a model with names in it that did not exist when it was made
-                adapter.rebuild(force=True, raise_errors=True)
+            adapter.rebuild()  # for a model with names in it that did not exist when it was made
         except Exception as error:  # of pydantic, or of the type's own code
             raise self.refusal(
                 f"values cannot be validated against {_shown(given)}, which its parameter {parameter.name!r} is to be:"
