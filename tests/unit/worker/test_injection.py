@@ -547,3 +547,18 @@ def test_every_parameter_that_is_annotated_as_the_context_gets_it() -> None:
         return one is two
 
     assert run_handler(handler).result is True
+
+
+class _WronglySigned:
+    """An object that is called, and says of its parameters what nobody can read."""
+
+    __signature__ = 5
+
+    def __call__(self, context: StepContext) -> None: ...
+
+
+@pytest.mark.parametrize("handler", [max, _WronglySigned()], ids=["built in", "wrong"])
+def test_a_signature_that_cannot_be_read_is_refused(handler: Any) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        HandlerRegistry().register("pay", handler)
+    assert str(refusal.value) == f"handler 'pay': the signature of {handler!r} cannot be read"

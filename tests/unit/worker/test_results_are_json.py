@@ -469,3 +469,29 @@ def test_too_deep_is_too_deep_in_objects_as_in_arrays(kind: type[Any]) -> None:
     assert encode(value)
     with pytest.raises(NotJson, match="is nested deeper than 32 levels"):
         encode({"a": value} if kind is dict else [value])
+
+
+def test_the_text_of_a_result_has_no_blanks_and_no_escapes_that_need_not_be() -> None:
+    assert encode({"a": [1, "é"], "b": None}) == '{"a":[1,"é"],"b":null}'
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_no_number_without_an_end_is_stored(value: float) -> None:
+    with pytest.raises(NotJson, match=rf"^is not JSON: \$ is {value}$"):
+        encode(value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_dataclass_whose_fields_hold_other_types_than_it_says_is_stored_all_the_same() -> None:
+    label = Label(print_on=date(2026, 1, 1))
+    label.print_on = "tomorrow"  # type: ignore[assignment]
+    assert json.loads(encode(label)) == {"print_on": "tomorrow", "by": None}
+
+
+def test_only_a_retryable_failure_that_says_so_is_tried_again() -> None:
+    assert _refusal(StepResult(success=False, error_message="no"))["retryable"] is False
+    for wait in (0, 0.5):
+        assert _refusal(StepResult.fail("no", retry_after=wait))["retry_after_ms"] == wait * 1000
+    for wrong in (-0.5, float("nan")):
+        with pytest.raises(ValueError, match="retry_after is a number of seconds from 0"):
+            StepResult.fail("no", retry_after=wrong)
