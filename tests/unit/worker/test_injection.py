@@ -562,3 +562,24 @@ def test_a_signature_that_cannot_be_read_is_refused(handler: Any) -> None:
     with pytest.raises(ConfigurationError) as refusal:
         HandlerRegistry().register("pay", handler)
     assert str(refusal.value) == f"handler 'pay': the signature of {handler!r} cannot be read"
+
+
+def test_parameters_behind_those_that_take_anything_get_what_they_ask_for() -> None:
+    @inputs("count")
+    def handler(*rest: Any, count: int, context: StepContext) -> list[Any]:
+        return [rest, count, context.attempt]
+
+    assert run_handler(handler, make_context(task_context={"count": "3"}, attempt=2)).result == [[], 3, 2]
+
+
+def test_of_a_fault_of_many_lines_the_first_is_told() -> None:
+    @inputs(client=("client", Client))
+    def handler(client: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError) as refusal:
+        HandlerRegistry().register("pay", handler)
+    assert str(refusal.value).endswith(
+        f"PydanticSchemaGenerationError: Unable to generate pydantic-core schema for {Client!r}."
+        " Set `arbitrary_types_allowed=True` in the model_config to ignore this error or implement"
+        " `__get_pydantic_core_schema__` on your type to fully support it."
+    )

@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 
 from tasker.model.retry import Backoff, retry_delay_ms
+from tasker.model.template import parse_template_spec
 from tasker_worker import HandlerRegistry, PermanentError, RetryableError, StepContext, StepHandler, depends_on
 from tasker_worker.errors import ConfigurationError
 from tasker_worker.logging import current_step
@@ -313,12 +314,6 @@ def test_defaults_of_the_template_hold_where_a_step_says_nothing() -> None:
     assert {each.at for each in run.attempts} == {0.0}
 
 
-def test_a_wait_that_nothing_is_said_of_doubles_from_one_second_to_half_a_minute() -> None:
-    assert [_retry_delay({}, failures, None) for failures in range(1, 8)] == [1, 2, 4, 8, 16, 30, 30]
-    with pytest.raises(ConfigurationError, match="there is no backoff 'sometimes'"):
-        _retry_delay({"backoff": "sometimes"}, 1, None)
-
-
 async def test_a_handler_that_is_cancelled_from_outside_is_cancelled_and_its_own_cancellation_is_a_failure() -> None:
     began = asyncio.Event()
 
@@ -375,3 +370,37 @@ def test_faults_come_as_often_as_is_said() -> None:
         assert runner.run().results == {"a": 2}
         put_in(runner, "a", times=3)
         assert runner.run().results == {"a": 4}
+
+
+def test_what_a_handler_alone_raises_is_a_failure_with_its_wait_in_seconds() -> None:
+    def handler(context: StepContext) -> None:
+        raise RetryableError("later", retry_after=2.5)
+
+    async def on_the_loop(context: StepContext) -> None:
+        handler(context)
+
+    for each in (handler, on_the_loop):
+        result = run_handler(each)
+        assert (result.error_message, result.retryable, result.retry_after) == ("later", True, 2.5)
+
+
+def test_what_a_template_leaves_unsaid_is_what_the_engine_takes_it_for() -> None:
+    def handler(context: StepContext) -> list[Any]:
+        return [context.step_name, context._claim.timeout_ms / 1000, context.max_retries + 1]
+
+    template = _template({"name": "a"}, {"name": "b", "retry": {"retryable": False}})
+    engines = parse_template_spec(template["spec"]).steps
+    run = LocalRunner(template, _registry(a=handler, b=handler)).run()
+    assert [run.results[each.name] for each in engines] == [
+        [each.name, each.timeout_seconds, each.retry.effective_attempts] for each in engines
+    ]
+    for failures in range(1, 8):
+        retry = engines[0].retry
+        assert _retry_delay({}, failures, None) * 1000 == retry_delay_ms(
+            retry.backoff, base_ms=retry.base_ms, max_ms=retry.max_ms, failures=failures
+        )
+
+
+def test_a_backoff_that_there_is_not_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="there is no backoff 'sometimes'"):
+        _retry_delay({"backoff": "sometimes"}, 1, None)

@@ -196,6 +196,7 @@ def test_the_limits_are_inclusive() -> None:
         (Parcel(weight=Decimal("1.50")), {"weight": "1.50", "content": None}),
         (Parcel(weight=1, content=Label(print_on=date(2026, 1, 1))), None),
         (Label(print_on=date(2026, 1, 1)), {"print_on": "2026-01-01", "by": None}),
+        (Label(print_on=date(2026, 1, 1), by={1: Carrier.POST}), {"print_on": "2026-01-01", "by": {"1": "post"}}),
         (datetime(2026, 1, 1, 12, 30, tzinfo=UTC), "2026-01-01T12:30:00Z"),
         (datetime(2026, 1, 1, 12, 30), "2026-01-01T12:30:00"),  # noqa: DTZ001 - a handler may return it
         (date(2026, 1, 1), "2026-01-01"),
