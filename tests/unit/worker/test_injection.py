@@ -129,6 +129,7 @@ def test_a_null_in_the_data_is_a_value_and_not_missing() -> None:
         lambda context: context.attempt,
         lambda anything: anything.attempt,
         lambda anything, /: anything.attempt,
+        lambda anything, /, optional=5: anything.attempt,
         lambda context, optional=5: context.attempt,
     ],
 )

@@ -367,9 +367,9 @@ def test_text_of_errors_is_made_storable() -> None:
 def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None:
     async def work() -> None: ...
 
-    assert _refusal(work())["message"] == (
-        "the handler of step 'x' is a plain function that returned an awaitable; make it async"
-    )
+    told = _refusal(work())
+    assert told["message"] == "the handler of step 'x' is a plain function that returned an awaitable; make it async"
+    assert (told["error_type"], told["retryable"]) == ("PermanentError", False)
 
 
 @pytest.mark.parametrize(("length", "kept"), [(8192, 8192), (8193, 8192)])
@@ -496,3 +496,12 @@ def test_only_a_retryable_failure_that_says_so_is_tried_again() -> None:
     for wrong in (-0.5, float("nan")):
         with pytest.raises(ValueError, match="retry_after is a number of seconds from 0"):
             StepResult.fail("no", retry_after=wrong)
+
+
+def test_a_traceback_that_cannot_be_written_costs_nothing_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise OSError("no")
+
+    monkeypatch.setattr(traceback, "format_exception", fails)
+    told = json.loads(from_exception(ValueError("v")).payload or "")
+    assert (told["message"], told["traceback"]) == ("ValueError: v", "(the traceback cannot be formatted: OSError)")

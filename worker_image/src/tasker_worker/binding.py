@@ -179,10 +179,10 @@ class _Hints:
         self._place = place_of(function)
         self._globals: dict[str, Any] = getattr(written, "__globals__", {})
         self._locals = {each.__name__: each for each in getattr(written, "__type_params__", ())}
-        bound_to = getattr(function, "__self__", None)
-        if owner is None and bound_to is not None:
+        if owner is None:
+            bound_to = getattr(function, "__self__", None)
             owner = bound_to if isinstance(bound_to, type) else type(bound_to)
-        for each in reversed(owner.__mro__) if owner is not None else ():
+        for each in reversed(owner.__mro__):
             # What the class's body could see too, as far as it hides nothing: attributes are often named like a type.
             self._locals |= {
                 key: value
