@@ -19,6 +19,8 @@ class Cart(pydantic.BaseModel):
 def test_attempts_are_counted_from_one_and_retries_from_none() -> None:
     first = make_context(attempt=1, max_attempts=3)
     assert (first.retry_count, first.max_retries, first.is_retry, first.is_last_retry) == (0, 2, False, False)
+    second = make_context(attempt=2, max_attempts=3)
+    assert (second.retry_count, second.is_retry, second.is_last_retry) == (1, True, False)
     last = make_context(attempt=3, max_attempts=3)
     assert (last.retry_count, last.max_retries, last.is_retry, last.is_last_retry) == (2, 2, True, True)
     assert make_context(attempt=1, max_attempts=1).is_last_retry

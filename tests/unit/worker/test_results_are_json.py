@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasker_worker import StepResult
+from tasker_worker import StepHandler, StepResult
 from tasker_worker.claims import OutcomeKind
 from tasker_worker.errors import RetryableError
 from tasker_worker.jsontext import MAX_BYTES, NotJson, clean_text, encode
@@ -505,3 +505,11 @@ def test_a_traceback_that_cannot_be_written_costs_nothing_beside_it(monkeypatch:
     monkeypatch.setattr(traceback, "format_exception", fails)
     told = json.loads(from_exception(ValueError("v")).payload or "")
     assert (told["message"], told["traceback"]) == ("ValueError: v", "(the traceback cannot be formatted: OSError)")
+
+
+def test_a_class_of_handlers_has_words_for_both_ends() -> None:
+    handler = StepHandler()
+    assert handler.success({"a": 1}, {"seconds": 2}) == StepResult.succeed({"a": 1}, {"seconds": 2})
+    told = _refusal(handler.failure("busy", "BusyError", True, {"queue": 7}, retry_after=1.5))
+    assert (told["message"], told["error_type"], told["retryable"]) == ("busy", "BusyError", True)
+    assert (told["metadata"], told["retry_after_ms"]) == ({"queue": 7}, 1500)
