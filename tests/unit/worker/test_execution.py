@@ -954,3 +954,20 @@ async def test_a_handler_that_is_left_behind_with_its_loop_may_clean_up(bench: B
     steps.close()
     assert cleaned == ["cleaned"]
     assert bench.executor.watch.stepping is None
+
+
+async def test_closing_cancels_a_handler_that_waits_and_is_done_when_it_has_ended(bench: Bench) -> None:
+    ended: list[str] = []
+
+    async def handler(context: StepContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("ended")
+
+    bench.registry.register("work", handler)
+    [attempt] = bench.start("work")
+    await _until(lambda: attempt.state is AttemptState.RUNNING)
+    await bench.executor.close()
+    assert ended == ["ended"]
+    assert bench.finished.attempts == []

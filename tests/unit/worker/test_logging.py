@@ -198,6 +198,8 @@ def test_below_trace_nothing_is_written(lines: Any) -> None:
 
 def test_a_line_is_text_as_people_read_it_with_a_time_to_the_millisecond() -> None:
     record = logging.makeLogRecord({"msg": "café", "levelno": logging.INFO, "levelname": "INFO", "created": 1.25})
-    assert JsonLines().format(record) == (
+    lines = JsonLines()
+    assert not lines.usesTime(), "as any formatter, it can be asked"
+    assert lines.format(record) == (
         '{"timestamp": "1970-01-01T00:00:01.250+00:00", "level": "info", "logger": null, "message": "café"}'
     )
