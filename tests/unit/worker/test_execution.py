@@ -971,3 +971,16 @@ async def test_closing_cancels_a_handler_that_waits_and_is_done_when_it_has_ende
     await bench.executor.close()
     assert ended == ["ended"]
     assert bench.finished.attempts == []
+
+
+async def test_no_task_is_made_for_what_was_given_back_in_the_queue_nor_after_the_end(bench: Bench) -> None:
+    bench.registry.register("work", _returning)
+    attempts = bench.start(*["work"] * 20)
+    bench.executor.release(attempts[8])
+    await bench.finished.wait(20)
+    assert [attempts.index(attempt) for attempt in attempts if attempt.task is None] == [8]
+    bench.executor._share = 8
+    late = bench.start(*["work"] * 20)
+    await bench.executor.close()
+    await _until(lambda: not bench.executor._queue)
+    assert [attempt.task is not None for attempt in late] == [True] * 8 + [False] * 12

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
@@ -462,14 +462,18 @@ def test_integers_are_stored_up_to_4300_digits() -> None:
             encode(value)
 
 
-@pytest.mark.parametrize("kind", [dict, list])
-def test_too_deep_is_too_deep_in_objects_as_in_arrays(kind: type[Any]) -> None:
+@pytest.mark.parametrize(
+    "around",
+    [lambda inner: {"a": inner}, lambda inner: [inner], lambda inner: OrderedDict(a=inner), lambda inner: (inner,)],
+    ids=["dict", "list", "mapping", "tuple"],
+)
+def test_too_deep_is_too_deep_in_objects_as_in_arrays(around: Callable[[Any], Any]) -> None:
     value: Any = 1
     for _ in range(32):
-        value = {"a": value} if kind is dict else [value]
+        value = around(value)
     assert encode(value)
     with pytest.raises(NotJson, match="is nested deeper than 32 levels"):
-        encode({"a": value} if kind is dict else [value])
+        encode(around(value))
 
 
 def test_the_text_of_a_result_has_no_blanks_and_no_escapes_that_need_not_be() -> None:
