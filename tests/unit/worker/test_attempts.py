@@ -158,3 +158,23 @@ def test_of_moves_made_at_once_by_two_threads_one_wins() -> None:
         assert not (began and gave_back), "a handler was called for what was given back"
         assert gave_back + finished == 1
         assert attempt.outcome is (RELEASE if gave_back else DONE)
+
+
+def test_a_heartbeat_is_kept_for_who_asks_how_far_it_is() -> None:
+    attempt = attempt_in(AttemptState.RUNNING)
+    assert attempt.detail is None
+    assert attempt.context.heartbeat({"rows": 10})
+    assert attempt.detail == {"rows": 10}
+
+
+def test_an_attempt_that_is_begun_has_a_deadline() -> None:
+    attempt = attempt_in(AttemptState.WAITING)
+    assert attempt.context.deadline is None
+    attempt.begin()
+    assert attempt.context.deadline is not None
+
+
+def test_an_outcome_that_cannot_be_stored_gives_way_to_another() -> None:
+    attempt = attempt_in(AttemptState.FINISHED)
+    attempt.replace(FAILED)
+    assert (attempt.state, attempt.outcome) == (AttemptState.FINISHED, FAILED)

@@ -19,6 +19,8 @@ class Cart(pydantic.BaseModel):
 def test_attempts_are_counted_from_one_and_retries_from_none() -> None:
     first = make_context(attempt=1, max_attempts=3)
     assert (first.retry_count, first.max_retries, first.is_retry, first.is_last_retry) == (0, 2, False, False)
+    second = make_context(attempt=2, max_attempts=3)
+    assert (second.retry_count, second.is_retry, second.is_last_retry) == (1, True, False)
     last = make_context(attempt=3, max_attempts=3)
     assert (last.retry_count, last.max_retries, last.is_retry, last.is_last_retry) == (2, 2, True, True)
     assert make_context(attempt=1, max_attempts=1).is_last_retry
@@ -87,3 +89,20 @@ def test_a_heartbeat_tells_how_far_it_is_and_whether_to_go_on() -> None:
     context.cancelled = True
     assert not context.heartbeat({"rows": 10})
     assert told == ["half", {"rows": 10}]
+
+
+def test_a_deadline_that_has_passed_leaves_nothing_and_no_less() -> None:
+    assert make_context(deadline=datetime.now(UTC) - timedelta(hours=1)).seconds_left == 0
+
+
+def test_a_place_in_an_array_counts_from_either_end_and_leads_nowhere_outside_of_it() -> None:
+    context = make_context(dependency_results={"rows": [1, 2, 3], "text": "abc"})
+    found = {place: context.get_dependency_field("rows", place) for place in (-4, -3, -1, 0, 2, 3)}
+    assert found == {-4: None, -3: 1, -1: 3, 0: 1, 2: 3, 3: None}
+    assert context.get_dependency_field("rows", "0") is None
+    assert context.get_dependency_field("text", 0) is None
+
+
+def test_the_text_of_a_context_tells_whose_it_is() -> None:
+    context = make_context(step_name="pay", attempt=2, task_uuid="t-1")
+    assert repr(context) == "<StepContext of step 'pay', task t-1, attempt 2>"

@@ -123,3 +123,15 @@ def test_only_permanent_and_validation_errors_are_not_tried_again_by_default() -
         ErrorType.PERMANENT_ERROR,
         ErrorType.VALIDATION_ERROR,
     }
+
+
+def test_a_wait_of_nothing_is_one() -> None:
+    for wait in (0, 0.5):
+        assert RetryableError("x", retry_after=wait).retry_after == wait
+    with pytest.raises(ValueError, match="retry_after is a number of seconds from 0"):
+        RetryableError("x", retry_after=-0.5)
+
+
+def test_of_a_group_that_is_worth_another_attempt_the_first_member_tells_how() -> None:
+    first = errors.RateLimitError("slow down", retry_after=2.5)
+    assert classify(ExceptionGroup("x", [first, OSError("x"), errors.NetworkError("x")])) == classify(first)

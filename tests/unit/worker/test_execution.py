@@ -587,6 +587,25 @@ async def test_the_loop_knows_whose_code_it_runs(bench: Bench) -> None:
     await bench.finished.wait(1)
     assert seen == [attempt, attempt]
     assert bench.executor.watch.stepping is None
+    assert bench.executor.watch.loop_thread == threading.get_ident()
+
+
+async def test_no_code_is_run_while_a_handler_waits_nor_after_one_that_could_not_be_made(bench: Bench) -> None:
+    class Fails(StepHandler):
+        def __init__(self) -> None:
+            raise OSError("no")
+
+        async def call(self, context: StepContext) -> None: ...
+
+    assert (await bench.run(Fails))["message"] == "OSError: no"
+    assert bench.executor.watch.stepping is None
+    go = asyncio.Event()
+    bench.registry.register("work", _sleeping(go), replace=True)
+    [attempt] = bench.start("work")
+    await _until(lambda: attempt.state is AttemptState.RUNNING)
+    assert bench.executor.watch.stepping is None
+    go.set()
+    await bench.finished.wait(2)
 
 
 async def test_overhead_of_a_handler_is_far_below_a_tenth_of_a_millisecond(bench: Bench) -> None:
@@ -748,14 +767,14 @@ async def test_an_executor_that_is_closed_tries_no_thread(bench: Bench, monkeypa
     assert not bench.threads_back.is_set()
 
 
-@pytest.mark.parametrize(("took", "share"), [(0.005, 16), (0.006, 4)])
+@pytest.mark.parametrize(("now", "share"), [(0.01, 16), (0.011, 4)])
 async def test_a_share_that_takes_the_loop_for_more_than_five_milliseconds_is_halved(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, took: float, share: int
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, now: float, share: int
 ) -> None:
     executor: Any = bench.executor
     assert executor._share == 8
-    executor._share_began = 0.0
-    monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=lambda: took))
+    executor._share_began = 0.005
+    monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=lambda: now))
     executor._begin_share()
     assert (executor._share, executor._share_began) == (share, None)
 
@@ -872,3 +891,96 @@ async def test_a_result_of_a_thread_that_ends_after_the_loop_costs_nothing(bench
     bench.executor._loop = closed
     bench.executor._call_collect()
     assert bench.executor._collecting
+
+
+async def test_what_cannot_be_resolved_keeps_nothing_that_was_claimed_with_it(bench: Bench) -> None:
+    bench.registry.register("work", lambda context: None)
+    bench.start("unknown", "work")
+    await bench.finished.wait(2)
+    assert (bench.metrics.failed, bench.metrics.succeeded) == (1, 1)
+
+
+async def test_what_has_ended_leaves_no_task(bench: Bench) -> None:
+    await bench.run(_returning)
+    await _until(lambda: not bench.executor._tasks)
+
+
+async def _returning(context: StepContext) -> None: ...
+
+
+async def test_what_has_ended_leaves_no_timer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, attempt = _waiting_in_thread(bench, monkeypatch)
+    cancelled: list[bool] = []
+    attempt.timer = SimpleNamespace(cancel=lambda: cancelled.append(True))  # type: ignore[assignment]
+    bench.executor.release(attempt)
+    assert (cancelled, attempt.timer) == ([True], None)
+    assert len(loop.later) == 1
+
+
+async def test_closing_ends_the_threads_that_wait_for_work(bench: Bench) -> None:
+    threads: list[threading.Thread] = []
+    await bench.run(lambda context: threads.append(threading.current_thread()))
+    await bench.executor.close()
+    await asyncio.to_thread(threads[0].join, 5)
+    assert not threads[0].is_alive()
+
+
+async def test_every_end_is_told_in_a_line_of_its_own(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "tasker_worker.execution")
+    await bench.run(lambda context: None)
+    await bench.run(_raising(PermanentError("no stock")))
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+        ("DEBUG", "step done"),
+        ("WARNING", "step failed"),
+    ]
+
+
+async def test_a_handler_that_is_left_behind_with_its_loop_may_clean_up(bench: Bench) -> None:
+    """As when a loop is thrown away: nothing runs the handler any more, and Python closes it."""
+    cleaned: list[str] = []
+
+    async def handler(context: StepContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        except GeneratorExit:
+            cleaned.append("cleaned")
+            raise
+
+    bench.registry.register("work", handler)
+    invocation = bench.registry.invocation("work")
+    attempt = Attempt(make_claim("work"), time.monotonic())
+    steps = bench.executor._steps_of(attempt, invocation)
+    steps.send(None)
+    steps.close()
+    assert cleaned == ["cleaned"]
+    assert bench.executor.watch.stepping is None
+
+
+async def test_closing_cancels_a_handler_that_waits_and_is_done_when_it_has_ended(bench: Bench) -> None:
+    ended: list[str] = []
+
+    async def handler(context: StepContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("ended")
+
+    bench.registry.register("work", handler)
+    [attempt] = bench.start("work")
+    await _until(lambda: attempt.state is AttemptState.RUNNING)
+    await bench.executor.close()
+    assert ended == ["ended"]
+    assert bench.finished.attempts == []
+
+
+async def test_no_task_is_made_for_what_was_given_back_in_the_queue_nor_after_the_end(bench: Bench) -> None:
+    bench.registry.register("work", _returning)
+    attempts = bench.start(*["work"] * 20)
+    bench.executor.release(attempts[8])
+    await bench.finished.wait(20)
+    assert [attempts.index(attempt) for attempt in attempts if attempt.task is None] == [8]
+    bench.executor._share = 8
+    late = bench.start(*["work"] * 20)
+    await bench.executor.close()
+    await _until(lambda: not bench.executor._queue)
+    assert [attempt.task is not None for attempt in late] == [True] * 8 + [False] * 12

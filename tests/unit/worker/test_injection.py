@@ -129,6 +129,7 @@ def test_a_null_in_the_data_is_a_value_and_not_missing() -> None:
         lambda context: context.attempt,
         lambda anything: anything.attempt,
         lambda anything, /: anything.attempt,
+        lambda anything, /, optional=5: anything.attempt,
         lambda context, optional=5: context.attempt,
     ],
 )
@@ -547,3 +548,39 @@ def test_every_parameter_that_is_annotated_as_the_context_gets_it() -> None:
         return one is two
 
     assert run_handler(handler).result is True
+
+
+class _WronglySigned:
+    """An object that is called, and says of its parameters what nobody can read."""
+
+    __signature__ = 5
+
+    def __call__(self, context: StepContext) -> None: ...
+
+
+@pytest.mark.parametrize("handler", [max, _WronglySigned()], ids=["built in", "wrong"])
+def test_a_signature_that_cannot_be_read_is_refused(handler: Any) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        HandlerRegistry().register("pay", handler)
+    assert str(refusal.value) == f"handler 'pay': the signature of {handler!r} cannot be read"
+
+
+def test_parameters_behind_those_that_take_anything_get_what_they_ask_for() -> None:
+    @inputs("count")
+    def handler(*rest: Any, count: int, context: StepContext) -> list[Any]:
+        return [rest, count, context.attempt]
+
+    assert run_handler(handler, make_context(task_context={"count": "3"}, attempt=2)).result == [[], 3, 2]
+
+
+def test_of_a_fault_of_many_lines_the_first_is_told() -> None:
+    @inputs(client=("client", Client))
+    def handler(client: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError) as refusal:
+        HandlerRegistry().register("pay", handler)
+    assert str(refusal.value).endswith(
+        f"PydanticSchemaGenerationError: Unable to generate pydantic-core schema for {Client!r}."
+        " Set `arbitrary_types_allowed=True` in the model_config to ignore this error or implement"
+        " `__get_pydantic_core_schema__` on your type to fully support it."
+    )

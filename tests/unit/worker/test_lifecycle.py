@@ -347,3 +347,25 @@ def test_a_second_signal_ends_the_process_with_the_code_of_the_signal(
 def test_what_nobody_foresaw_is_told_by_its_type_and_what_the_sdk_says_by_its_text() -> None:
     assert lifecycle._text(ValueError("x")) == "ValueError: x"
     assert lifecycle._text(WorkerError("x")) == "x"
+
+
+def test_a_stop_waits_for_the_end_of_the_thread_and_forgets_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = _not_begun()
+    joined: list[bool] = []
+    running.thread = SimpleNamespace(join=lambda: joined.append(True))  # type: ignore[assignment]
+    running.ended.set_result(None)
+    monkeypatch.setattr(lifecycle, "_running", running)
+    assert lifecycle.stop_worker().message == "no worker was running"
+    assert joined == [True]
+    assert lifecycle._running is None
+
+
+def test_settings_that_end_the_program_when_they_are_read_are_an_error_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*given: Any, **settings: Any) -> Any:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(lifecycle, "load_settings", ends)
+    with pytest.raises(WorkerError, match=r"^SystemExit: 3$"):
+        lifecycle.bootstrap_worker(_unreachable(tmp_path))

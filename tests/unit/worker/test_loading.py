@@ -82,3 +82,11 @@ def test_a_registry_that_a_program_filled_is_enough() -> None:
     registry = HandlerRegistry()
     registry.register("work", lambda context: None)
     load_handlers(registry, [], None)
+
+
+def test_the_folder_comes_first_on_the_import_path_and_once(tmp_path: Path) -> None:
+    (tmp_path / "first_handlers.py").write_text(HANDLER.format(name="first"))
+    before = sys.path[:]
+    for _ in range(2):
+        load_handlers(HandlerRegistry(), [], tmp_path)
+        assert sys.path == [str(tmp_path), *before]

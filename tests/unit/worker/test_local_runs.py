@@ -6,14 +6,17 @@ import asyncio
 import itertools
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from tasker.model.retry import Backoff, retry_delay_ms
+from tasker.model.template import parse_template_spec
 from tasker_worker import HandlerRegistry, PermanentError, RetryableError, StepContext, StepHandler, depends_on
 from tasker_worker.errors import ConfigurationError
+from tasker_worker.logging import current_step
 from tasker_worker.testing import LocalClock, LocalRunner, _retry_delay, make_context, run_handler, run_handler_async
 
 
@@ -309,3 +312,95 @@ def test_defaults_of_the_template_hold_where_a_step_says_nothing() -> None:
         "b": "7000 0 {'shared': 1}",
     }
     assert {each.at for each in run.attempts} == {0.0}
+
+
+async def test_a_handler_that_is_cancelled_from_outside_is_cancelled_and_its_own_cancellation_is_a_failure() -> None:
+    began = asyncio.Event()
+
+    async def waits(context: StepContext) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    async def cancels(context: StepContext) -> None:
+        raise asyncio.CancelledError
+
+    running = asyncio.get_running_loop().create_task(run_handler_async(waits))
+    await asyncio.wait_for(began.wait(), 5)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    result = await run_handler_async(cancels)
+    assert (result.success, result.error_message) == (False, "handler raised CancelledError")
+
+
+def test_the_text_of_a_run_is_what_became_of_it_and_not_what_it_was_made_of() -> None:
+    text = repr(LocalRunner(_template({"name": "a"}), _registry(a=lambda context: 1)).run())
+    assert "results={'a': 1}" in text
+    assert "runner=" not in text
+    assert " steps=" not in text
+
+
+def test_handlers_of_modules_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "handlers_of_a_local_run.py").write_text(
+        "from tasker_worker import step_handler\n\n@step_handler('a')\ndef a(context): return 'found'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    runner = LocalRunner(_template({"name": "a"}), modules=["handlers_of_a_local_run"])
+    assert runner.run().results == {"a": "found"}
+
+
+def test_a_handler_alone_is_told_its_deadline_and_its_step_is_on_its_lines() -> None:
+    def handler(context: StepContext) -> list[Any]:
+        return [context.deadline is not None, current_step.get() is context]
+
+    async def on_the_loop(context: StepContext) -> list[Any]:
+        return handler(context)
+
+    for each in (handler, on_the_loop):
+        assert run_handler(each).result == [True, True]
+    assert current_step.get() is None
+
+
+def test_faults_come_as_often_as_is_said() -> None:
+    for put_in in (LocalRunner.fail, LocalRunner.time_out, LocalRunner.crash):
+        runner = LocalRunner(
+            _template({"name": "a", "retry": {"maxAttempts": 9}}), _registry(a=lambda context: context.attempt)
+        )
+        put_in(runner, "a")
+        assert runner.run().results == {"a": 2}
+        put_in(runner, "a", times=3)
+        assert runner.run().results == {"a": 4}
+
+
+def test_what_a_handler_alone_raises_is_a_failure_with_its_wait_in_seconds() -> None:
+    def handler(context: StepContext) -> None:
+        raise RetryableError("later", retry_after=2.5)
+
+    async def on_the_loop(context: StepContext) -> None:
+        handler(context)
+
+    for each in (handler, on_the_loop):
+        result = run_handler(each)
+        assert (result.error_message, result.retryable, result.retry_after) == ("later", True, 2.5)
+
+
+def test_what_a_template_leaves_unsaid_is_what_the_engine_takes_it_for() -> None:
+    def handler(context: StepContext) -> list[Any]:
+        return [context.step_name, context._claim.timeout_ms / 1000, context.max_retries + 1]
+
+    template = _template({"name": "a"}, {"name": "b", "retry": {"retryable": False}})
+    engines = parse_template_spec(template["spec"]).steps
+    run = LocalRunner(template, _registry(a=handler, b=handler)).run()
+    assert [run.results[each.name] for each in engines] == [
+        [each.name, each.timeout_seconds, each.retry.effective_attempts] for each in engines
+    ]
+    for failures in range(1, 8):
+        retry = engines[0].retry
+        assert _retry_delay({}, failures, None) * 1000 == retry_delay_ms(
+            retry.backoff, base_ms=retry.base_ms, max_ms=retry.max_ms, failures=failures
+        )
+
+
+def test_a_backoff_that_there_is_not_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="there is no backoff 'sometimes'"):
+        _retry_delay({"backoff": "sometimes"}, 1, None)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tasker_worker.errors import ConfigurationError
-from tasker_worker.logging import bound_to, configure, log_debug, log_error, log_info, log_warn
+from tasker_worker.logging import JsonLines, bound_to, configure, log_debug, log_error, log_info, log_warn
 from tasker_worker.testing import make_context
 
 
@@ -187,3 +187,19 @@ def test_a_step_is_bound_for_the_block_and_what_was_bound_before_comes_back(line
             log_info("x")
         log_info("x")
     assert [line["step"] for line in read()] == ["inner", "outer"]
+
+
+def test_below_trace_nothing_is_written(lines: Any) -> None:
+    read = lines("trace")
+    for level in (4, 5):
+        logging.getLogger("some.library").log(level, "x")
+    assert len(read()) == 1
+
+
+def test_a_line_is_text_as_people_read_it_with_a_time_to_the_millisecond() -> None:
+    record = logging.makeLogRecord({"msg": "café", "levelno": logging.INFO, "levelname": "INFO", "created": 1.25})
+    lines = JsonLines()
+    assert not lines.usesTime(), "as any formatter, it can be asked"
+    assert lines.format(record) == (
+        '{"timestamp": "1970-01-01T00:00:01.250+00:00", "level": "info", "logger": null, "message": "café"}'
+    )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasker_worker import StepResult
+from tasker_worker import StepHandler, StepResult
 from tasker_worker.claims import OutcomeKind
 from tasker_worker.errors import RetryableError
 from tasker_worker.jsontext import MAX_BYTES, NotJson, clean_text, encode
@@ -196,6 +196,7 @@ def test_the_limits_are_inclusive() -> None:
         (Parcel(weight=Decimal("1.50")), {"weight": "1.50", "content": None}),
         (Parcel(weight=1, content=Label(print_on=date(2026, 1, 1))), None),
         (Label(print_on=date(2026, 1, 1)), {"print_on": "2026-01-01", "by": None}),
+        (Label(print_on=date(2026, 1, 1), by={1: Carrier.POST}), {"print_on": "2026-01-01", "by": {"1": "post"}}),
         (datetime(2026, 1, 1, 12, 30, tzinfo=UTC), "2026-01-01T12:30:00Z"),
         (datetime(2026, 1, 1, 12, 30), "2026-01-01T12:30:00"),  # noqa: DTZ001 - a handler may return it
         (date(2026, 1, 1), "2026-01-01"),
@@ -366,9 +367,9 @@ def test_text_of_errors_is_made_storable() -> None:
 def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None:
     async def work() -> None: ...
 
-    assert _refusal(work())["message"] == (
-        "the handler of step 'x' is a plain function that returned an awaitable; make it async"
-    )
+    told = _refusal(work())
+    assert told["message"] == "the handler of step 'x' is a plain function that returned an awaitable; make it async"
+    assert (told["error_type"], told["retryable"]) == ("PermanentError", False)
 
 
 @pytest.mark.parametrize(("length", "kept"), [(8192, 8192), (8193, 8192)])
@@ -461,11 +462,58 @@ def test_integers_are_stored_up_to_4300_digits() -> None:
             encode(value)
 
 
-@pytest.mark.parametrize("kind", [dict, list])
-def test_too_deep_is_too_deep_in_objects_as_in_arrays(kind: type[Any]) -> None:
+@pytest.mark.parametrize(
+    "around",
+    [lambda inner: {"a": inner}, lambda inner: [inner], lambda inner: OrderedDict(a=inner), lambda inner: (inner,)],
+    ids=["dict", "list", "mapping", "tuple"],
+)
+def test_too_deep_is_too_deep_in_objects_as_in_arrays(around: Callable[[Any], Any]) -> None:
     value: Any = 1
     for _ in range(32):
-        value = {"a": value} if kind is dict else [value]
+        value = around(value)
     assert encode(value)
     with pytest.raises(NotJson, match="is nested deeper than 32 levels"):
-        encode({"a": value} if kind is dict else [value])
+        encode(around(value))
+
+
+def test_the_text_of_a_result_has_no_blanks_and_no_escapes_that_need_not_be() -> None:
+    assert encode({"a": [1, "é"], "b": None}) == '{"a":[1,"é"],"b":null}'
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_no_number_without_an_end_is_stored(value: float) -> None:
+    with pytest.raises(NotJson, match=rf"^is not JSON: \$ is {value}$"):
+        encode(value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_dataclass_whose_fields_hold_other_types_than_it_says_is_stored_all_the_same() -> None:
+    label = Label(print_on=date(2026, 1, 1))
+    label.print_on = "tomorrow"  # type: ignore[assignment]
+    assert json.loads(encode(label)) == {"print_on": "tomorrow", "by": None}
+
+
+def test_only_a_retryable_failure_that_says_so_is_tried_again() -> None:
+    assert _refusal(StepResult(success=False, error_message="no"))["retryable"] is False
+    for wait in (0, 0.5):
+        assert _refusal(StepResult.fail("no", retry_after=wait))["retry_after_ms"] == wait * 1000
+    for wrong in (-0.5, float("nan")):
+        with pytest.raises(ValueError, match="retry_after is a number of seconds from 0"):
+            StepResult.fail("no", retry_after=wrong)
+
+
+def test_a_traceback_that_cannot_be_written_costs_nothing_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise OSError("no")
+
+    monkeypatch.setattr(traceback, "format_exception", fails)
+    told = json.loads(from_exception(ValueError("v")).payload or "")
+    assert (told["message"], told["traceback"]) == ("ValueError: v", "(the traceback cannot be formatted: OSError)")
+
+
+def test_a_class_of_handlers_has_words_for_both_ends() -> None:
+    handler = StepHandler()
+    assert handler.success({"a": 1}, {"seconds": 2}) == StepResult.succeed({"a": 1}, {"seconds": 2})
+    told = _refusal(handler.failure("busy", "BusyError", True, {"queue": 7}, retry_after=1.5))
+    assert (told["message"], told["error_type"], told["retryable"]) == ("busy", "BusyError", True)
+    assert (told["metadata"], told["retry_after_ms"]) == ({"queue": 7}, 1500)

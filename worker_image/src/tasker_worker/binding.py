@@ -88,7 +88,7 @@ class _Argument:
 
 
 def _first_faults(error: pydantic.ValidationError, shown: int = 5) -> str:
-    faults = error.errors(include_url=False, include_input=False)
+    faults = error.errors()
     listed = "; ".join(
         f"{'.'.join(str(part) for part in fault['loc']) or 'value'}: {fault['msg']}" for fault in faults[:shown]
     )
@@ -179,10 +179,10 @@ class _Hints:
         self._place = place_of(function)
         self._globals: dict[str, Any] = getattr(written, "__globals__", {})
         self._locals = {each.__name__: each for each in getattr(written, "__type_params__", ())}
-        bound_to = getattr(function, "__self__", None)
-        if owner is None and bound_to is not None:
+        if owner is None:
+            bound_to = getattr(function, "__self__", None)
             owner = bound_to if isinstance(bound_to, type) else type(bound_to)
-        for each in reversed(owner.__mro__) if owner is not None else ():
+        for each in reversed(owner.__mro__):
             # What the class's body could see too, as far as it hides nothing: attributes are often named like a type.
             self._locals |= {
                 key: value
@@ -210,8 +210,7 @@ class _Hints:
             return None
         try:
             adapter = pydantic.TypeAdapter(evaluated)
-            if not adapter.pydantic_complete:  # a model with names in it that did not exist when it was made
-                adapter.rebuild(force=True, raise_errors=True)
+            adapter.rebuild()  # for a model with names in it that did not exist when it was made
         except Exception as error:  # of pydantic, or of the type's own code
             raise self.refusal(
                 f"values cannot be validated against {_shown(given)}, which its parameter {parameter.name!r} is to be:"

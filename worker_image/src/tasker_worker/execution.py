@@ -186,9 +186,6 @@ class Executor:
             error: BaseException | None = None
             try:
                 yield waiting_for
-            except GeneratorExit:
-                coroutine.close()
-                raise
             except BaseException as thrown:
                 error = thrown
             watch.stepping = attempt

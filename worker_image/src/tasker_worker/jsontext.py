@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
@@ -23,7 +24,6 @@ MAX_BYTES = 1024 * 1024  # of a result's JSON text in UTF-8
 MAX_DEPTH = 32  # containers within each other
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_INFINITY = float("inf")
 _INTEGER_DIGITS = 4300  # Python neither writes nor reads longer ones
 INTEGER_LIMIT = 10**_INTEGER_DIGITS
 #: Put before a type's name by pydantic in place of a value that it cannot encode; no text that is stored can hold it.
@@ -93,7 +93,7 @@ def _checked(value: Any, depth: int) -> Any:
     if kind is list:
         return _checked_array(value, depth + 1)
     if kind is float:
-        if value != value or value in (_INFINITY, -_INFINITY):
+        if not math.isfinite(value):
             raise _Fault("is not JSON: ", f" is {value}")
         return value
     return _checked_other(value, depth)

@@ -270,10 +270,10 @@ class ShutdownController:
         await requested.wait()
 
     def _call_all(self) -> None:
-        while self._callbacks:
+        while True:
             try:
                 callback = self._callbacks.popleft()
-            except IndexError:  # another one took the last
+            except IndexError:  # none is left
                 return
             try:
                 callback()

@@ -61,7 +61,7 @@ def log_warn(message: str, /, **fields: Any) -> None:
 
 def log_error(message: str, /, **fields: Any) -> None:
     """Inside an `except` block the line holds the traceback too."""
-    _log(logging.ERROR, message, fields, exc_info=sys.exc_info()[0] is not None)
+    _log(logging.ERROR, message, fields, exc_info=sys.exception() is not None)
 
 
 def _log(level: int, message: str, fields: dict[str, Any], exc_info: bool = False) -> None:
@@ -105,8 +105,9 @@ class JsonLines(logging.Formatter):
         for name, value in readable(getattr(record, _FIELDS, {})).items():
             if line.setdefault(name, value) != value:
                 line[f"field_{name}"] = value
-        if record.exc_info and record.exc_info[0] is not None:
-            line["traceback"] = _traceback(record.exc_info)
+        _, error, _ = record.exc_info or (None, None, None)
+        if error is not None:
+            line["traceback"] = _traceback(error)
         return json.dumps(line, ensure_ascii=False)
 
 
@@ -118,11 +119,11 @@ def _message(record: logging.LogRecord) -> str:
         return f"{readable(record.msg)} (its arguments do not fit: {readable(record.args)})"
 
 
-def _traceback(exc_info: Any) -> str:
+def _traceback(error: BaseException) -> str:
     try:
-        return str(readable("".join(traceback.format_exception(*exc_info))))
+        return str(readable("".join(traceback.format_exception(error))))
     except Exception as fault:  # formatting calls code of the exception's class
-        return f"{exc_info[0].__name__} (its traceback cannot be formatted: {type(fault).__name__})"
+        return f"{type(error).__name__} (its traceback cannot be formatted: {type(fault).__name__})"
 
 
 def configure(level: str, *, stream: TextIO | None = None, **bound: Any) -> None:
@@ -134,7 +135,6 @@ def configure(level: str, *, stream: TextIO | None = None, **bound: Any) -> None
         raise ConfigurationError(f"there is no log level {level!r}; there are {', '.join(LEVELS)}")
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines(**bound))
-    logging.addLevelName(TRACE, "TRACE")
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(LEVELS[level])

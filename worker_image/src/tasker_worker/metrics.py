@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -27,11 +28,8 @@ class Histogram:
         self.total += seconds
 
     def family(self, name: str, text: str) -> HistogramMetricFamily:
-        running = 0
-        buckets = []
-        for bound, count in zip((*map(str, _BUCKETS), "+Inf"), self.counts, strict=True):
-            running += count
-            buckets.append((bound, running))
+        bounds = (*map(str, _BUCKETS), "+Inf")
+        buckets = [(bounds[place], count) for place, count in enumerate(accumulate(self.counts))]
         return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self.total)
 
 
@@ -149,6 +147,6 @@ _GAUGES = {
 
 def exposition(metrics: WorkerMetrics, gauges: Callable[[], dict[str, float]], labels: dict[str, str]) -> bytes:
     """The metrics in Prometheus' text format; `gauges` gives the values of `_GAUGES`."""
-    registry = CollectorRegistry(auto_describe=False)
+    registry = CollectorRegistry()
     registry.register(_Families(metrics, gauges, labels))
     return generate_latest(registry)

@@ -133,7 +133,7 @@ class HandlerRegistry:
         with self._lock:
             if any(resolver.name == name for resolver in self._resolvers):
                 raise ConfigurationError(f"there is a resolver {name!r} already")
-            self._resolvers = sorted([*self._resolvers, _Resolver(priority, name, lookup)], key=lambda each: each[:2])
+            self._resolvers = sorted([*self._resolvers, _Resolver(priority, name, lookup)])
             self._changed()
 
     def find(self, name: str, resolver: str | None = None) -> Target | None:
@@ -288,12 +288,12 @@ def import_target(path: str) -> Target | None:
     module_name, colon, attributes = path.partition(":")
     if not colon:
         module_name, _, attributes = path.rpartition(".")
-    if not module_name or not attributes:
+    if not module_name:
         return None
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and (module_name + ".").startswith(error.name + "."):
+        if f"{module_name}.".startswith(f"{error.name}."):
             return None
         raise _unimportable(path, module_name, error) from error
     except KeyboardInterrupt:

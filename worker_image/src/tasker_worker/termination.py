@@ -24,7 +24,9 @@ def write_last_words(text: str, path: str | None = None) -> None:
     written. What cannot be written is logged, for the cause of the end matters more.
     """
     words = text.encode("utf-8", "backslashreplace")[:MAX_BYTES].decode("utf-8", "ignore").encode()
-    flags = os.O_WRONLY | os.O_TRUNC | (os.O_CREAT if path is not None else 0)
+    flags = os.O_WRONLY | os.O_TRUNC
+    if path is not None:
+        flags |= os.O_CREAT
     try:
         with os.fdopen(os.open(path or _OF_KUBERNETES, flags, 0o644), "wb") as file:
             file.write(words)
