@@ -85,7 +85,7 @@ begin
     return v_step_ids;
 end $$;
 
--- Claims up to p_limit steps for a registered worker. A draining or unknown worker gets nothing.
+-- Claims up to p_limit steps for a registered worker. Who is draining, unknown or asks for nothing gets nothing.
 create or replace function tasker.claim_steps(p_worker text, p_limit integer)
 returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
@@ -94,18 +94,13 @@ declare
     v_worker tasker.workers;
     v_step_ids bigint[];
 begin
-    if coalesce(p_limit, 0) < 1 then
-        return;
-    end if;
     -- Held to the end, so that a worker marked as draining has claimed all that it ever will. The weakest lock that
     -- keeps off who marks, expires or removes the worker, and the only one that lets it renew meanwhile.
-    select * into v_worker from tasker.workers where name = p_worker and not draining for key share;
+    select * into v_worker from tasker.workers where name = p_worker and not draining and p_limit > 0 for key share;
     if not found then
         return;
     end if;
     perform set_config('synchronous_commit', 'off', true);
     v_step_ids := tasker.take_ready_steps(v_worker, p_limit, v_now);
-    if v_step_ids is not null then
-        return query select * from tasker.start_steps(v_worker, v_step_ids, v_now);
-    end if;
+    return query select * from tasker.start_steps(v_worker, v_step_ids, v_now);
 end $$;

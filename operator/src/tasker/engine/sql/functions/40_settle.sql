@@ -88,6 +88,10 @@ begin
             ) end
         from judged j where t.task_id = j.task_id
         returning t.task_id, t.state, j.enqueued
+    ), finished as (
+        select task_id from moved where state in ('complete', 'error')
+    ), forgotten as (
+        delete from tasker.timers x using finished f where x.task_id = f.task_id
     ), logged as (
         insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at)
         select m.task_id, hop.source, hop.event, hop.target, p_actor, p_now
@@ -111,17 +115,14 @@ begin
         where hop.taken
         order by m.task_id, hop.place
     )
-    select count(*) into v_finished from moved where state in ('complete', 'error');
-    if v_finished > 0 then
-        delete from tasker.timers x using tasker.tasks t
-        where x.task_id = any (p_task_ids) and t.task_id = x.task_id and t.completed_at is not null;
-    end if;
+    select count(*) into v_finished from finished;
     return v_finished;
 end $$;
 
+-- Without a worker nobody is handed anything, whatever the limit.
 create or replace function tasker.apply_outcomes(
     p_actor text, p_now timestamptz, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[],
-    p_worker tasker.workers default null, p_claim_limit integer default 0
+    p_worker tasker.workers default null, p_claim_limit integer default null
 ) returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -131,7 +132,7 @@ declare
     v_kept bigint[];
     v_queued bigint[];
     v_due bigint[];
-    v_finished integer := 0;
+    v_finished integer;
 begin
     perform from tasker.tasks
     where task_id in (select tasker.task_of_step(id) from unnest(p_step_ids) as given(id))
@@ -189,115 +190,100 @@ begin
     from unnest(p_step_ids, p_fences) as given(step_id, fence)
     left join unnest(v_settled) d on d.step_id = given.step_id and d.fence = given.fence;
 
-    if v_settled is not null then
-        insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at, metadata)
-        select d.step_id, hop.source, hop.event, hop.target, p_actor, p_now,
-            case when hop.event in ('submit_error', 'lease_expired')
-                then jsonb_build_object('attempt', d.attempt, 'error_type', d.error ->> 'error_type') end
+    insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at, metadata)
+    select d.step_id, hop.source, hop.event, hop.target, p_actor, p_now,
+        case when hop.event in ('submit_error', 'lease_expired')
+            then jsonb_build_object('attempt', d.attempt, 'error_type', d.error ->> 'error_type') end
+    from unnest(v_settled) d
+    cross join lateral (values
+        (1, 'in_progress'::tasker.step_state, 'submit_result'::tasker.step_event,
+            'enqueued_for_orchestration'::tasker.step_state, d.outcome = 'success'),
+        (2, 'enqueued_for_orchestration', 'complete', 'complete', d.outcome = 'success'),
+        (1, 'in_progress', 'released', 'enqueued', d.outcome = 'release'),
+        (1, 'in_progress', 'lease_expired', 'waiting_for_retry',
+            d.outcome = 'expired' and d.state = 'waiting_for_retry'),
+        (1, 'in_progress', 'submit_error', 'enqueued_as_error_for_orchestration',
+            d.outcome = 'error' or d.outcome = 'expired' and d.state = 'error'),
+        (2, 'enqueued_as_error_for_orchestration', 'wait_for_retry', 'waiting_for_retry',
+            d.outcome = 'error' and d.state = 'waiting_for_retry'),
+        (2, 'enqueued_as_error_for_orchestration', 'fail', 'error', d.state = 'error')
+    ) as hop(place, source, event, target, taken)
+    where hop.taken
+    order by d.step_id, hop.place;
+
+    insert into tasker.step_failures (task_id, step_id, attempt, error_type, message, traceback, final, at)
+    select d.task_id, d.step_id, d.attempt, coalesce(d.error ->> 'error_type', 'HandlerError'),
+        left(coalesce(d.error ->> 'message', ''), 8192), left(d.error ->> 'traceback', 16384),
+        d.state = 'error', p_now
+    from unnest(v_settled) d where d.error is not null;
+
+    insert into tasker.timers (due_at, kind, task_id, step_id, attempts)
+    select d.retry_at, 'retry', d.task_id, d.step_id, d.attempt
+    from unnest(v_settled) d where d.retry_at > p_now;
+    select array_agg(d.step_id) into v_due from unnest(v_settled) d where d.retry_at <= p_now;
+
+    -- Dependents count down; those that reach zero are ready.
+    with reached as (
+        select tasker.first_step_id(d.task_id) + e.to_position as step_id, count(*)::integer as satisfied
         from unnest(v_settled) d
-        cross join lateral (values
-            (1, 'in_progress'::tasker.step_state, 'submit_result'::tasker.step_event,
-                'enqueued_for_orchestration'::tasker.step_state, d.outcome = 'success'),
-            (2, 'enqueued_for_orchestration', 'complete', 'complete', d.outcome = 'success'),
-            (1, 'in_progress', 'released', 'enqueued', d.outcome = 'release'),
-            (1, 'in_progress', 'lease_expired', 'waiting_for_retry',
-                d.outcome = 'expired' and d.state = 'waiting_for_retry'),
-            (1, 'in_progress', 'submit_error', 'enqueued_as_error_for_orchestration',
-                d.outcome = 'error' or d.outcome = 'expired' and d.state = 'error'),
-            (2, 'enqueued_as_error_for_orchestration', 'wait_for_retry', 'waiting_for_retry',
-                d.outcome = 'error' and d.state = 'waiting_for_retry'),
-            (2, 'enqueued_as_error_for_orchestration', 'fail', 'error', d.state = 'error')
-        ) as hop(place, source, event, target, taken)
-        where hop.taken
-        order by d.step_id, hop.place;
+        join tasker.template_edges e on e.template_id = d.template_id and e.from_position = d.template_position
+        where d.state = 'complete'
+        group by 1
+    ), counted as (
+        update tasker.steps s set
+            unmet_dependencies = s.unmet_dependencies - r.satisfied,
+            state = case when s.unmet_dependencies = r.satisfied then 'enqueued' else s.state end,
+            enqueued_at = case when s.unmet_dependencies = r.satisfied then p_now end
+        from reached r where s.step_id = r.step_id
+        returning s.step_id, s.state
+    )
+    select array_agg(step_id) into v_ready from counted where state = 'enqueued';
 
-        if exists (select from unnest(v_settled) d where d.error is not null) then
-            insert into tasker.step_failures (task_id, step_id, attempt, error_type, message, traceback, final, at)
-            select d.task_id, d.step_id, d.attempt, coalesce(d.error ->> 'error_type', 'HandlerError'),
-                left(coalesce(d.error ->> 'message', ''), 8192), left(d.error ->> 'traceback', 16384),
-                d.state = 'error', p_now
-            from unnest(v_settled) d where d.error is not null;
+    insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
+    select id, 'pending', 'enqueue', 'enqueued', p_actor, p_now from unnest(v_ready) as ready(id);
 
-            insert into tasker.timers (due_at, kind, task_id, step_id, attempts)
-            select d.retry_at, 'retry', d.task_id, d.step_id, d.attempt
-            from unnest(v_settled) d where d.retry_at > p_now;
-            select array_agg(d.step_id) into v_due
-            from unnest(v_settled) d where d.retry_at <= p_now;
-        end if;
-
-        -- Dependents count down; those that reach zero are ready.
-        with reached as (
-            select tasker.first_step_id(d.task_id) + e.to_position as step_id, count(*)::integer as satisfied
-            from unnest(v_settled) d
-            join tasker.template_edges e on e.template_id = d.template_id and e.from_position = d.template_position
-            where d.state = 'complete'
-            group by 1
-        ), counted as (
-            update tasker.steps s set
-                unmet_dependencies = s.unmet_dependencies - r.satisfied,
-                state = case when s.unmet_dependencies = r.satisfied then 'enqueued' else s.state end,
-                enqueued_at = case when s.unmet_dependencies = r.satisfied then p_now end
-            from reached r where s.step_id = r.step_id and s.state = 'pending'
-            returning s.step_id, s.state
-        )
-        select array_agg(step_id) into v_ready from counted where state = 'enqueued';
-
-        if v_ready is not null then
-            insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
-            select id, 'pending', 'enqueue', 'enqueued', p_actor, p_now from unnest(v_ready) as ready(id);
-        end if;
-
-        select tasker.advance_tasks(p_actor, p_now, array_agg(task_id), array_agg(completed), array_agg(failed),
-            array_agg(retrying), array_agg(enqueued)) into v_finished
+    select tasker.advance_tasks(p_actor, p_now, array_agg(task_id), array_agg(completed), array_agg(failed),
+        array_agg(retrying), array_agg(enqueued)) into v_finished
+    from (
+        select task_id, sum(completed)::integer as completed, sum(failed)::integer as failed,
+            sum(retrying)::integer as retrying, sum(enqueued)::integer as enqueued
         from (
-            select task_id, sum(completed)::integer as completed, sum(failed)::integer as failed,
-                sum(retrying)::integer as retrying, sum(enqueued)::integer as enqueued
-            from (
-                select d.task_id, (d.state = 'complete')::integer as completed, (d.state = 'error')::integer as failed,
-                    (d.state = 'waiting_for_retry')::integer as retrying, 0 as enqueued
-                from unnest(v_settled) d where d.outcome <> 'release'
-                union all
-                select tasker.task_of_step(id), 0, 0, 0, 1 from unnest(v_ready) as ready(id)
-            ) as each_step
-            group by task_id
-        ) as each_task;
-        -- A retry without delay (an expired lease, backoff none) need not wait for a sweep.
-        if v_due is not null then
-            perform tasker.retry_steps(v_due, p_actor, p_now);
-        end if;
-
-        -- What the caller can take goes straight into its hands; the rest, and what was released, into the queue.
-        select array_agg(ready.id) into v_kept from (
-            select s.step_id as id
-            from unnest(v_ready) as r(id)
-            cross join lateral (select * from tasker.steps f where f.step_id = r.id offset 0) s
-            cross join lateral (
-                select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0
-            ) t
-            cross join lateral (
-                select * from tasker.template_steps f
-                where f.template_id = s.template_id and f.position = s.template_position offset 0
-            ) d
-            where d.callable = any (p_worker.callables) and t.namespace = p_worker.namespace and not t.suspended
-            order by t.priority desc, s.step_id
-            limit p_claim_limit
-        ) as ready;
-        select array_agg(id) into v_queued from (
-            select id from unnest(v_ready) as ready(id) where id <> all (coalesce(v_kept, '{}'))
+            select d.task_id, (d.state = 'complete')::integer as completed, (d.state = 'error')::integer as failed,
+                (d.state = 'waiting_for_retry')::integer as retrying, 0 as enqueued
+            from unnest(v_settled) d where d.outcome <> 'release'
             union all
-            select d.step_id from unnest(v_settled) d where d.outcome = 'release'
-        ) as waiting;
-        if v_queued is not null then
-            perform tasker.queue_steps(v_queued, p_now);
-        end if;
-    end if;
+            select tasker.task_of_step(id), 0, 0, 0, 1 from unnest(v_ready) as ready(id)
+        ) as each_step
+        group by task_id
+    ) as each_task;
+    -- A retry without delay (an expired lease, backoff none) need not wait for a sweep.
+    perform tasker.retry_steps(v_due, p_actor, p_now);
 
-    if p_claim_limit > coalesce(cardinality(v_kept), 0) then
-        v_kept := v_kept || tasker.take_ready_steps(p_worker, p_claim_limit - coalesce(cardinality(v_kept), 0), p_now);
-    end if;
-    if v_kept is not null then
-        return query select * from tasker.start_steps(p_worker, v_kept, p_now);
-    end if;
+    -- What the caller can take goes straight into its hands; the rest, and what was released, into the queue.
+    select array_agg(ready.id) into v_kept from (
+        select s.step_id as id
+        from unnest(v_ready) as r(id)
+        cross join lateral (select * from tasker.steps f where f.step_id = r.id offset 0) s
+        cross join lateral (
+            select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0
+        ) t
+        cross join lateral (
+            select * from tasker.template_steps f
+            where f.template_id = s.template_id and f.position = s.template_position offset 0
+        ) d
+        where d.callable = any (p_worker.callables) and t.namespace = p_worker.namespace and not t.suspended
+        order by t.priority desc, s.step_id
+        limit p_claim_limit
+    ) as ready;
+    select array_agg(id) into v_queued from (
+        select id from unnest(v_ready) as ready(id) where id <> all (coalesce(v_kept, '{}'))
+        union all
+        select d.step_id from unnest(v_settled) d where d.outcome = 'release'
+    ) as waiting;
+    perform tasker.queue_steps(v_queued, p_now);
+
+    v_kept := v_kept || tasker.take_ready_steps(p_worker, p_claim_limit - coalesce(cardinality(v_kept), 0), p_now);
+    return query select * from tasker.start_steps(p_worker, v_kept, p_now);
 
     return query
     select 'summary', null::bigint, null::bigint, null::uuid, null::uuid, null::text, null::text, null::text,

@@ -96,43 +96,40 @@ begin
     select array_agg(r.place), array_agg(r.task_id) into v_places, v_task_ids
     from request r join fresh on fresh.task_id = r.task_id;
 
-    if v_task_ids is not null then
-        insert into tasker.steps (step_id, template_id, template_position, state, unmet_dependencies, enqueued_at)
-        select tasker.first_step_id(t.task_id) + d.position, d.template_id, d.position,
-            case when d.dependency_count = 0 then 'enqueued' else 'pending' end::tasker.step_state,
-            d.dependency_count, case when d.dependency_count = 0 then v_now end
-        from unnest(v_task_ids) as fresh(task_id)
-        join tasker.tasks t on t.task_id = fresh.task_id
-        join tasker.template_steps d on d.template_id = t.template_id
-        order by t.task_id, d.position;
+    insert into tasker.steps (step_id, template_id, template_position, state, unmet_dependencies, enqueued_at)
+    select tasker.first_step_id(t.task_id) + d.position, d.template_id, d.position,
+        case when d.dependency_count = 0 then 'enqueued' else 'pending' end::tasker.step_state,
+        d.dependency_count, case when d.dependency_count = 0 then v_now end
+    from unnest(v_task_ids) as fresh(task_id)
+    join tasker.tasks t on t.task_id = fresh.task_id
+    join tasker.template_steps d on d.template_id = t.template_id;
 
-        insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
-        select tasker.first_step_id(t.task_id) + d.position, 'pending', 'enqueue', 'enqueued', 'submit', v_now
-        from unnest(v_task_ids) as fresh(task_id)
-        join tasker.tasks t on t.task_id = fresh.task_id
-        join tasker.template_steps d on d.template_id = t.template_id and d.dependency_count = 0;
+    insert into tasker.step_transitions (step_id, from_state, event, to_state, actor, at)
+    select tasker.first_step_id(t.task_id) + d.position, 'pending', 'enqueue', 'enqueued', 'submit', v_now
+    from unnest(v_task_ids) as fresh(task_id)
+    join tasker.tasks t on t.task_id = fresh.task_id
+    join tasker.template_steps d on d.template_id = t.template_id and d.dependency_count = 0;
 
-        insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at)
-        select fresh.task_id, hop.source, hop.event, hop.target, 'submit', v_now
-        from unnest(v_task_ids) as fresh(task_id)
-        cross join (values
-            (1, 'pending'::tasker.task_state, 'start'::tasker.task_event, 'initializing'::tasker.task_state),
-            (2, 'initializing', 'ready_steps_found', 'enqueuing_steps'),
-            (3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process')
-        ) as hop(place, source, event, target)
-        order by fresh.task_id, hop.place;
+    insert into tasker.task_transitions (task_id, from_state, event, to_state, actor, at)
+    select fresh.task_id, hop.source, hop.event, hop.target, 'submit', v_now
+    from unnest(v_task_ids) as fresh(task_id)
+    cross join (values
+        (1, 'pending'::tasker.task_state, 'start'::tasker.task_event, 'initializing'::tasker.task_state),
+        (2, 'initializing', 'ready_steps_found', 'enqueuing_steps'),
+        (3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process')
+    ) as hop(place, source, event, target)
+    order by fresh.task_id, hop.place;
 
-        insert into tasker.timers (due_at, kind, task_id)
-        select t.deadline, 'deadline', t.task_id
-        from unnest(v_task_ids) as fresh(task_id)
-        join tasker.tasks t on t.task_id = fresh.task_id
-        where t.deadline is not null;
+    insert into tasker.timers (due_at, kind, task_id)
+    select t.deadline, 'deadline', t.task_id
+    from unnest(v_task_ids) as fresh(task_id)
+    join tasker.tasks t on t.task_id = fresh.task_id
+    where t.deadline is not null;
 
-        perform tasker.queue_steps(array_agg(tasker.first_step_id(t.task_id) + d.position), v_now)
-        from unnest(v_task_ids) as fresh(task_id)
-        join tasker.tasks t on t.task_id = fresh.task_id
-        join tasker.template_steps d on d.template_id = t.template_id and d.dependency_count = 0;
-    end if;
+    perform tasker.queue_steps(array_agg(tasker.first_step_id(t.task_id) + d.position), v_now)
+    from unnest(v_task_ids) as fresh(task_id)
+    join tasker.tasks t on t.task_id = fresh.task_id
+    join tasker.template_steps d on d.template_id = t.template_id and d.dependency_count = 0;
 
     return query
     select fresh.place, t.task_uuid, true

@@ -6,7 +6,7 @@ with asked as (
     select w.namespace, w.pool, count(distinct w.worker_id) as workers,
         count(distinct w.worker_id) filter (where w.draining) as draining, count(l.step_id) as running
     from tasker.workers w left join tasker.leases l using (worker_id)
-    where w.namespace = any (%(namespaces)s::text[]) group by w.namespace, w.pool
+    group by w.namespace, w.pool
 )
 select a.namespace, a.pool, coalesce(d.queued, 0)::bigint as queued, coalesce(h.running, 0) as running,
     coalesce(extract(epoch from tasker.now() - d.oldest), 0)::double precision as oldest_ready_seconds,
