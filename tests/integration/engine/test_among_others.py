@@ -12,6 +12,7 @@ import pytest
 
 from support.engine import NO_DELAY, SOON, Lab, SimulatedWorker, connect, failure, step, success
 from support.waiting import eventually_async
+from tasker.engine import tasks
 from tasker.engine.queries import load_queries
 from tasker.model.workers import NO_WORKER_SECONDS, UnofferedCallable
 
@@ -77,27 +78,43 @@ async def test_a_resource_waits_for_a_worker_when_its_own_step_has_none_and_has_
     assert await lab.engine.tasks.origins_waiting_for_worker() == {"waits", "has just begun"}
 
 
+async def test_of_resources_that_wait_those_whose_oldest_step_has_waited_longest_are_told_first(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.clock.freeze()
+    await lab.template(step("a", callable="one"), step("b", callable="two"), name="both")
+    await lab.template(step("a", callable="one"), name="one")
+    for origin, template in (("first", "both"), ("second", "one")):
+        await lab.submit(template, origin_uid=origin)
+        await lab.clock.advance(1)
+    await lab.execute("update tasker.ready_steps set ready_at = tasker.now() where callable = 'two'")
+    await lab.clock.advance(NO_WORKER_SECONDS + 1)
+    monkeypatch.setattr(tasks, "WAITING_AT_ONCE", 1)
+    assert await lab.engine.tasks.origins_waiting_for_worker() == {"first"}
+
+
 async def test_the_results_that_are_shown_are_those_of_the_runs_own_last_steps(lab: Lab) -> None:
     """Other templates have other steps at the same places, and the same step is a last one in one of them alone."""
     await lab.template(step("only"), name="shorter")
     await lab.template(step("a"), step("b"), step("c"), name="wider")
     await lab.template(step("a"), step("b", "a"), namespace="other")
-    tasks = [await lab.submit("shorter"), await lab.run(step("a"), step("b", "a"), step("c", "b"))]
-    tasks.append(await lab.submit("wider"))
+    runs = [await lab.submit("shorter"), await lab.run(step("a"), step("b", "a"), step("c", "b"))]
+    runs.append(await lab.submit("wider"))
     await (await lab.worker()).run_all("done")
-    shown = [(await lab.engine.tasks.read(task)).leaf_results for task in tasks]
+    shown = [(await lab.engine.tasks.read(run)).leaf_results for run in runs]
     assert shown == [{"only": "done"}, {"c": "done"}, {"a": "done", "b": "done", "c": "done"}]
 
 
 async def test_changes_begin_with_the_cursor_and_end_before_the_horizon(lab: Lab) -> None:
     now = await lab.clock.freeze()
     await lab.run(step("a"), origin_uid="uid-1")
-    moved = int(await lab.value("select max(transaction_id)::text from tasker.task_transitions"))
+    await lab.submit()  # of no resource
+    moved = int(await lab.value("select min(transaction_id::text::bigint) from tasker.task_transitions"))
     later = now + timedelta(days=1)
-    for cursor, horizon, seen in ((moved, moved + 1, 1), (moved, moved, 0), (moved + 1, moved + 2, 0)):
+    for cursor, horizon, seen in ((moved, moved + 1, 1), (moved, moved, 0), (moved + 1, moved + 9, 0)):
         found = await asked(lab, "tasks", "changes", cursor=str(cursor), horizon=str(horizon), since=later)
         assert len(found) == seen
-    await (await lab.worker()).claim_one()
+    assert len(await (await lab.worker()).claim()) == 2
     for seconds, seen in ((2, 1), (2.001, 0)):
         since = now + timedelta(seconds=seconds)
         found = await asked(lab, "tasks", "changes", cursor=str(moved + 1), horizon=str(moved + 1), since=since)
@@ -123,15 +140,17 @@ async def test_a_write_in_another_database_does_not_let_a_reader_pass_one_that_i
         row = await (await here.execute("select pg_current_xact_id()::text as own")).fetchone()
         assert row is not None
         await lab.execute("select pg_current_xact_id()")  # a later one that has ended
-        assert await horizon(lab) == int(row["own"])
+        seen = await horizon(lab)
         await elsewhere.execute("rollback")
+        assert seen == int(row["own"])
 
         await here.execute(f"{change} '2MB'".encode())
         waiting = asyncio.ensure_future(elsewhere.execute(f"{change} '3MB'".encode()))
         await eventually_async(partial(waits, lab, elsewhere))
-        assert await horizon(lab) == int(row["own"])
+        seen = await horizon(lab)
         await here.execute("rollback")
         await waiting
+        assert seen == int(row["own"])
 
 
 async def waits(lab: Lab, connection: psycopg.AsyncConnection[Any]) -> bool:
@@ -185,9 +204,10 @@ async def test_what_a_pool_offers_is_taken_in_order_of_its_name_however_it_lies_
         await holder.execute("select from tasker.pool_callables where callable = 'x' for update")
         registered = asyncio.ensure_future(SimulatedWorker(registering, "worker-2").register(["x", "y"]))
         await eventually_async(partial(waits, lab, registering))
-        assert not await holds(lab, "pool_callables", "callable = 'y'")
+        held = await holds(lab, "pool_callables", "callable = 'y'")
         await holder.execute("rollback")
         await registered
+    assert not held
 
 
 async def test_what_a_worker_offers_first_is_noted_in_order_of_its_name(lab: Lab) -> None:
@@ -218,9 +238,10 @@ async def test_workers_are_held_in_the_order_in_which_they_came(lab: Lab, what: 
         await holder.execute("select from tasker.workers where name = 'z' for update")
         called = asyncio.ensure_future(calling.execute(MANY_WORKERS[what].encode()))
         await eventually_async(partial(waits, lab, calling))
-        assert not await holds(lab, "workers", "name = 'a'")
+        held = await holds(lab, "workers", "name = 'a'")
         await holder.execute("rollback")
         await called
+    assert not held
 
 
 async def test_what_nobody_handles_is_listed_in_order_however_it_was_found(lab: Lab) -> None:
@@ -272,9 +293,9 @@ async def test_a_settlement_holds_its_runs_first_and_in_order_and_no_other(own_l
     await lab.execute(f"alter function {settle} reset lock_timeout")  # however slow this machine is
     await lab.template(step("a"))
     worker = await lab.worker()
-    for _ in range(12):
+    for _ in range(11):
         await lab.submit()
-    *claims, other = await worker.claim(12)
+    claims = await worker.claim(11)
     first = min(claim.step_id >> 20 for claim in claims)
     async with await connect(lab.url) as holder, await connect(lab.url) as settling:
         await holder.execute("begin")
@@ -282,11 +303,20 @@ async def test_a_settlement_holds_its_runs_first_and_in_order_and_no_other(own_l
         outcomes = [success(claim) for claim in claims[::-1]]
         settled = asyncio.ensure_future(SimulatedWorker(settling, "worker-1").settle(*outcomes))
         await eventually_async(partial(waits, lab, settling))
-        assert not await holds(lab, "tasks", f"task_id <> {first}")
-        assert not await holds(lab, "leases", "true")
-        assert (await worker.settle(success(other))).settled == [other.step_id]
+        held = await holds(lab, "tasks", f"task_id <> {first}"), await holds(lab, "leases", "true")
         await holder.execute("rollback")
         assert len((await settled).settled) == 11
+    assert held == (False, False)
+
+
+async def test_a_settlement_waits_for_nobody_who_holds_another_run(lab: Lab) -> None:
+    await lab.template(step("a"))
+    held, free = await lab.submit(), await lab.submit()
+    worker = await lab.worker()
+    claims = {claim.task_uuid: claim for claim in await worker.claim()}
+    async with await connect(lab.url) as holder, holder.transaction():
+        await holder.execute("select from tasker.tasks where task_uuid = %s for update", (held,))
+        assert len((await worker.settle(success(claims[free]))).settled) == 1
 
 
 async def test_of_two_fences_of_a_step_in_one_call_the_current_one_counts(lab: Lab) -> None:
