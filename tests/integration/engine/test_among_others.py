@@ -126,6 +126,18 @@ async def horizon(lab: Lab) -> int:
     return int(row["horizon"])
 
 
+async def test_of_several_writes_that_are_open_the_first_is_the_horizon(lab: Lab) -> None:
+    open_: list[int] = []
+    async with await connect(lab.url) as first, await connect(lab.url) as second:
+        for connection in (first, second):
+            await connection.execute("begin")
+            row = await (await connection.execute("select pg_current_xact_id()::text as own")).fetchone()
+            assert row is not None
+            open_.append(int(row["own"]))
+        await lab.execute("select pg_current_xact_id()")  # a later one that has ended
+        assert await horizon(lab) == open_[0]
+
+
 async def test_a_write_in_another_database_does_not_let_a_reader_pass_one_that_is_open_here(
     lab: Lab, empty_database_url: str
 ) -> None:
@@ -228,10 +240,10 @@ MANY_WORKERS = {
 @pytest.mark.parametrize("what", MANY_WORKERS)
 async def test_workers_are_held_in_the_order_in_which_they_came(lab: Lab, what: str) -> None:
     """Whatever their names, and wherever their rows lie: all who hold several hold them in this order."""
-    for name in ("z", "a"):
+    for name in ("y", "a"):
         await lab.worker(name)
-    assert sorted(await lab.engine.workers.drain("shop", ["a", "z"])) == ["a", "z"]
-    await lab.execute("update tasker.workers set slots = 2 where name = 'z'")
+    assert sorted(await lab.engine.workers.drain("shop", ["a", "y"])) == ["a", "y"]
+    await lab.execute("update tasker.workers set name = 'z' where name = 'y'")
     async with await connect(lab.url) as holder, await connect(lab.url) as calling:
         await calling.execute("set enable_indexscan = off")
         await holder.execute("begin")
