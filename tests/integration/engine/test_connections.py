@@ -18,8 +18,9 @@ from support.engine import Lab, connect, step
 from support.waiting import eventually_async
 from tasker.engine import READY, notifications, tasks
 from tasker.engine.migrate import FUNCTIONS, Migration, check_schema, migrate, migrations
-from tasker.engine.pool import RETRIED, Database, retried
+from tasker.engine.pool import RETRIED, Database, _recording, retried
 from tasker.engine.pool import connect as connect_limited
+from tasker.engine.queries import load_queries
 from tasker.errors import (
     IllegalTransition,
     SchemaMismatch,
@@ -27,7 +28,7 @@ from tasker.errors import (
     StoreUnavailable,
     TemplateNotFound,
 )
-from tasker.settings import DEFAULT_LIMITS, DatabaseSettings
+from tasker.settings import DEFAULT_LIMITS, ConnectionLimits, DatabaseSettings
 
 
 @asynccontextmanager
@@ -75,9 +76,50 @@ async def test_a_pool_keeps_what_it_is_told_to_and_makes_no_more_than_it_may(dat
 
 async def test_an_open_that_failed_leaves_nothing_running(tmp_path: Path) -> None:
     database = Database(DatabaseSettings(url=f"postgresql:///x?host={tmp_path}", connect_timeout_seconds=0.1))
-    with pytest.raises(StoreUnavailable):
-        await database.open()
+    async with asyncio.timeout(10):
+        with pytest.raises(StoreUnavailable):
+            await database.open()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_connection_is_made_anew_when_its_time_is_over(database_url: str) -> None:
+    async with opened(DatabaseSettings(url=database_url, pool_max=1, connection_lifetime_seconds=0.01)) as database:
+
+        async def backend() -> int:
+            return int(await database.fetch_value("select pg_backend_pid()"))
+
+        first = await backend()
+
+        async def another() -> bool:
+            return await backend() != first
+
+        await eventually_async(another)
+
+
+async def test_a_server_that_came_back_is_tried_within_the_time_that_a_call_waits() -> None:
+    database = Database(DatabaseSettings(url="postgresql:///x", connect_timeout_seconds=7.0))
+    assert database._pool.reconnect_timeout == database._pool.timeout == 7.0
+
+
+async def test_why_no_connection_can_be_made_is_known_until_one_is_made(database_url: str, tmp_path: Path) -> None:
+    told: list[str | None] = []
+    connection_class = _recording(told.append)
+    with pytest.raises(psycopg.OperationalError) as caught:
+        await connection_class.connect(f"postgresql:///x?host={tmp_path}")
+    assert told == [str(caught.value).strip()] and str(tmp_path) in str(told[0])
+    async with await connection_class.connect(database_url):
+        assert told[1:] == [None]
+
+
+async def test_an_error_of_a_connection_that_there_is_is_not_told_as_why_there_is_none(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with opened(DatabaseSettings(url=database_url)) as database:
+        with pytest.raises(psycopg.OperationalError):
+            await database._pool.connection_class.connect(f"postgresql:///x?host={tmp_path}")
+        with pytest.raises(StoreUnavailable) as caught:
+            await database.fetch("do $$ begin raise exception 'as it was said' using errcode = '57P01'; end $$")
+        assert str(caught.value) == database.obstacle == "the database cannot be reached: as it was said"
 
 
 async def test_each_statement_is_a_transaction_of_its_own(database_url: str) -> None:
@@ -306,3 +348,43 @@ async def test_a_listener_without_a_database_tries_once_a_second(
         async for _ in notifications.listen(f"postgresql:///x?host={tmp_path}", [READY], DEFAULT_LIMITS):
             pass
     assert slept == [1.0, 1.0, 1.0]
+
+
+async def test_a_listener_asks_its_server_every_five_seconds_and_waits_no_longer_for_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Silent for so long, asked, no answer for so long: a primary that vanished is noticed within 15 seconds."""
+    paused: list[float] = []
+    asked: list[float] = []
+
+    class Enough(Exception):
+        pass
+
+    class Silent:
+        async def notifies(self, *, timeout: float) -> AsyncIterator[None]:
+            paused.append(timeout)
+            news: list[None] = []
+            for each in news:
+                yield each
+
+    @asynccontextmanager
+    async def silent(*_: object) -> AsyncIterator[Silent]:
+        yield Silent()
+
+    async def noted(_: object, query: str, *, limits: ConnectionLimits) -> None:
+        asked.append(limits.answer_seconds)
+        if len(asked) == 2:
+            raise Enough
+
+    monkeypatch.setattr("tasker.engine.notifications.connect", silent)
+    monkeypatch.setattr("tasker.engine.notifications.execute", noted)
+    with pytest.raises(Enough):
+        async for _ in notifications.listen("", [], DEFAULT_LIMITS):
+            pass
+    assert paused == [5.0, 5.0]
+    assert asked == [5.0 + DEFAULT_LIMITS.answer_margin_seconds] * 2
+    assert paused[0] + asked[0] <= 15
+
+
+def test_queries_are_read_once() -> None:
+    assert load_queries("tasks") is load_queries("tasks")

@@ -224,7 +224,8 @@ async def test_a_step_whose_workers_keep_dying_ends_in_error_with_that_reason(la
         "error_type": "worker_crash_loop",
         "message": "worker worker-3 was lost during attempt 3: its lease was not renewed in time",
     }
-    assert (await lab.step_log(task, "a"))[-2:] == [
+    assert (await lab.step_log(task, "a"))[-3:] == [
+        "enqueued -start-> in_progress",
         "in_progress -submit_error-> enqueued_as_error_for_orchestration",
         "enqueued_as_error_for_orchestration -fail-> error",
     ]

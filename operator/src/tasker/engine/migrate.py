@@ -35,11 +35,11 @@ class Migration:
 
 
 def _read(folder: str) -> list[Migration]:
-    found = (files(__package__) / "sql" / folder).iterdir()
+    place = files(__package__) / "sql" / folder
     return [
-        Migration(name=file.name.removesuffix(".sql"), text=file.read_text(encoding="utf-8"))
-        for file in sorted(found, key=lambda file: file.name)
-        if file.name.endswith(".sql")
+        Migration(name=name.removesuffix(".sql"), text=(place / name).read_text(encoding="utf-8"))
+        for name in sorted(file.name for file in place.iterdir())
+        if name.endswith(".sql")
     ]
 
 

@@ -125,7 +125,6 @@ class Database:
             try:
                 yield connection
             except _ServerLost:
-                await connection.close()
                 await self._pool.drain()
                 raise
 
@@ -176,7 +175,6 @@ def connection_parameters(url: str, limits: ConnectionLimits) -> dict[str, Any]:
         raise ConfigurationError("the connection string of the database is not one that Postgres takes") from None
     bounded = {
         "connect_timeout": limits.connect_timeout_seconds,
-        "keepalives": 1,
         "keepalives_idle": limits.keepalives_idle_seconds,
         "keepalives_interval": limits.keepalives_interval_seconds,
         "keepalives_count": limits.keepalives_count,

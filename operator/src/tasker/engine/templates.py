@@ -29,7 +29,7 @@ class Templates:
                 "name": name,
                 "version": spec.version,
                 "revision": spec.revision,
-                "spec": Jsonb(spec.model_dump(mode="json")),
+                "spec": Jsonb(spec.model_dump()),
                 "steps": Jsonb(step_rows(spec)),
                 "edges": Jsonb(
                     [[parent, child] for child, parents in enumerate(spec.dependency_positions) for parent in parents]

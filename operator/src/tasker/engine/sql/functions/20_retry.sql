@@ -16,6 +16,6 @@ create or replace function tasker.retry_delay(
                 when 'exponential' then power(2::double precision, p_failures - 1)
                 -- Binet's formula: exact after rounding up to n = 70, and far past any maximum from there on.
                 when 'fibonacci' then round(power((1 + sqrt(5::double precision)) / 2, p_failures) / sqrt(5::double precision))
-            end) * (1 + p_jitter * (2 * random() - 1))
+            end) * (1 - p_jitter + 2 * p_jitter * random())
     end * interval '1 millisecond'
 $$;

@@ -56,7 +56,7 @@ create or replace function tasker.advance_tasks(
 set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
-    v_finished integer;
+    v_finished integer := 0;
 begin
     with counted as (
         select t.task_id,
@@ -93,6 +93,10 @@ begin
             ) end
         from judged j where t.task_id = j.task_id
         returning t.task_id, t.state, j.enqueued
+    ), finished as (
+        select task_id from moved where state in ('complete', 'error')
+    ), forgotten as (
+        delete from tasker.timers x using finished f where x.task_id = f.task_id
     ), logged as (
         insert into tasker.task_log (task_id, at, passage, actor_id)
         select m.task_id, p_now, case m.state
@@ -103,11 +107,7 @@ begin
             else 'left_waiting' end::tasker.task_passage, p_actor_id
         from moved m
     )
-    select count(*) into v_finished from moved where state in ('complete', 'error');
-    if v_finished > 0 then
-        delete from tasker.timers x using tasker.tasks t
-        where x.task_id = any (p_task_ids) and t.task_id = x.task_id and t.completed_at is not null;
-    end if;
+    select count(*) into v_finished from finished;
     return v_finished;
 end $$;
 

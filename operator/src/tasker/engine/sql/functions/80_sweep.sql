@@ -15,7 +15,7 @@ declare
 begin
     with due as (
         update tasker.steps set state = 'enqueued', enqueued_at = p_now, next_attempt_at = null
-        where step_id = any (p_step_ids) and state = 'waiting_for_retry' and next_attempt_at <= p_now
+        where step_id = any (p_step_ids) and next_attempt_at <= p_now
         returning step_id
     )
     select array_agg(step_id) into v_due from due;
@@ -337,7 +337,6 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as
         )
         and s.state = 'enqueued' and s.enqueued_at < p_now - interval '5 seconds'
         and not exists (select from tasker.ready_steps r where r.step_id = s.step_id)
-        and not exists (select from tasker.leases l where l.step_id = s.step_id)
 $$;
 
 -- Steps that could run and are in nobody's hands. There should never be one; a hundred open runs are looked at each

@@ -41,8 +41,7 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
     t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
     t.cancelled_steps, t.error,
     coalesce((
-        select jsonb_agg(jsonb_build_object('callable', missing.callable, 'steps', missing.steps, 'since', missing.since)
-            order by missing.since, missing.callable)
+        select jsonb_agg(jsonb_build_object('callable', missing.callable, 'steps', missing.steps, 'since', missing.since))
         from (
             select r.callable, count(*) as steps, min(r.ready_at) as since
             from tasker.ready_steps r
@@ -61,10 +60,9 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
         where l.step_id >= tasker.first_step_id(t.task_id) and l.step_id < tasker.first_step_id(t.task_id + 1)) as running_steps,
     coalesce((
         select jsonb_agg(jsonb_build_object('step', recent.name, 'attempt', recent.attempt, 'error_type',
-            recent.error_type, 'message', recent.message, 'final', recent.final, 'at', recent.at)
-            order by recent.failure_id desc)
+            recent.error_type, 'message', recent.message, 'final', recent.final, 'at', recent.at))
         from (
-            select f.failure_id, d.name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
+            select d.name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
             from tasker.step_failures f
             join tasker.template_steps d on d.template_id = t.template_id
                 and d.position = f.step_id - tasker.first_step_id(t.task_id)
