@@ -23,7 +23,7 @@ def test_a_call_counts_for_the_test_that_made_it(database_url: str) -> None:
     called.watch(database_url)
     assert called.look() == set()
     call(database_url, "now()", "cancel_task(1, 'a', 'b')")
-    assert called.look() == {"now", "cancel_task"}
+    assert called.look() == {"now", "actor_id", "cancel_task"}
     assert called.look() == set()
     call(database_url, "now()")
     assert called.forget(database_url) == {"now"}

@@ -105,64 +105,26 @@ async def test_the_results_that_are_shown_are_those_of_the_runs_own_last_steps(l
     assert shown == [{"only": "done"}, {"c": "done"}, {"a": "done", "b": "done", "c": "done"}]
 
 
-async def test_changes_begin_with_the_cursor_and_end_before_the_horizon(lab: Lab) -> None:
+async def test_changes_are_what_ended_after_a_place_and_what_was_under_way_there(lab: Lab) -> None:
     now = await lab.clock.freeze()
     await lab.run(step("a"), origin_uid="uid-1")
     await lab.submit()  # of no resource
     moved = int(await lab.value("select min(transaction_id::text::bigint) from tasker.task_transitions"))
     later = now + timedelta(days=1)
-    for cursor, horizon, seen in ((moved, moved + 1, 1), (moved, moved, 0), (moved + 1, moved + 9, 0)):
-        found = await asked(lab, "tasks", "changes", cursor=str(cursor), horizon=str(horizon), since=later)
-        assert len(found) == seen
+    for place, seen in (
+        (f"{moved}:{moved}:", 1),
+        (f"{moved + 1}:{moved + 1}:", 0),
+        (f"{moved}:{moved + 1}:{moved}", 1),
+        (f"{moved - 1}:{moved + 1}:{moved - 1}", 0),
+        (f"{moved - 1}:{moved + 9}:{moved - 1},{moved},{moved + 7}", 1),
+    ):
+        (found,) = await asked(lab, "tasks", "changes", snapshot=place, since=later)
+        assert found["origin_uids"] == ["uid-1"] * seen, place
     assert len(await (await lab.worker()).claim()) == 2
     for seconds, seen in ((2, 1), (2.001, 0)):
         since = now + timedelta(seconds=seconds)
-        found = await asked(lab, "tasks", "changes", cursor=str(moved + 1), horizon=str(moved + 1), since=since)
-        assert len(found) == seen, "a claim is told of for two seconds"
-
-
-async def horizon(lab: Lab) -> int:
-    (row,) = await asked(lab, "tasks", "changes_horizon")
-    return int(row["horizon"])
-
-
-async def test_of_several_writes_that_are_open_the_first_is_the_horizon(lab: Lab) -> None:
-    open_: list[int] = []
-    async with await connect(lab.url) as first, await connect(lab.url) as second:
-        for connection in (first, second):
-            await connection.execute("begin")
-            row = await (await connection.execute("select pg_current_xact_id()::text as own")).fetchone()
-            assert row is not None
-            open_.append(int(row["own"]))
-        await lab.execute("select pg_current_xact_id()")  # a later one that has ended
-        assert await horizon(lab) == open_[0]
-
-
-async def test_a_write_in_another_database_does_not_let_a_reader_pass_one_that_is_open_here(
-    lab: Lab, empty_database_url: str
-) -> None:
-    """Nor does one that waits there for what the open one here holds: a row of the server's own tables."""
-    name = empty_database_url.rsplit("/", 1)[1].partition("?")[0]
-    change = f'alter database "{name}" set work_mem = '
-    await lab.execute(f"{change} '1MB'")
-    async with await connect(lab.url) as here, await connect(empty_database_url) as elsewhere:
-        await elsewhere.execute("begin")
-        await elsewhere.execute("select pg_current_xact_id()")
-        await here.execute("begin")
-        row = await (await here.execute("select pg_current_xact_id()::text as own")).fetchone()
-        assert row is not None
-        await lab.execute("select pg_current_xact_id()")  # a later one that has ended
-        seen = await horizon(lab)
-        await elsewhere.execute("rollback")
-        assert seen == int(row["own"])
-
-        await here.execute(f"{change} '2MB'".encode())
-        waiting = asyncio.ensure_future(elsewhere.execute(f"{change} '3MB'".encode()))
-        await eventually_async(partial(waits, lab, elsewhere))
-        seen = await horizon(lab)
-        await here.execute("rollback")
-        await waiting
-        assert seen == int(row["own"])
+        (found,) = await asked(lab, "tasks", "changes", snapshot=f"{moved + 1}:{moved + 1}:", since=since)
+        assert found["origin_uids"] == ["uid-1"] * seen, "a claim is told of for two seconds"
 
 
 async def waits(lab: Lab, connection: psycopg.AsyncConnection[Any]) -> bool:
@@ -263,7 +225,7 @@ async def test_what_nobody_handles_is_listed_in_order_however_it_was_found(lab: 
     await lab.worker(callables=["do", "c07"])
     await lab.worker("other", callables=["c08"])
     await lab.execute("set enable_sort = off")
-    rows = await lab.rows("select * from tasker.unhandled_callables('worker-1')")
+    rows = await lab.rows("select * from tasker.unhandled_callables('shop', 'worker-1')")
     assert [row["unhandled_callables"] for row in rows] == [name for name in names if name != "c07"]
 
 
@@ -301,7 +263,7 @@ async def test_a_settlement_claims_and_ends_nothing_of_others(lab: Lab) -> None:
 
 async def test_a_settlement_holds_its_runs_first_and_in_order_and_no_other(own_lab: Lab) -> None:
     lab = own_lab
-    settle = "tasker.settle_steps(text, bigint[], bigint[], text[], jsonb[], integer)"
+    settle = "tasker.settle_steps(text, text, bigint[], bigint[], text[], jsonb[], integer)"
     await lab.execute(f"alter function {settle} reset lock_timeout")  # however slow this machine is
     await lab.template(step("a"))
     worker = await lab.worker()
@@ -398,7 +360,7 @@ async def test_only_the_workers_that_are_named_are_drained_and_wanted_back(lab: 
     async with await connect(lab.url) as holder, holder.transaction():
         await holder.execute("select from tasker.workers where name = 'a' for update")
         await lab.execute("set lock_timeout = '1ms'")
-        assert await lab.value("select tasker.drain_worker('b')")
+        assert await lab.value("select tasker.drain_worker('shop', 'b')")
     assert await draining() == ["a", "b", "c", "elsewhere"]
 
 

@@ -487,7 +487,7 @@ async def test_a_worker_that_was_asked_to_stop_before_its_start_asks_the_databas
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = Database()
-    monkeypatch.setattr(worker_module, "Gateway", lambda url, *, lease_seconds: database)
+    monkeypatch.setattr(worker_module, "Gateway", lambda url, *, namespace, lease_seconds, role: database)
     worker = _without_port(worker)
     worker.request_stop()
     async with asyncio.timeout(5):
@@ -508,7 +508,7 @@ async def test_a_worker_whose_start_fails_was_starting_and_has_stopped(
         states.append(worker.state)
         raise DatabaseError("away")
 
-    monkeypatch.setattr(worker_module, "Gateway", lambda url, *, lease_seconds: database)
+    monkeypatch.setattr(worker_module, "Gateway", lambda url, *, namespace, lease_seconds, role: database)
     monkeypatch.setattr(Worker, "_register", fails)
     worker = _without_port(worker)
     with pytest.raises(DatabaseError, match=r"^away$"):
