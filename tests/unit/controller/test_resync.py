@@ -110,7 +110,7 @@ async def test_an_answer_that_comes_after_a_resync_missed_the_task_does_not_revi
     answer = setting.kit.cluster.store({**made, "status": {"phase": "Running"}})
     setting.kit.cluster.remove("Task", "default", "t")
     await setting.resync.run()
-    assert not setting.kit.caches.tasks.put(answer)
+    assert setting.kit.caches.tasks.put(answer) is False
     assert key_of(made) not in setting.kit.caches.tasks
     assert setting.kit.caches.tasks.find_uid(made["metadata"]["uid"]) is None
 
