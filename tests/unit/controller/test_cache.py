@@ -58,7 +58,7 @@ def test_an_object_that_left_the_selector_of_a_watch_may_come_back() -> None:
 def test_an_object_whose_version_is_no_number_is_older_than_any(text: str | None) -> None:
     undated = version(0)
     undated["metadata"]["resourceVersion"] = text
-    assert not cache_of(version(1)).put(undated)
+    assert cache_of(version(1)).put(undated) is False
     assert cache_of(version(0)).put(undated), "0 is no object's version either"
 
 

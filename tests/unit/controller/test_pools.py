@@ -161,12 +161,24 @@ async def test_the_answer_to_an_apply_is_in_the_status_at_once(setting: Setting)
     assert status["selector"] == "app.kubernetes.io/name=tasker-worker,tasker.dev/pool=default"
 
 
+async def test_the_status_shows_the_deployment_that_is_there_when_nothing_is_applied(setting: Setting) -> None:
+    await setting.give(minReplicas=2)
+    setting.applied()
+    progressed = setting.kit.cluster.store({**setting.live(), "status": {"replicas": 2, "readyReplicas": 1}})
+    setting.kit.router.deployment(progressed, "MODIFIED")
+    setting.clock = 1.0
+    assert await setting.pools.reconcile(KEY) is None
+    assert setting.applied() == []
+    assert setting.kit.live(pool())["status"]["readyReplicas"] == 1
+
+
 # A number that is an autoscaler's.
 
 
 async def test_an_autoscalers_pool_begins_with_its_minimum(setting: Setting) -> None:
     await setting.give(scaling={"mode": "external"}, minReplicas=2)
     assert setting.live()["spec"]["replicas"] == 2
+    assert setting.kit.live(pool())["status"]["desiredReplicas"] == 2
 
 
 async def test_the_number_stays_as_it_is_until_an_autoscaler_writes_one(setting: Setting) -> None:

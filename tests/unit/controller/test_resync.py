@@ -110,17 +110,20 @@ async def test_an_answer_that_comes_after_a_resync_missed_the_task_does_not_revi
     answer = setting.kit.cluster.store({**made, "status": {"phase": "Running"}})
     setting.kit.cluster.remove("Task", "default", "t")
     await setting.resync.run()
-    assert not setting.kit.caches.tasks.put(answer)
+    assert setting.kit.caches.tasks.put(answer) is False
     assert key_of(made) not in setting.kit.caches.tasks
     assert setting.kit.caches.tasks.find_uid(made["metadata"]["uid"]) is None
 
 
-async def test_pods_and_deployments_of_others_are_not_kept(setting: Setting) -> None:
-    for api_version, kind, spec in (("v1", "Pod", {}), ("apps/v1", "Deployment", {"replicas": 1})):
-        metadata = {"name": "of-others", "namespace": "default", "labels": {"app.kubernetes.io/managed-by": "tasker"}}
-        setting.kit.cluster.store({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec})
+async def test_of_pods_and_deployments_only_the_workers_are_kept(setting: Setting) -> None:
+    ours = dict(each.split("=") for each in OWNED_SELECTOR.split(","))
+    for name, labels in (("ours", ours), ("of-others", {"app.kubernetes.io/managed-by": "tasker"})):
+        for api_version, kind, spec in (("v1", "Pod", {}), ("apps/v1", "Deployment", {"replicas": 1})):
+            metadata = {"name": name, "namespace": "default", "labels": labels}
+            setting.kit.cluster.store({"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec})
     await setting.resync.run()
-    assert len(setting.kit.caches.pods) == len(setting.kit.caches.deployments) == 0
+    kept = [ObjectKey(namespace="default", name="ours")]
+    assert (setting.kit.caches.pods.all_keys(), setting.kit.caches.deployments.all_keys()) == (kept, kept)
 
 
 async def test_the_namespaces_of_pools_are_looked_at_again(setting: Setting) -> None:

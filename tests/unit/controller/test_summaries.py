@@ -41,6 +41,18 @@ def test_what_is_asked_for_together_is_one_query() -> None:
     run_in_virtual_time(main)
 
 
+def test_who_asks_a_moment_later_is_in_the_same_query() -> None:
+    async def main() -> None:
+        rows = Rows()
+        first = asyncio.create_task(rows.reader.load("a"))
+        await asyncio.sleep(GATHER_SECONDS / 2)
+        assert await rows.reader.load("b") is not None
+        assert first.done()
+        assert rows.asked == [["a", "b"]]
+
+    run_in_virtual_time(main)
+
+
 def test_who_asks_while_a_query_is_under_way_gets_the_next_one() -> None:
     async def main() -> None:
         rows = Rows()

@@ -73,6 +73,14 @@ def test_a_value_that_many_share_cannot_be_changed(kit: ControllerKit) -> None:
         shared.spec.slots = 3
 
 
+def test_what_is_removed_is_handed_back(kit: ControllerKit) -> None:
+    for give, cache in ((task, kit.caches.tasks), (pool, kit.caches.pools)):
+        made = kit.give(give())
+        removed = cache.remove(made)
+        assert removed is not None and removed["metadata"]["uid"] == made["metadata"]["uid"]
+        assert cache.remove(made) is None
+
+
 def test_a_deleted_object_is_no_longer_counted(kit: ControllerKit) -> None:
     odd = kit.give(pool(slots="many"))
     kit.router.pool(odd, "DELETED")

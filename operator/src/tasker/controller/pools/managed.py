@@ -136,10 +136,10 @@ class NamespaceReconciler:
     async def _adopted(self, pool: ObjectMeta) -> bool:
         """Whether a person has written the managed pool's own name: then it is theirs, and what was ours is dropped."""
         live = await self._cluster.get(WORKER_POOL, pool.namespace, pool.name)
-        if live is None or not is_managed(ObjectMeta.of(live)) or not _others_own_spec(live):
-            return False
-        await self._release(pool)
-        return True
+        adopted = live is not None and is_managed(ObjectMeta.of(live)) and _others_own_spec(live)
+        if adopted:
+            await self._release(pool)
+        return adopted
 
     async def _release(self, pool: ObjectMeta) -> None:
         namespace, name = pool.namespace, pool.name

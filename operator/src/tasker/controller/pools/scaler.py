@@ -230,9 +230,11 @@ class Scaler:
     def _may_register(self, pod: Pod) -> bool:
         """Whether a worker that has not registered yet may be about to: it runs, and has not for too long."""
         created = pod.metadata.creation_timestamp
-        if not pod.is_running or created is None:
-            return False
-        return (self._now() - parse_timestamp(created)).total_seconds() < START_SECONDS
+        return (
+            pod.is_running
+            and created is not None
+            and (self._now() - parse_timestamp(created)).total_seconds() < START_SECONDS
+        )
 
     async def _undrain(self, scaled: _ScaledPool, count: int) -> None:
         """So many workers that were to go, and whose pods are still there, are wanted after all."""
