@@ -1021,3 +1021,26 @@ async def test_only_a_result_counts_as_discarded() -> None:
     assert metrics.results_discarded == 0
     settler.discard(_ended())
     assert metrics.results_discarded == 1
+
+
+async def test_between_two_calls_handlers_get_one_turn_and_what_they_return_goes_with_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        turns.append(seconds)
+        await asyncio.sleep(seconds)
+
+    monkeypatch.setattr(exchange_module, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    rig = Rig(registry_of(work=quick), slots=3, poll_min=3600, poll_max=3600)
+    claim = make_claim("work")
+    rig.engine.queue.append(claim)
+    rig.engine.gate.clear()
+    async with rig:
+        await asyncio.wait_for(rig.engine.called.wait(), 5)
+        rig.exchange.hint()  # so that there is a reason to ask again at once
+        rig.engine.gate.set()
+        await rig.until(lambda: claim.fence in rig.engine.settled)
+        assert [name for name, _, _ in rig.engine.calls[:2]] == ["claim", "settle"]
+    assert set(turns) == {0}
