@@ -1010,6 +1010,9 @@ async def test_what_was_held_is_handed_in_without_claiming_until_the_settler_giv
     await asyncio.wait_for(run, 5)
     assert left == [0], "nothing has come of it"
     assert len(settler.sending) == 1
+    engine.settle_faults.append(Unavailable("down"))
+    locked.add([_ended()])
+    assert await locked._settle_next(settler) is False
 
 
 async def test_only_a_result_counts_as_discarded() -> None:
