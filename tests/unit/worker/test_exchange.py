@@ -1010,6 +1010,9 @@ async def test_what_was_held_is_handed_in_without_claiming_until_the_settler_giv
     await asyncio.wait_for(run, 5)
     assert left == [0], "nothing has come of it"
     assert len(settler.sending) == 1
+    engine.settle_faults.append(Unavailable("down"))
+    locked.add([_ended()])
+    assert await locked._settle_next(settler) is False
 
 
 async def test_only_a_result_counts_as_discarded() -> None:
@@ -1021,3 +1024,26 @@ async def test_only_a_result_counts_as_discarded() -> None:
     assert metrics.results_discarded == 0
     settler.discard(_ended())
     assert metrics.results_discarded == 1
+
+
+async def test_between_two_calls_handlers_get_one_turn_and_what_they_return_goes_with_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        turns.append(seconds)
+        await asyncio.sleep(seconds)
+
+    monkeypatch.setattr(exchange_module, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    rig = Rig(registry_of(work=quick), slots=3, poll_min=3600, poll_max=3600)
+    claim = make_claim("work")
+    rig.engine.queue.append(claim)
+    rig.engine.gate.clear()
+    async with rig:
+        await asyncio.wait_for(rig.engine.called.wait(), 5)
+        rig.exchange.hint()  # so that there is a reason to ask again at once
+        rig.engine.gate.set()
+        await rig.until(lambda: claim.fence in rig.engine.settled)
+        assert [name for name, _, _ in rig.engine.calls[:2]] == ["claim", "settle"]
+    assert set(turns) == {0}

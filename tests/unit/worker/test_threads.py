@@ -191,7 +191,7 @@ def test_a_job_for_which_there_is_no_thread_is_refused_once_and_the_next_one_run
 ) -> None:
     refused, held = threading.Semaphore(0), Held()
     no_thread.set()
-    assert not threads.can_start()
+    assert threads.can_start() is False
     threads.submit(held, refused.release)
     assert [refused.acquire(blocking=False) for _ in range(2)] == [True, False]
     no_thread.clear()
@@ -268,7 +268,7 @@ def test_no_memory_for_a_thread_is_no_thread(threads: HandlerThreads, monkeypatc
         raise MemoryError
 
     monkeypatch.setattr(threading.Thread, "start", no_memory)
-    assert not threads.can_start()
+    assert threads.can_start() is False
 
 
 def test_a_job_that_was_given_up_is_not_refused_any_more(threads: HandlerThreads) -> None:

@@ -190,7 +190,7 @@ class Gateway:
                     settled.add(row.fence)
                 case "claim":
                     claims.append(row)
-        *_, ready_left, tasks_finished = summary
+        *_, ready_left, tasks_finished = summary  # which is always there, and the last
         return Answer(frozenset(settled), claims, ready_left, tasks_finished)
 
     async def notify(self, channel: str) -> None:

@@ -61,10 +61,9 @@ def fault_of_import(error: BaseException, module: str) -> str:
 def _is_of_user(frame: FrameType, *, package: str) -> bool:
     """Whether code is the user's: of the package that is imported, wherever it lies, or of none that is installed."""
     path = Path(frame.f_code.co_filename)
-    if frame.f_code.co_filename.startswith("<") or path.is_relative_to(_SDK):
-        return False
     name = str(frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] == package or not _is_installed(path)
+    of_others = frame.f_code.co_filename.startswith("<") or path.is_relative_to(_SDK)
+    return not of_others and (name.partition(".")[0] == package or not _is_installed(path))
 
 
 def _may_be_of_user(filename: str | None, *, alone: bool) -> bool:
