@@ -499,3 +499,15 @@ async def test_each_lease_that_expires_is_told_of_by_its_own_reason_however_they
     assert await lab.value("select tasker.expire_leases('me', %s, %s, 'why')", *arguments) == 4
     told = await lab.rows("select step_id, message from tasker.step_failures order by step_id")
     assert [row["message"] for row in told] == [f"worker with-{name} was lost during attempt 1: why" for name in "abcd"]
+
+
+async def test_each_worker_is_handed_what_it_offers_itself_and_holds_it(lab: Lab) -> None:
+    await lab.template(step("a"), step("b", "a"), step("c", "a", callable="other"))
+    for _ in range(2):
+        await lab.submit()
+    others, worker = await lab.worker("others", callables=["other"]), await lab.worker("worker")
+    (claim,) = await worker.claim(1)
+    settlement = await worker.settle(success(claim), claim_limit=9)
+    assert [each.step for each in settlement.claims] == ["b", "a"]
+    assert [each.step for each in await others.claim()] == ["c"]
+    assert {info.name: info.running for info in await lab.engine.workers.read("shop")} == {"others": 1, "worker": 2}
