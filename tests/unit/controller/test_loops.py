@@ -167,6 +167,18 @@ async def test_when_another_server_has_taken_over_all_is_compared_anew_and_what_
     assert "another database server has taken over" in caplog.text
 
 
+async def test_what_a_sweep_cannot_repair_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def repairs() -> dict[str, int]:
+        return {"retries_due": 2, "repairs_parked": 3}
+
+    metrics = OperatorMetrics()
+    await sweep(cast("Workers", SimpleNamespace(sweep=repairs)), metrics)
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.getMessage().startswith("3 rows could not be repaired and are tried again later")
+    assert metrics.registry.get_sample_value("tasker_operator_sweep_repairs_total", {"repair": "repairs_parked"}) == 3
+
+
 async def test_what_a_sweep_repairs_is_counted_by_kind() -> None:
     async def repairs() -> dict[str, int]:
         return {"expired_leases": 3, "due_retries": 0}

@@ -22,6 +22,9 @@ from tasker.engine.workers import Workers
 
 logger = logging.getLogger(__name__)
 
+REPAIRS_PARKED = "repairs_parked"
+"""How a sweep counts what it could not repair."""
+
 UNOFFERED_SECONDS = 5.0
 """How often what no worker offers is read, in seconds: seldom beside the minute after which it is said."""
 
@@ -124,3 +127,5 @@ async def sweep(workers: Workers, metrics: OperatorMetrics) -> None:
     """One sweep: with no worker left nobody else wakes due retries or ends what is over its time."""
     for repair, repaired in (await workers.sweep()).items():
         metrics.sweep_repairs.labels(repair).inc(repaired)
+        if repair == REPAIRS_PARKED:
+            logger.error("%d rows could not be repaired and are tried again later: see tasker.parked_repairs", repaired)
