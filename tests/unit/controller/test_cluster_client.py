@@ -55,13 +55,14 @@ class Server:
     answer: Callable[[str, str], Reply | None] = lambda line, token: Reply(body=EMPTY)
     url: str = ""
     requests: list[tuple[str, str]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
-                await reader.readexactly(int(headers.get("content-length", "0")))
+                self.bodies.append(await reader.readexactly(int(headers.get("content-length", "0"))))
                 request = head[0], headers.get("authorization", "").partition(" ")[2]
                 self.requests.append(request)
                 reply = self.answer(*request)
@@ -384,6 +385,9 @@ async def test_writes_are_made_in_our_name_and_by_force_unless_told(server: Serv
     await cluster.create(CONFIG_MAP, manifest)
     await cluster.patch_status(CONFIG_MAP, "default", "a", resource_version="1", operations=[])
     await cluster.delete(CONFIG_MAP, "default", "a", uid="u")
+    written, _, _, made, _, deleted = map(json.loads, server.bodies)
+    assert written == made == manifest
+    assert deleted["preconditions"] == {"uid": "u"}
     base = "/api/v1/namespaces/default/configmaps"
     assert [line.removesuffix(" HTTP/1.1") for line, _ in server.requests] == [
         f"PATCH {base}/a%2Fb?fieldManager=tasker-operator&force=true",
