@@ -970,6 +970,8 @@ async def test_closing_cancels_a_handler_that_waits_and_is_done_when_it_has_ende
     await _until(lambda: attempt.state is AttemptState.RUNNING)
     await bench.executor.close()
     assert ended == ["ended"]
+    assert attempt.task is not None
+    assert attempt.task.cancelled()
     assert bench.finished.attempts == []
 
 
