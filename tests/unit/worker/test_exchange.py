@@ -1047,3 +1047,15 @@ async def test_between_two_calls_handlers_get_one_turn_and_what_they_return_goes
         await rig.until(lambda: claim.fence in rig.engine.settled)
         assert [name for name, _, _ in rig.engine.calls[:2]] == ["claim", "settle"]
     assert set(turns) == {0}
+
+
+async def test_it_asks_at_the_moment_that_it_is_time_to() -> None:
+    rig = _still_rig()
+    rig.exchange._next_poll = 100.0
+    locked: Any = SimpleNamespace(done=lambda: False)
+    conversation = asyncio.ensure_future(rig.exchange._converse(locked))
+    called = asyncio.ensure_future(rig.engine.called.wait())
+    await asyncio.wait([conversation, called], timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    assert called.done()
+    conversation.cancel()
+    await asyncio.wait([conversation])
