@@ -609,7 +609,8 @@ async def test_no_code_is_run_while_a_handler_waits_nor_after_one_that_could_not
 
 
 async def test_overhead_of_a_handler_is_far_below_a_tenth_of_a_millisecond(bench: Bench) -> None:
-    """Ten times what it was measured to be, so that only a change of kind makes it fail, not a busy machine."""
+    """Five times what it was measured to be, so that only a change of kind makes it fail, not a busy machine: and the
+    best of five, for in one of them the collector may go through all that other tests have left."""
 
     async def handler(context: StepContext) -> dict[str, int]:
         return {"value": 1}
@@ -617,10 +618,13 @@ async def test_overhead_of_a_handler_is_far_below_a_tenth_of_a_millisecond(bench
     bench.registry.register("work", handler)
     bench.start(*["work"] * 200)
     await bench.finished.wait(200)
-    began = time.process_time()
-    bench.start(*["work"] * 2000)
-    await bench.finished.wait(2200)
-    assert (time.process_time() - began) / 2000 < 100e-6
+    took = []
+    for done in range(600, 2600, 400):
+        began = time.process_time()
+        bench.start(*["work"] * 400)
+        await bench.finished.wait(done)
+        took.append((time.process_time() - began) / 400)
+    assert min(took) < 100e-6
 
 
 async def test_a_deep_recursion_fails_its_attempt(bench: Bench) -> None:
