@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import signal
@@ -122,6 +123,26 @@ def test_an_interrupt_does_not_wait_for_a_module_that_never_comes_to_an_end(
     shared.go.set()
     left.join(10)
     assert _threads() == set()
+
+
+def test_a_signal_that_comes_just_before_a_wait_begins_is_seen_to_in_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python looks at signals between its instructions and when a wait is interrupted: not in one that has begun."""
+    waits: list[float | None] = []
+
+    class Never(concurrent.futures.Future[None]):
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            waits.append(timeout)
+            if len(waits) == 3:
+                raise KeyboardInterrupt
+            raise TimeoutError
+
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle._exception_of(Never())
+    assert waits == [0.5, 0.5, 0.5]
+    ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+    error = TimeoutError("of the worker")
+    ended.set_exception(error)
+    assert lifecycle._exception_of(ended) is error
 
 
 def test_an_interrupt_that_a_module_raises_is_an_error_of_the_worker(

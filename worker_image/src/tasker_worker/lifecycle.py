@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import os
@@ -29,6 +30,7 @@ from .worker import Worker
 logger = logging.getLogger("tasker_worker.lifecycle")
 
 _ABANDON_SECONDS = 10.0  # for a worker whose start was interrupted to end, before the interrupt goes on without it
+_TURN_SECONDS = 0.5  # of a wait that a person may interrupt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +110,17 @@ class _Running:
         await self.worker.run_started()
 
 
+def _exception_of(future: concurrent.futures.Future[None]) -> BaseException | None:
+    """What a future ends with.
+
+    Waited for in turns: Python sees to a signal when a wait is interrupted by it, and one that comes in the moment before
+    the wait begins would be seen to when the future ends, and no earlier.
+    """
+    while True:
+        with contextlib.suppress(TimeoutError):
+            return future.exception(_TURN_SECONDS)
+
+
 # Who starts or stops a worker holds the lock. Readers of `_running` need none: they take it once, and what it names
 # only ever goes from running to ended.
 _lock = threading.Lock()
@@ -131,7 +144,7 @@ def bootstrap_worker(config: BootstrapConfig | None = None) -> WorkerStatus:
         try:
             running.thread.start()
             # What the worker's thread raised comes back as a value; what is raised here is this thread's own.
-            failure = running.started.exception()
+            failure = _exception_of(running.started)
             if failure is not None:
                 _raise(failure)
             _running = running
@@ -179,7 +192,7 @@ def stop_worker() -> WorkerStatus:
         was_running = not running.ended.done()
         if was_running:
             running.request_stop()
-        failure = running.ended.exception()  # waits; an interrupt leaves it stopping, for another call to wait for
+        failure = _exception_of(running.ended)  # an interrupt leaves it stopping, for another call to wait for
         running.thread.join()
         _running = None
         if failure is not None and running.stop_requested:
