@@ -113,8 +113,8 @@ class _Running:
 def _exception_of(future: concurrent.futures.Future[None]) -> BaseException | None:
     """What a future ends with.
 
-    Waited for in turns: Python sees to a signal when a wait is interrupted by it, and one that comes in the moment before
-    the wait begins would be seen to when the future ends, and no earlier.
+    Waited for in turns: Python sees to a signal when a wait is interrupted by it, and one that comes just before
+    the wait begins would be seen to when the future ends, no earlier.
     """
     while True:
         with contextlib.suppress(TimeoutError):
