@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -21,6 +22,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 import yaml
+
+from support.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
 KUBECTL = Path(sys.executable).with_name("kubectl")
@@ -40,14 +43,14 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Kubectl:
-    """The real kubectl with a kubeconfig and, when given, a namespace."""
+    """The real kubectl with a kubeconfig and, when given, a namespace. Its waits are multiplied by `PATIENCE`."""
 
     kubeconfig: Path
     namespace: str = ""
 
     def command(self, *arguments: str) -> list[str]:
         namespace = ["--namespace", self.namespace] if self.namespace else []
-        return [str(KUBECTL), *namespace, *arguments]
+        return [str(KUBECTL), *namespace, *map(_patient, arguments)]
 
     def environment(self) -> dict[str, str]:
         # Discovery is cached under HOME; a server of its own has its own cache folder beside the kubeconfig.
@@ -69,7 +72,7 @@ class Kubectl:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout * PATIENCE,
             check=False,
             env={**self.environment(), **(env or {})},
         )
@@ -115,6 +118,11 @@ class Kubectl:
         finally:
             process.kill()
             process.communicate()
+
+
+def _patient(argument: str) -> str:
+    found = re.fullmatch(r"--timeout=(\d+)s", argument)
+    return argument if found is None else f"--timeout={int(found[1]) * PATIENCE:.0f}s"
 
 
 def as_yaml(*objects: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from support.apiserver import REPOSITORY, Kubectl
 from support.cluster_settings import ClusterSettings, image_values
 from support.helm import CHARTS, Helm
 from support.operator_process import OperatorProcess
-from support.waiting import PATIENCE, eventually
+from support.waiting import eventually
 
 DEFINITIONS = ("tasks.tasker.dev", "tasktemplates.tasker.dev", "workerpools.tasker.dev")
 RELEASE = "tasker"
@@ -245,9 +245,8 @@ class ChartInstallation(Installation):
         self._in_namespace("scale", f"deployment/{RELEASE}", f"--replicas={replicas}")
 
     def _await_ready(self) -> None:
-        seconds = int(READY_SECONDS * PATIENCE)
-        options = (f"--timeout={seconds}s",)
-        self._in_namespace("rollout", "status", f"deployment/{RELEASE}", *options, timeout=seconds + 10)
+        options = (f"--timeout={READY_SECONDS:.0f}s",)
+        self._in_namespace("rollout", "status", f"deployment/{RELEASE}", *options, timeout=READY_SECONDS + 10)
 
     def _pods(self) -> list[str]:
         selector = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator"

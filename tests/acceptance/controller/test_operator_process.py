@@ -62,6 +62,8 @@ def start_operator(server: RunningApiServer, database_url: str, tmp_path: Path) 
             return stack.enter_context(running_operator(url, server.kubeconfig, log, **environment))
 
         yield start
+        if (tmp_path / "operator.log").exists():
+            print((tmp_path / "operator.log").read_text(encoding="utf-8")[-20_000:])  # shown when the test has failed
 
 
 def set_faults(server: RunningApiServer, *rules: dict[str, Any]) -> None:
