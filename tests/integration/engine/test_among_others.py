@@ -263,7 +263,7 @@ async def test_a_settlement_claims_and_ends_nothing_of_others(lab: Lab) -> None:
 
 async def test_a_settlement_holds_its_runs_first_and_in_order_and_no_other(own_lab: Lab) -> None:
     lab = own_lab
-    settle = "tasker.settle_steps(text, text, bigint[], bigint[], text[], jsonb[], integer)"
+    settle = "tasker.settle_steps(text, text, bigint[], bigint[], text[], json[], integer)"
     await lab.execute(f"alter function {settle} reset lock_timeout")  # however slow this machine is
     await lab.template(step("a"))
     worker = await lab.worker()

@@ -40,7 +40,7 @@ async def populate(lab: Lab) -> None:
     await lab.template(*steps)
     await lab.execute(
         "select count(*) from generate_series(0, 19) n cross join lateral tasker.submit_tasks('crowd-' || n, ("
-        " select jsonb_agg(jsonb_build_object('template_name', 'order', 'origin_uid', n || '/' || i,"
+        " select json_agg(json_build_object('template_name', 'order', 'origin_uid', n || '/' || i,"
         " 'deadline_seconds', 3600)) from generate_series(1, %s) i)) submitted",
         RUNS // 20,
     )

@@ -377,7 +377,7 @@ async def test_lost_steps_are_found_in_any_of_many_runs_within_a_few_sweeps(lab:
     first = (await lab.rows("select max(task_id) as id from tasker.tasks"))[0]["id"]
     assert first is not None
     await lab.execute(
-        "select tasker.submit_tasks('shop', (select jsonb_agg(jsonb_build_object('template_name', 'order'))"
+        "select tasker.submit_tasks('shop', (select json_agg(json_build_object('template_name', 'order'))"
         " from generate_series(1, 250)))"
     )
     last = await lab.value("select max(step_id) from tasker.ready_steps")

@@ -86,7 +86,7 @@ def connection_settings(url: str, role: str, lease_seconds: float) -> dict[str, 
 
 def _use_text(connection: psycopg.AsyncConnection[Any]) -> None:
     # JSON stays text until a handler reads it, identifiers are text to everybody.
-    connection.adapters.register_loader("jsonb", TextLoader)
+    connection.adapters.register_loader("json", TextLoader)
     connection.adapters.register_loader("uuid", TextLoader)
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
@@ -43,7 +43,7 @@ class Tasks:
             request.check()
         rows = await self._database.fetch(
             load_queries("tasks")["submit_tasks"],
-            {"namespace": namespace, "requests": Jsonb([request.as_row() for request in requests])},
+            {"namespace": namespace, "requests": Json([request.as_row() for request in requests])},
         )
         # The runs are accepted whether or not the hint gets through.
         with contextlib.suppress(StoreError):

@@ -24,7 +24,7 @@ from tasker.claim_steps(%s, %s, %s::int)
 select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, callable,
     method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration, inputs,
     context, dependency_results, ready_left, tasks_finished
-from tasker.settle_steps(%s, %s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::jsonb[], %s::int)
+from tasker.settle_steps(%s, %s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::json[], %s::int)
 
 -- name: deregister_worker
 -- Releases what the worker still holds and forgets it.

@@ -19,6 +19,9 @@
 --
 -- Locks are taken in one order everywhere: worker, tasks by id, ready_steps, steps, leases. Whoever holds a task's row
 -- may change its steps; the one exception, a claim, holds the step's row of `ready_steps`, which nobody else then has.
+-- What users give (context, configuration, results) is json and not jsonb: it is never searched or compared here, and
+-- comes back as it was written, to the last digit.
+--
 -- Hot tables carry no foreign keys: the functions are their only writers, and each key would cost a lookup a row.
 
 create schema if not exists tasker;
@@ -143,7 +146,7 @@ create table tasker.templates (
     name text not null,
     version text not null,
     revision text not null,
-    spec jsonb not null,
+    spec json not null,
     step_count integer not null check (step_count > 0),
     created_at timestamptz not null default clock_timestamp(),
     -- The newest activation of a name is what a new task gets; going back to an older text activates its revision anew.
@@ -160,7 +163,7 @@ create table tasker.template_steps (
     callable text not null,
     method text not null,
     resolver text,
-    configuration jsonb not null,
+    configuration json not null,
     dependency_count integer not null check (dependency_count >= 0),
     is_leaf boolean not null,
     -- Steps whose results a claim carries: all ancestors when they are few, else the direct parents.
@@ -201,7 +204,7 @@ create table tasker.tasks (
     retrying_steps integer not null default 0 check (retrying_steps >= 0),
     failed_steps integer not null default 0 check (failed_steps >= 0),
     cancelled_steps integer not null default 0 check (cancelled_steps >= 0),
-    context jsonb not null default '{}' check (jsonb_typeof(context) = 'object'),
+    context json not null default '{}' check (json_typeof(context) = 'object'),
     error jsonb,
     correlation_id text not null,
     parent_correlation_id text,
@@ -243,9 +246,9 @@ create table tasker.steps (
     started_at timestamptz,
     completed_at timestamptz,
     next_attempt_at timestamptz,
-    inputs jsonb,
-    result jsonb,
-    metadata jsonb,
+    inputs json,
+    result json,
+    metadata json,
     error jsonb,
     constraint steps_end_with_a_time
         check ((completed_at is not null) = (state in ('complete', 'cancelled', 'resolved_manually'))),
@@ -430,10 +433,10 @@ create type tasker.worker_row as (
     deadline timestamptz,
     correlation_id text,
     ready_at timestamptz,
-    configuration jsonb,
-    inputs jsonb,
-    context jsonb,
-    dependency_results jsonb,
+    configuration json,
+    inputs json,
+    context json,
+    dependency_results json,
     ready_left integer,             -- summary: became ready and was not handed to the caller
     tasks_finished integer          -- summary: reached a final state in this call
 );

@@ -72,7 +72,7 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
     ), '[]') as failures,
     case when t.state = 'complete' then (
         select case when sum(octet_length(leaf.result::text)) <= %(leaf_results_limit)s
-            then jsonb_object_agg(leaf.name, leaf.result) end
+            then json_object_agg(leaf.name, leaf.result) end
         from (
             select d.name, s.result
             from tasker.template_steps d
