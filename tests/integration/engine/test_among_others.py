@@ -371,7 +371,11 @@ async def test_a_run_that_has_ended_stays_as_it_is_though_another_is_open(lab: L
     await lab.submit()
     task_id = await lab.value("select task_id from tasker.tasks where task_uuid = %s", ended)
     before = await lab.dump()
-    for action in ("cancel_task(%s, 'me', 'x')", "fail_task(%s, 'me', 'late', 'late')", "suspend_task(%s)"):
+    for action in (
+        "cancel_task(%s, 'me', 'x')",
+        "fail_task(%s, 'me', 'late', 'late')",
+        "suspend_task(%s, 'person', 'me', 'x')",
+    ):
         assert await lab.value(f"select tasker.{action}", task_id) is False
     assert await lab.dump() == before
 

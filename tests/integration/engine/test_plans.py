@@ -285,7 +285,11 @@ async def test_reading_the_demand_of_a_few_pools(large: Lab) -> None:
 
 async def test_cancelling_and_resuming(large: Lab) -> None:
     async with accounting(large) as (connection, account):
-        for action in ("suspend_task(1)", "resume_task(1)", "cancel_task(1, 'me', 'x')"):
+        for action in (
+            "suspend_task(1, 'person', 'me', 'x')",
+            "resume_task(1, 'person', 'me', 'x')",
+            "cancel_task(1, 'me', 'x')",
+        ):
             (row,) = await (await connection.execute(f"select tasker.{action} as done".encode())).fetchall()
             assert row["done"]
     account.assert_modest(150)

@@ -241,7 +241,7 @@ async def test_suspended_and_waiting_steps_are_nobodys_demand(lab: Lab) -> None:
     assert await demand(lab, ("shop", "default")) == {("shop", "default"): (0, 1)}
     await worker.settle(success(claims["b"]))
     assert await demand(lab, ("shop", "default")) == {("shop", "default"): (1, 0)}
-    await lab.engine.actions.suspend(task)
+    await lab.engine.actions.suspend(task, actor="ann", reason="x")
     assert await demand(lab, ("shop", "default")) == {("shop", "default"): (0, 0)}
 
 

@@ -47,6 +47,8 @@ create type tasker.step_event as enum (
     'wait_for_retry', 'retry', 'reset_for_retry', 'cancel', 'resolve_manually', 'complete_manually'
 );
 
+create type tasker.hold as enum ('resource', 'person');
+
 create type tasker.backoff as enum ('none', 'linear', 'exponential', 'fibonacci');
 
 -- What one transaction makes of a row: a named path of moves. `tasker.model.transitions` says of which; the view
@@ -60,7 +62,7 @@ create type tasker.task_passage as enum (
     'cancelled_waiting_for_dependencies', 'cancelled_waiting_for_retry', 'resolved_blocked_by_failures',
     'resolved_enqueuing_steps', 'resolved_error', 'resolved_evaluating_results', 'resolved_initializing',
     'resolved_pending', 'resolved_steps_in_process', 'resolved_waiting_for_dependencies',
-    'resolved_waiting_for_retry'
+    'resolved_waiting_for_retry', 'held', 'let_go'
 );
 
 create type tasker.step_passage as enum (
@@ -197,7 +199,9 @@ create table tasker.tasks (
     namespace text not null,
     template_id bigint not null references tasker.templates,
     state tasker.task_state not null default 'pending',
-    suspended boolean not null default false,
+    -- Who holds the run back; it goes on when nobody does.
+    holds tasker.hold[] not null default '{}',
+    suspended boolean not null generated always as (cardinality(holds) > 0) stored,
     priority smallint not null default 0 check (priority between -100 and 100),
     -- Counts of steps; pending = remaining - active - retrying - failed.
     total_steps integer not null check (total_steps > 0),

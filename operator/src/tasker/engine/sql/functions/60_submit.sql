@@ -78,11 +78,13 @@ begin
             parent_correlation_id text, initiator text, source_system text, reason text, tags text[],
             suspended boolean, deadline_seconds double precision, origin_uid text, origin_name text)
     ), fresh as (
-        insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, suspended, priority, total_steps,
+        insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, holds, priority, total_steps,
             remaining_steps, active_steps, context, correlation_id, parent_correlation_id, initiator, source_system,
             reason, tags, origin_uid, origin_name, deadline, created_at, started_at)
         select r.task_id, gen_random_uuid(), p_namespace, r.template_id, 'steps_in_process',
-            coalesce(r.suspended, false), coalesce(r.priority, 0), template.step_count, template.step_count,
+            case when r.suspended
+                then array[case when r.origin_uid is null then 'person' else 'resource' end::tasker.hold] else '{}' end,
+            coalesce(r.priority, 0), template.step_count, template.step_count,
             (select count(*) from tasker.template_steps d
                 where d.template_id = r.template_id and d.dependency_count = 0),
             coalesce(r.context, '{}'), coalesce(r.correlation_id, gen_random_uuid()::text), r.parent_correlation_id,
