@@ -1,5 +1,9 @@
 -- The engine's functions as a worker calls them. Each statement is a transaction of its own.
 
+-- name: contract
+-- Which contracts the database's functions serve.
+select oldest, current from tasker.contract()
+
 -- name: register_worker
 -- Makes the worker known with what it offers; repeated when that changes or when the database has forgotten it.
 select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double precision, %s)

@@ -138,9 +138,11 @@ comment on table tasker.settings is 'Limits and switches of the engine; a missin
 create table tasker.migrations (
     name text primary key,
     checksum text not null,
+    -- Of the server that applied it.
+    release text not null,
     applied_at timestamptz not null default clock_timestamp()
 );
-comment on table tasker.migrations is 'What was applied, with the checksum of its text; the functions are one entry.';
+comment on table tasker.migrations is 'What was applied, with the checksum of its text and by which release; the functions are one entry.';
 
 create table tasker.templates (
     template_id bigint generated always as identity primary key,

@@ -138,9 +138,11 @@ comment on table tasker.settings is 'Limits and switches of the engine; a missin
 create table tasker.migrations (
     name text primary key,
     checksum text not null,
+    -- Of the server that applied it.
+    release text not null,
     applied_at timestamptz not null default clock_timestamp()
 );
-comment on table tasker.migrations is 'What was applied, with the checksum of its text; the functions are one entry.';
+comment on table tasker.migrations is 'What was applied, with the checksum of its text and by which release; the functions are one entry.';
 
 create table tasker.templates (
     template_id bigint generated always as identity primary key,
@@ -178,7 +180,9 @@ create table tasker.template_steps (
     timeout_ms integer not null check (timeout_ms > 0),
     schedule_timeout_ms integer check (schedule_timeout_ms > 0),
     primary key (template_id, position),
-    unique (template_id, name)
+    -- With the name first: an index that began with the template too would be taken for looking a step up by its
+    -- position, and all of the template's steps read, when the statistics only know small templates.
+    unique (name, template_id)
 );
 comment on column tasker.template_steps.max_attempts is '1 for a step that is not retryable.';
 
