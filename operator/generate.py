@@ -65,6 +65,9 @@ def passage_table(passages: Iterable[Passage]) -> str:
     """The passages as a table for people."""
     rows = ["| Passage | From | Events | To |", "|---|---|---|---|"]
     for each in passages:
+        if not each.moves:
+            rows.append(f"| `{each.name}` | any that is not final | | the same |")
+            continue
         events = ", ".join(f"`{move.event}`" for move in each.moves)
         rows.append(f"| `{each.name}` | `{each.moves[0].source}` | {events} | `{each.moves[-1].target}` |")
     return "\n".join(rows) + "\n"

@@ -33,6 +33,7 @@ from tasker.controller.templates.reconcile import TemplateReconciler
 from tasker.engine import ChangeCursor, Changes, Engine
 from tasker.errors import TemplateNotFound
 from tasker.model.task import (
+    Hold,
     OpenOrigin,
     RegisteredTemplate,
     StepCounts,
@@ -164,7 +165,7 @@ class FakeTasks:
                 origin_uid=request.origin_uid,
                 origin_name=request.origin_name,
                 template_name=request.template_name,
-                suspended=request.suspended,
+                holds=frozenset({Hold.RESOURCE} if request.suspended else ()),
             )
         return [SubmittedTask(task_uuid=self._engine.runs[request.origin_uid].task_uuid, created=created)]
 
@@ -191,13 +192,17 @@ class FakeActions:
         self._engine.acted.append(("cancel", str(task_uuid), actor, reason))
         return self._engine.change(task_uuid, state=TaskState.CANCELLED, completed_at=START)
 
-    async def suspend(self, task_uuid: UUID) -> bool:
-        self._engine.acted.append(("suspend", str(task_uuid)))
-        return self._engine.change(task_uuid, suspended=True)
+    async def suspend(self, task_uuid: UUID, *, actor: str, reason: str, hold: Hold = Hold.PERSON) -> bool:
+        self._engine.acted.append(("suspend", str(task_uuid), hold, actor, reason))
+        return self._engine.change(task_uuid, holds=self._holds(task_uuid) | {hold})
 
-    async def resume(self, task_uuid: UUID) -> bool:
-        self._engine.acted.append(("resume", str(task_uuid)))
-        return self._engine.change(task_uuid, suspended=False)
+    async def resume(self, task_uuid: UUID, *, actor: str, reason: str, hold: Hold = Hold.PERSON) -> bool:
+        self._engine.acted.append(("resume", str(task_uuid), hold, actor, reason))
+        return self._engine.change(task_uuid, holds=self._holds(task_uuid) - {hold})
+
+    def _holds(self, task_uuid: UUID) -> frozenset[Hold]:
+        [run] = [run for run in self._engine.runs.values() if run.task_uuid == task_uuid]
+        return run.holds
 
     async def cancel_by_origin(self, origin_uid: str, *, actor: str, reason: str) -> bool:
         self._engine.acted.append(("cancel_by_origin", origin_uid, actor, reason))
@@ -447,7 +452,7 @@ def make_run(**changes: Any) -> TaskSummary:
         "template_version": "1.0.0",
         "revision": "0123456789abcdef",
         "state": TaskState.STEPS_IN_PROCESS,
-        "suspended": False,
+        "holds": frozenset(),
         "created_at": START,
         "started_at": START,
         "completed_at": None,

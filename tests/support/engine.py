@@ -136,7 +136,7 @@ class Renewal:
 
 
 SETTLE = """select * from tasker.settle_steps(%(namespace)s, %(worker)s, %(step_ids)s::bigint[], %(fences)s::bigint[],
-    %(outcomes)s::text[], %(payloads)s::jsonb[], %(claim_limit)s)"""
+    %(outcomes)s::text[], %(payloads)s::json[], %(claim_limit)s)"""
 
 
 def settle_arguments(

@@ -399,5 +399,8 @@ class Simulation:
     async def _suspend_or_resume(self) -> None:
         task = self.random.choice(self._open or list(self.runs))
         action = "resume_task" if self.random.random() < 0.7 else "suspend_task"
-        changed = await self.lab.value(f"select tasker.{action}(task_id) from tasker.tasks where task_uuid = %s", task)
+        hold = self.random.choice(["resource", "person"])
+        changed = await self.lab.value(
+            f"select tasker.{action}(task_id, %s, 'ann', 'x') from tasker.tasks where task_uuid = %s", hold, task
+        )
         self._count(action, changed)

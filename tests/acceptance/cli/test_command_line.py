@@ -34,7 +34,7 @@ def test_version_prints_the_version() -> None:
 def test_migrate_brings_an_empty_database_to_the_schema_once(empty_database_url: str) -> None:
     first = tasker("migrate", DATABASE_URL=empty_database_url)
     assert first.returncode == 0, first.stderr
-    assert "applied 0001_before_deploy_initial\n" in first.stdout
+    assert "applied 0001_before_deploy_schema\n" in first.stdout
     second = tasker("migrate", DATABASE_URL=empty_database_url)
     assert (second.returncode, second.stdout) == (0, "the schema is up to date\n")
     with psycopg.connect(empty_database_url) as connection:

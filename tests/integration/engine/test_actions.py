@@ -47,7 +47,7 @@ async def partly_failed(lab: Lab, worker: SimulatedWorker) -> None:
 
 async def suspended(lab: Lab, worker: SimulatedWorker) -> None:
     claims = {claim.step: claim for claim in await worker.claim()}
-    await lab.engine.actions.suspend(claims["a"].task_uuid)
+    await lab.engine.actions.suspend(claims["a"].task_uuid, actor="ann", reason="x")
     await worker.settle(success(claims["b"]))
 
 
@@ -118,7 +118,10 @@ async def test_cancelling_ends_a_run_wherever_it_is(lab: Lab, prepare: Preparati
     # And nothing more happens to it.
     after = await lab.dump()
     assert await lab.engine.actions.cancel(task, actor="ann", reason="again") is False
-    assert await lab.engine.actions.suspend(task) is False and await lab.engine.actions.resume(task) is False
+    assert (
+        await lab.engine.actions.suspend(task, actor="ann", reason="x") is False
+        and await lab.engine.actions.resume(task, actor="ann", reason="x") is False
+    )
     await lab.clock.advance(4000)
     assert await lab.engine.workers.sweep() == {} and await worker.claim() == []
     assert await lab.dump() == after
@@ -187,8 +190,8 @@ async def test_a_suspended_run_starts_nothing_until_it_is_resumed_and_then_ends_
     task, worker = await situation(lab, prepare)
     state, log = await lab.state(task), await lab.task_log(task)
     held = {row["step_id"] for row in await lab.rows("select step_id from tasker.leases")}
-    assert await lab.engine.actions.suspend(task) is True
-    assert await lab.engine.actions.suspend(task) is False
+    assert await lab.engine.actions.suspend(task, actor="ann", reason="x") is True
+    assert await lab.engine.actions.suspend(task, actor="ann", reason="x") is False
     assert await lab.queue() == [] and await worker.claim() == []
     assert (await lab.engine.tasks.read(task)).suspended
     await lab.clock.advance(60)
@@ -200,8 +203,8 @@ async def test_a_suspended_run_starts_nothing_until_it_is_resumed_and_then_ends_
     assert await lab.queue() == []
     assert held >= {row["step_id"] for row in await lab.rows("select step_id from tasker.leases")}
     assert await check_invariants(lab.connection) == []
-    assert await lab.engine.actions.resume(task) is True
-    assert await lab.engine.actions.resume(task) is False
+    assert await lab.engine.actions.resume(task, actor="ann", reason="x") is True
+    assert await lab.engine.actions.resume(task, actor="ann", reason="x") is False
     await worker.run_all()
     assert await lab.state(task) == ("error" if prepare is partly_failed else "complete")
     assert state in ("steps_in_process", "waiting_for_retry") and (await lab.task_log(task))[: len(log)] == log

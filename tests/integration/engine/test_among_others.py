@@ -263,7 +263,7 @@ async def test_a_settlement_claims_and_ends_nothing_of_others(lab: Lab) -> None:
 
 async def test_a_settlement_holds_its_runs_first_and_in_order_and_no_other(own_lab: Lab) -> None:
     lab = own_lab
-    settle = "tasker.settle_steps(text, text, bigint[], bigint[], text[], jsonb[], integer)"
+    settle = "tasker.settle_steps(text, text, bigint[], bigint[], text[], json[], integer)"
     await lab.execute(f"alter function {settle} reset lock_timeout")  # however slow this machine is
     await lab.template(step("a"))
     worker = await lab.worker()
@@ -371,7 +371,11 @@ async def test_a_run_that_has_ended_stays_as_it_is_though_another_is_open(lab: L
     await lab.submit()
     task_id = await lab.value("select task_id from tasker.tasks where task_uuid = %s", ended)
     before = await lab.dump()
-    for action in ("cancel_task(%s, 'me', 'x')", "fail_task(%s, 'me', 'late', 'late')", "suspend_task(%s)"):
+    for action in (
+        "cancel_task(%s, 'me', 'x')",
+        "fail_task(%s, 'me', 'late', 'late')",
+        "suspend_task(%s, 'person', 'me', 'x')",
+    ):
         assert await lab.value(f"select tasker.{action}", task_id) is False
     assert await lab.dump() == before
 

@@ -251,12 +251,12 @@ async def test_idle_workers_are_told_of_work_that_people_and_sweeps_bring_and_of
     async with await connect(lab.url) as listening:
         for channel in ("tasker_ready", "tasker_finished"):
             await listening.execute(f"listen {channel}".encode())
-        assert await lab.engine.actions.suspend(task) is True
-        assert await lab.engine.actions.suspend(task) is False
+        assert await lab.engine.actions.suspend(task, actor="ann", reason="x") is True
+        assert await lab.engine.actions.suspend(task, actor="ann", reason="x") is False
         assert await first_channel(listening) == "tasker_finished"
-        assert await lab.engine.actions.resume(task) is True
+        assert await lab.engine.actions.resume(task, actor="ann", reason="x") is True
         assert await first_channel(listening) == "tasker_ready"
-        assert await lab.engine.actions.resume(task) is False
+        assert await lab.engine.actions.resume(task, actor="ann", reason="x") is False
         assert await first_channel(listening) == "tasker_finished"
         assert await lab.engine.workers.undrain("shop", ["w"]) == ["w"]
         assert await first_channel(listening) == "tasker_ready"

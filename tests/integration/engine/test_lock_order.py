@@ -77,7 +77,10 @@ class Runner:
         self.tasks = [
             found["task_id"] for found in await self.call("select task_id from tasker.tasks where completed_at is null")
         ]
-        await self.call("select tasker.resume_task(task_id) from tasker.tasks where completed_at is null and suspended")
+        await self.call(
+            "select tasker.resume_task(task_id, 'person', 'me', 'x') from tasker.tasks"
+            " where completed_at is null and suspended"
+        )
         await self.call("select tasker.undrain_workers(%s, %s)", NAMESPACE, self.names)
         self.claims += await self.worker.claim(4)
 
@@ -136,10 +139,10 @@ class Runner:
         await self.call("select tasker.cancel_task(%s, 'me', 'x')", self.some_task())
 
     async def suspend(self) -> None:
-        await self.call("select tasker.suspend_task(%s)", self.some_task())
+        await self.call("select tasker.suspend_task(%s, 'person', 'me', 'x')", self.some_task())
 
     async def resume(self) -> None:
-        await self.call("select tasker.resume_task(%s)", self.some_task())
+        await self.call("select tasker.resume_task(%s, 'person', 'me', 'x')", self.some_task())
 
     async def drain(self) -> None:
         names = self.random.sample(self.names, 4)

@@ -16,7 +16,7 @@ import pytest
 from devcluster.postgres.binaries import find_binaries
 from support.engine import Lab, step
 from support.postgres import TestServer
-from tasker.engine.migrate import FUNCTIONS, check_schema, functions, migrations
+from tasker.engine.migrate import CONTRACT, FUNCTIONS, RELEASE, check_schema, functions, migrations
 from tasker.errors import ConfigurationError, SchemaMismatch, StoreError
 from tasker.factory import migrate, open_engine
 from tasker.settings import DatabaseSettings
@@ -154,9 +154,59 @@ async def test_an_engine_does_not_open_on_a_database_without_its_schema(
 
 async def test_a_schema_newer_than_the_release_is_fine(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("insert into tasker.migrations values ('0999_before_deploy_later', 'x')")
+        connection.execute("insert into tasker.migrations values ('0999_before_deploy_later', 'x', '9.0.0')")
     await check_schema(database_url)
     assert await migrate(database_url) == []
+
+
+@pytest.mark.parametrize(
+    ("release", "stays"), [("9.0.0", True), ("0.10.0", True), (RELEASE, False), ("0.0.9", False), ("0.1.0rc1", False)]
+)
+async def test_functions_of_a_later_release_are_never_replaced_by_those_of_an_earlier_one(
+    database_url: str, release: str, stays: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "update tasker.migrations set checksum = 'x', release = %s where name = 'functions'", (release,)
+        )
+        assert await migrate(database_url) == ([] if stays else [FUNCTIONS])
+        noted = connection.execute("select release from tasker.migrations where name = 'functions'").fetchone()
+    assert noted == (release if stays else RELEASE,)
+    told = f"the database's functions are those of release {release} and stay: this is the earlier {RELEASE}"
+    assert [record.getMessage() for record in caplog.records] == ([told] if stays else [])
+
+
+@pytest.mark.parametrize(("oldest", "current", "served"), [(0, 1, True), (1, 2, True), (2, 3, False), (0, 0, False)])
+async def test_a_release_works_with_functions_that_serve_its_contract_and_with_no_others(
+    database_url: str, oldest: int, current: int, served: bool
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "create or replace function tasker.contract() returns table (oldest integer, current integer)"
+            f" language sql immutable as $$ select {oldest}, {current} $$"
+        )
+    if served:
+        await check_schema(database_url)
+        return
+    with pytest.raises(SchemaMismatch) as caught:
+        await check_schema(database_url)
+    assert str(caught.value) == (
+        f"the database's functions serve the contracts {oldest} to {current}, and this release needs {CONTRACT}"
+    )
+
+
+async def test_a_schema_from_before_the_first_release_is_refused_with_what_to_do(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("create schema tasker")
+        connection.execute(
+            "create table tasker.migrations (name text primary key, checksum text, applied_at timestamptz)"
+        )
+        connection.execute("insert into tasker.migrations values ('0001_before_deploy_initial', 'x', now())")
+        for attempt in (migrate, check_schema):
+            with pytest.raises(SchemaMismatch, match=r"give an empty database, or .* `drop schema tasker cascade`"):
+                await attempt(empty_database_url)
+        connection.execute("drop schema tasker cascade")
+    assert await migrate(empty_database_url) == EVERYTHING
 
 
 async def test_history_of_today_and_the_next_week_has_partitions_of_its_own(lab: Lab) -> None:

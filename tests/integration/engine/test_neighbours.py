@@ -26,12 +26,12 @@ async def pass_deadline(lab: Lab, task: UUID) -> None:
 
 
 async def suspend(lab: Lab, task: UUID) -> None:
-    assert await lab.engine.actions.suspend(task)
+    assert await lab.engine.actions.suspend(task, actor="ann", reason="x")
 
 
 async def suspend_and_resume(lab: Lab, task: UUID) -> None:
     await suspend(lab, task)
-    assert await lab.engine.actions.resume(task)
+    assert await lab.engine.actions.resume(task, actor="ann", reason="x")
 
 
 async def rows_of_others(lab: Lab, task: UUID) -> dict[str, list[dict[str, Any]]]:
@@ -101,7 +101,7 @@ async def test_all_lost_steps_of_a_run_are_found_at_once(lab: Lab) -> None:
 async def test_steps_of_a_suspended_run_are_not_lost(lab: Lab) -> None:
     await lab.clock.freeze()
     task = await lab.run(*GRAPH)
-    await lab.engine.actions.suspend(task)
+    await lab.engine.actions.suspend(task, actor="ann", reason="x")
     await lab.clock.advance(6)
     assert await lab.engine.workers.sweep() == {}
 

@@ -40,7 +40,7 @@ async def populate(lab: Lab) -> None:
     await lab.template(*steps)
     await lab.execute(
         "select count(*) from generate_series(0, 19) n cross join lateral tasker.submit_tasks('crowd-' || n, ("
-        " select jsonb_agg(jsonb_build_object('template_name', 'order', 'origin_uid', n || '/' || i,"
+        " select json_agg(json_build_object('template_name', 'order', 'origin_uid', n || '/' || i,"
         " 'deadline_seconds', 3600)) from generate_series(1, %s) i)) submitted",
         RUNS // 20,
     )
@@ -285,7 +285,11 @@ async def test_reading_the_demand_of_a_few_pools(large: Lab) -> None:
 
 async def test_cancelling_and_resuming(large: Lab) -> None:
     async with accounting(large) as (connection, account):
-        for action in ("suspend_task(1)", "resume_task(1)", "cancel_task(1, 'me', 'x')"):
+        for action in (
+            "suspend_task(1, 'person', 'me', 'x')",
+            "resume_task(1, 'person', 'me', 'x')",
+            "cancel_task(1, 'me', 'x')",
+        ):
             (row,) = await (await connection.execute(f"select tasker.{action} as done".encode())).fetchall()
             assert row["done"]
     account.assert_modest(150)

@@ -138,7 +138,7 @@ async def test_readers_lose_nothing_while_many_write(lab: Lab) -> None:
             for n in range(15):
                 await connection.execute("begin")
                 await connection.execute(
-                    "select * from tasker.submit_tasks('shop', jsonb_build_array(jsonb_build_object("
+                    "select * from tasker.submit_tasks('shop', json_build_array(json_build_object("
                     "'template_name', 'order', 'origin_uid', %s::text)))",
                     (f"{writer}-{n}",),
                 )
@@ -241,7 +241,7 @@ async def test_suspended_and_waiting_steps_are_nobodys_demand(lab: Lab) -> None:
     assert await demand(lab, ("shop", "default")) == {("shop", "default"): (0, 1)}
     await worker.settle(success(claims["b"]))
     assert await demand(lab, ("shop", "default")) == {("shop", "default"): (1, 0)}
-    await lab.engine.actions.suspend(task)
+    await lab.engine.actions.suspend(task, actor="ann", reason="x")
     assert await demand(lab, ("shop", "default")) == {("shop", "default"): (0, 0)}
 
 

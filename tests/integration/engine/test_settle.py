@@ -437,12 +437,12 @@ async def test_a_suspended_run_may_finish_what_runs_and_starts_nothing_new(lab: 
     task = await lab.run(step("a"), step("b", "a"))
     worker = await lab.worker()
     claim = await worker.claim_one()
-    assert await lab.engine.actions.suspend(task)
+    assert await lab.engine.actions.suspend(task, actor="ann", reason="x")
     settlement = await worker.settle(success(claim), claim_limit=5)
     assert settlement.settled == [claim.step_id] and settlement.claims == []
     assert await lab.queue() == [] and await worker.claim() == []
     assert await lab.step_states(task) == {"a": "complete", "b": "enqueued"}
-    await lab.engine.actions.resume(task)
+    await lab.engine.actions.resume(task, actor="ann", reason="x")
     assert await worker.run_all() == ["b"]
 
 

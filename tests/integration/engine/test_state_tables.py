@@ -70,7 +70,7 @@ async def test_the_database_has_the_passages_of_the_model_and_their_moves(lab: L
 @pytest.mark.parametrize("machine", PASSAGES)
 def test_the_passages_are_paths_through_passing_states_and_have_every_move(machine: str) -> None:
     _, moves, jumps, _, passing = MACHINES[machine]
-    for each in PASSAGES[machine]:
+    for each in filter(lambda passage: passage.moves, PASSAGES[machine]):
         for before, after in pairwise(each.moves):
             assert before.target == after.source and before.target in passing, each
         ends = (each.moves[0].source, each.moves[-1].target)

@@ -225,7 +225,7 @@ async def test_a_suspended_run_is_accepted_and_waits(lab: Lab) -> None:
     assert await lab.queue() == [] and await worker.claim() == []
     assert (await lab.engine.tasks.read(task)).suspended
     assert await lab.engine.workers.sweep() == {}
-    assert await lab.engine.actions.resume(task)
+    assert await lab.engine.actions.resume(task, actor="ann", reason="x")
     assert await worker.run_all() == ["a"]
     assert await lab.state(task) == "complete"
 
@@ -276,8 +276,8 @@ async def test_what_is_not_there_is_not_found(lab: Lab) -> None:
     for action in (
         lab.engine.tasks.read(unknown),
         lab.engine.actions.cancel(unknown, actor="me", reason="x"),
-        lab.engine.actions.suspend(unknown),
-        lab.engine.actions.resume(unknown),
+        lab.engine.actions.suspend(unknown, actor="ann", reason="x"),
+        lab.engine.actions.resume(unknown, actor="ann", reason="x"),
     ):
         with pytest.raises(TaskNotFound) as caught:
             await action

@@ -316,9 +316,9 @@ async def test_waiting_counts_anew_for_a_step_that_comes_back_to_the_queue(lab: 
     if how == "released":
         await worker.settle(release(await worker.claim_one()))
     else:
-        await lab.engine.actions.suspend(task)
+        await lab.engine.actions.suspend(task, actor="ann", reason="x")
         await lab.clock.advance(5)
-        await lab.engine.actions.resume(task)
+        await lab.engine.actions.resume(task, actor="ann", reason="x")
     await lab.clock.advance(55)
     assert await lab.engine.workers.sweep() == {}
     assert await lab.step_states(task) == {"a": "enqueued"}
@@ -331,7 +331,7 @@ async def test_a_suspended_run_does_not_fail_for_want_of_a_worker(lab: Lab) -> N
     task = await lab.run(step("a", scheduleTimeoutSeconds=60), suspended=True)
     await lab.clock.advance(1000)
     assert await lab.engine.workers.sweep() == {}
-    await lab.engine.actions.resume(task)
+    await lab.engine.actions.resume(task, actor="ann", reason="x")
     await lab.clock.advance(59)
     assert await lab.engine.workers.sweep() == {}
     assert await (await lab.worker()).run_all() == ["a"]
@@ -342,11 +342,11 @@ async def test_a_retry_that_falls_due_while_the_run_is_suspended_waits_for_its_r
     task = await lab.run(step("a", retry=SOON))
     worker = await lab.worker()
     await worker.settle(failure(await worker.claim_one()))
-    await lab.engine.actions.suspend(task)
+    await lab.engine.actions.suspend(task, actor="ann", reason="x")
     await lab.clock.advance(0.001)
     assert await lab.engine.workers.sweep() == {"retries_due": 1}
     assert await lab.queue() == [] and await worker.claim() == []
-    await lab.engine.actions.resume(task)
+    await lab.engine.actions.resume(task, actor="ann", reason="x")
     assert await worker.run_all() == ["a"]
     assert await lab.state(task) == "complete"
 
@@ -377,7 +377,7 @@ async def test_lost_steps_are_found_in_any_of_many_runs_within_a_few_sweeps(lab:
     first = (await lab.rows("select max(task_id) as id from tasker.tasks"))[0]["id"]
     assert first is not None
     await lab.execute(
-        "select tasker.submit_tasks('shop', (select jsonb_agg(jsonb_build_object('template_name', 'order'))"
+        "select tasker.submit_tasks('shop', (select json_agg(json_build_object('template_name', 'order'))"
         " from generate_series(1, 250)))"
     )
     last = await lab.value("select max(step_id) from tasker.ready_steps")

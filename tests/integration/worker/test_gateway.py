@@ -189,6 +189,25 @@ async def test_a_database_without_the_schema_is_told_as_that(empty_database_url:
     await gateway.close()
 
 
+@pytest.mark.parametrize(("oldest", "current", "served"), [(0, 1, True), (1, 2, True), (2, 3, False), (0, 0, False)])
+async def test_a_worker_works_with_functions_that_serve_its_contract_and_with_no_others(
+    database_url: str, oldest: int, current: int, served: bool
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "create or replace function tasker.contract() returns table (oldest integer, current integer)"
+            f" language sql immutable as $$ select {oldest}, {current} $$"
+        )
+    gateway = Gateway(database_url, namespace=NAMESPACE, lease_seconds=30)
+    if served:
+        await gateway.require_contract()
+    else:
+        told = f"its functions serve the contracts {oldest} to {current}; this worker needs 1"
+        with pytest.raises(SchemaMissing, match=f"^{told}$"):
+            await gateway.require_contract()
+    await gateway.close()
+
+
 async def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     gateway = Gateway(f"postgresql://nobody@/none?host={tmp_path}", namespace=NAMESPACE, lease_seconds=30)
     with pytest.raises(Unavailable):

@@ -23,7 +23,7 @@ from tasker.controller.tasks.status import (
     size_in_bytes,
     waiting_status,
 )
-from tasker.model.task import StepCounts, StepFailure, TaskSummary
+from tasker.model.task import Hold, StepCounts, StepFailure, TaskSummary
 from tasker.model.transitions import FINAL_TASK_STATES, TaskState
 from tasker.model.workers import UnofferedCallable
 
@@ -40,7 +40,7 @@ def summary(state: TaskState = TaskState.STEPS_IN_PROCESS, **changes: Any) -> Ta
         "template_version": "1.0.0",
         "revision": "0123456789abcdef",
         "state": state,
-        "suspended": False,
+        "holds": frozenset(),
         "created_at": NOW - timedelta(seconds=9),
         "started_at": NOW - timedelta(seconds=8),
         "completed_at": NOW if state in FINAL_TASK_STATES else None,
@@ -221,7 +221,7 @@ def settled(reason: str, message: str, stalled: str, succeeded: str) -> list[tup
     [
         (TaskState.PENDING, {}, reconciling("Pending")),
         (TaskState.STEPS_IN_PROCESS, {}, reconciling("Running")),
-        (TaskState.STEPS_IN_PROCESS, {"suspended": True}, reconciling("Suspended")),
+        (TaskState.STEPS_IN_PROCESS, {"holds": frozenset({Hold.RESOURCE})}, reconciling("Suspended")),
         (TaskState.WAITING_FOR_RETRY, {}, reconciling("Waiting")),
         (TaskState.BLOCKED_BY_FAILURES, {}, reconciling("Blocked")),
         (TaskState.COMPLETE, {}, settled("Completed", "All 4 steps are done.", "False", "True")),

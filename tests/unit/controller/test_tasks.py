@@ -404,8 +404,8 @@ async def test_who_does_what_to_a_run_and_why_is_in_the_transition_log(setting: 
         await setting.reconcile(made)
         setting.clock += 10
     assert setting.kit.engine.acted == [
-        ("suspend", uuid),
-        ("resume", uuid),
+        ("suspend", uuid, "resource", "operator", "spec.suspend was set"),
+        ("resume", uuid, "resource", "operator", "spec.suspend was taken back"),
         ("cancel", uuid, "operator", "spec.cancel was set"),
     ]
     setting.kit.engine.acted.clear()

@@ -85,6 +85,7 @@ def test_an_error_without_a_text_is_told_by_its_name() -> None:
 
 def test_every_statement_has_its_name_and_neither_comment_nor_empty_line() -> None:
     assert list(QUERIES) == [
+        "contract",
         "register_worker",
         "expire_predecessor",
         "unhandled_callables",

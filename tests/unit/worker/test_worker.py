@@ -397,6 +397,9 @@ class Database:
         if self.faults:
             raise self.faults.pop(0)
 
+    async def require_contract(self) -> None:
+        self._ask("contract")
+
     async def expire_predecessor(self, worker: str) -> int:
         self._ask(("expire", worker))
         return self.left_behind
@@ -435,12 +438,13 @@ async def test_the_start_clears_up_after_an_earlier_process_registers_and_tells_
     database.left_behind, database.unhandled = left_behind, unhandled
     worker._stop_wanted = asyncio.Event()
     await worker._register(database)
-    assert database.asked == [("expire", "w-1"), ("register", "w-1"), ("unhandled", "w-1")]
+    assert database.asked == ["contract", ("expire", "w-1"), ("register", "w-1"), ("unhandled", "w-1")]
     assert [record.getMessage() for record in caplog.records] == told
 
 
 @pytest.mark.parametrize(
-    ("fault", "what"), [(Unavailable("down"), "cannot be reached"), (SchemaMissing("none"), "has no schema")]
+    ("fault", "what"),
+    [(Unavailable("down"), "cannot be reached"), (SchemaMissing("none"), "has no schema for this worker")],
 )
 async def test_a_database_that_is_away_is_asked_after_pauses_that_double_up_to_two_seconds_until_time_is_up(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, fault: Exception, what: str
@@ -480,7 +484,7 @@ async def test_the_wait_for_a_database_ends_when_the_worker_is_asked_to_stop(
     monkeypatch.setattr(worker_module, "spread", spread)
     async with asyncio.timeout(5):
         await worker._register(database)
-    assert database.asked == [("expire", "w-1")]
+    assert database.asked == ["contract"]
 
 
 async def test_a_worker_that_was_asked_to_stop_before_its_start_asks_the_database_for_no_work(

@@ -23,6 +23,9 @@ from .queries import QUERIES
 logger = logging.getLogger("tasker_worker.database")
 
 _CONNECT_SECONDS = 5
+CONTRACT = 1
+"""What this worker relies on, by the number that `tasker.contract` tells of the functions in a database."""
+
 _ENGINE_ERRORS = "TK"  # SQLSTATEs that the engine's functions raise
 
 
@@ -86,7 +89,7 @@ def connection_settings(url: str, role: str, lease_seconds: float) -> dict[str, 
 
 def _use_text(connection: psycopg.AsyncConnection[Any]) -> None:
     # JSON stays text until a handler reads it, identifiers are text to everybody.
-    connection.adapters.register_loader("jsonb", TextLoader)
+    connection.adapters.register_loader("json", TextLoader)
     connection.adapters.register_loader("uuid", TextLoader)
 
 
@@ -147,6 +150,14 @@ class Gateway:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    async def require_contract(self) -> None:
+        """Raises SchemaMissing when the database's functions are not those that this worker can work with."""
+        [(oldest, current)] = await self._rows("contract", ())
+        if not oldest <= CONTRACT <= current:
+            raise SchemaMissing(
+                f"its functions serve the contracts {oldest} to {current}; this worker needs {CONTRACT}"
+            )
 
     async def register(self, offer: Offer) -> None:
         await self._rows("register_worker", (*offer[:5], list(offer.callables), *offer[6:]))

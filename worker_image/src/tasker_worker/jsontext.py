@@ -3,7 +3,7 @@
 Values that JSON has no type for are encoded as pydantic encodes them: dates and times in ISO 8601, UUIDs, decimals and
 paths as text, enumerations as their value, sets as arrays, models and dataclasses as objects.
 
-Postgres stores the text as jsonb, which is stricter than Python's encoder: no NaN, no NUL character, no lone surrogate.
+The text is stored as it is. What its readers may refuse is refused here: no NaN, no NUL character, no lone surrogate.
 One walk finds all of that with its path before anything is sent, so that one bad result can never hold up a batch.
 """
 

@@ -358,6 +358,7 @@ class Worker:
         assert self._stop_wanted is not None
         while not self._stop_wanted.is_set():
             try:
+                await gateway.require_contract()
                 if left_behind := await gateway.expire_predecessor(self.settings.name):
                     logger.warning(
                         "an earlier process of this name was lost in the middle of its work",
@@ -369,7 +370,7 @@ class Worker:
             except Unavailable as error:
                 left = give_up_at - time.monotonic()
                 if left <= 0:
-                    what = "has no schema" if isinstance(error, SchemaMissing) else "cannot be reached"
+                    what = "has no schema for this worker" if isinstance(error, SchemaMissing) else "cannot be reached"
                     raise DatabaseError(
                         f"the database {what} after {self.settings.startup_seconds:g} s: {error}"
                     ) from error

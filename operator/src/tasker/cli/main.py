@@ -9,6 +9,7 @@ import click
 
 from tasker.cli.commands import CommandGroup
 from tasker.cli.system import system
+from tasker.cli.task import task
 from tasker.errors import TaskerError
 from tasker.factory import migrate as run_migrations
 from tasker.settings import DatabaseSettings
@@ -21,6 +22,7 @@ def tasker() -> None:
 
 
 tasker.add_command(system)
+tasker.add_command(task)
 
 
 @tasker.command()

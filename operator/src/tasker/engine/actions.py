@@ -8,6 +8,7 @@ from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
 from tasker.engine.workers import hint_ready
 from tasker.errors import TaskNotFound
+from tasker.model.task import Hold
 
 
 class Actions:
@@ -20,13 +21,15 @@ class Actions:
         """Cancels a run for good. False when it had ended. Raises `TaskNotFound`."""
         return await self._act("cancel_task", await self._task_id(task_uuid), actor=actor, reason=reason)
 
-    async def suspend(self, task_uuid: UUID) -> bool:
-        """Nothing new of the run starts. False when that was so, or it had ended. Raises `TaskNotFound`."""
-        return await self._act("suspend_task", await self._task_id(task_uuid))
+    async def suspend(self, task_uuid: UUID, *, actor: str, reason: str, hold: Hold = Hold.PERSON) -> bool:
+        """Nothing new of the run starts. False when it was held so, or had ended. Raises `TaskNotFound`."""
+        return await self._act("suspend_task", await self._task_id(task_uuid), hold=hold, actor=actor, reason=reason)
 
-    async def resume(self, task_uuid: UUID) -> bool:
-        """The run goes on. False when it was not suspended. Raises `TaskNotFound`."""
-        resumed = await self._act("resume_task", await self._task_id(task_uuid))
+    async def resume(self, task_uuid: UUID, *, actor: str, reason: str, hold: Hold = Hold.PERSON) -> bool:
+        """Takes a hold back; the run goes on when it was the last. False when it was not held so, or had ended. Raises
+        `TaskNotFound`."""
+        task_id = await self._task_id(task_uuid)
+        resumed = await self._act("resume_task", task_id, hold=hold, actor=actor, reason=reason)
         if resumed:
             await hint_ready(self._database)
         return resumed

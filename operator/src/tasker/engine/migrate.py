@@ -7,7 +7,10 @@ timeout, so that a busy table makes it give up and be tried again instead of sto
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 
 from psycopg import AsyncConnection
@@ -17,8 +20,18 @@ from tasker.engine.queries import load_queries
 from tasker.errors import ConfigurationError, SchemaMismatch
 from tasker.settings import DEFAULT_LIMITS, MIGRATION_LIMITS, ConnectionLimits
 
+logger = logging.getLogger(__name__)
+
 FUNCTIONS = "functions"
 """The name under which the bundle of all functions is noted."""
+
+CONTRACT = 1
+"""What this release relies on, by the number that ``tasker.contract()`` tells of the functions in a database."""
+
+RELEASE = version("tasker")
+
+FIRST_EDITION = "0001_before_deploy_initial"
+"""What the schema began with before anything was released; it cannot be brought to this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +67,10 @@ def functions() -> Migration:
 
 
 async def migrate(url: str, limits: ConnectionLimits = MIGRATION_LIMITS) -> list[str]:
-    """Applies what is missing and returns the names.
+    """Applies what is missing and returns the names. Functions of a later release stay as they are, with a warning.
 
-    Raises `SchemaMismatch` when an applied file was changed since, `ConfigurationError` when the database is none that
-    can be used.
+    Raises `SchemaMismatch` when an applied file was changed since, or the schema is one from before the first release;
+    `ConfigurationError` when the database is none that can be used.
     """
     queries = load_queries("migrations")
     async with connect(url, "tasker-migrate", limits) as connection:
@@ -77,10 +90,18 @@ async def _apply_missing(connection: AsyncConnection, limits: ConnectionLimits) 
     done: list[str] = []
     for migration in [*migrations(), functions()]:
         known = applied.get(migration.name)
-        if known == migration.checksum:
-            continue
-        if known is not None and migration.name != FUNCTIONS:
-            raise SchemaMismatch(f"migration {migration.name} was applied with another text; it must never change")
+        if known is not None:
+            if known.checksum == migration.checksum:
+                continue
+            if migration.name != FUNCTIONS:
+                raise SchemaMismatch(f"migration {migration.name} was applied with another text; it must never change")
+            if _order(known.release) > _order(RELEASE):
+                logger.warning(
+                    "the database's functions are those of release %s and stay: this is the earlier %s",
+                    known.release,
+                    RELEASE,
+                )
+                continue
 
         async def apply(migration: Migration = migration) -> None:
             async with connection.transaction():
@@ -89,7 +110,7 @@ async def _apply_missing(connection: AsyncConnection, limits: ConnectionLimits) 
                 await execute(
                     connection,
                     queries["record_migration"],
-                    {"name": migration.name, "checksum": migration.checksum},
+                    {"name": migration.name, "checksum": migration.checksum, "release": RELEASE},
                     limits=limits,
                 )
 
@@ -103,25 +124,49 @@ async def _apply_missing(connection: AsyncConnection, limits: ConnectionLimits) 
     return done
 
 
-async def _applied(connection: AsyncConnection, limits: ConnectionLimits) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class _Applied:
+    checksum: str
+    release: str
+
+
+async def _applied(connection: AsyncConnection, limits: ConnectionLimits) -> dict[str, _Applied]:
     queries = load_queries("migrations")
     present = await execute(connection, queries["has_migrations_table"], limits=limits)
     if present.rowcount == 0:
         return {}
+    names = await (await execute(connection, queries["migration_names"], limits=limits)).fetchall()
+    if (FIRST_EDITION,) in names:
+        raise SchemaMismatch(
+            "the database holds the schema of a version from before the first release, which cannot be brought to this"
+            " one: give an empty database, or let go of all that is in this one with `drop schema tasker cascade`"
+        )
     rows = await (await execute(connection, queries["applied_migrations"], limits=limits)).fetchall()
-    return dict(rows)
+    return {name: _Applied(checksum=checksum, release=release) for name, checksum, release in rows}
+
+
+def _order(release: str) -> tuple[int, ...]:
+    """Releases by their numbers."""
+    return tuple(map(int, re.findall(r"\d+", release)[:3]))
 
 
 async def check_schema(url: str, limits: ConnectionLimits = DEFAULT_LIMITS) -> None:
-    """Raises `SchemaMismatch` unless all migrations of this release are applied. A newer schema is fine: migrations are
-    written so that the release before still runs. Raises `ConfigurationError` when the database cannot be used."""
+    """Raises `SchemaMismatch` unless all migrations of this release are applied and the functions serve its contract. A
+    newer schema is fine: migrations are written so that the release before still runs. Raises `ConfigurationError` when
+    the database cannot be used."""
     async with connect(url, "tasker-check", limits) as connection:
         _require_unicode(connection)
         with translated_errors():
             applied = await _applied(connection, limits)
-    missing = [migration.name for migration in migrations() if migration.name not in applied]
-    if missing or FUNCTIONS not in applied:
-        raise SchemaMismatch(f"the database schema is behind: missing {', '.join(missing or [FUNCTIONS])}")
+            missing = [migration.name for migration in migrations() if migration.name not in applied]
+            if missing or FUNCTIONS not in applied:
+                raise SchemaMismatch(f"the database schema is behind: missing {', '.join(missing or [FUNCTIONS])}")
+            served = await execute(connection, load_queries("migrations")["contract"], limits=limits)
+            [(oldest, current)] = await served.fetchall()
+    if not oldest <= CONTRACT <= current:
+        raise SchemaMismatch(
+            f"the database's functions serve the contracts {oldest} to {current}, and this release needs {CONTRACT}"
+        )
 
 
 def _require_unicode(connection: AsyncConnection) -> None:

@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
 from tasker.engine.workers import hint_ready
 from tasker.errors import StoreError, TaskNotFound
-from tasker.model.task import OpenOrigin, StepCounts, StepFailure, SubmittedTask, TaskRequest, TaskSummary
+from tasker.model.task import Hold, OpenOrigin, StepCounts, StepFailure, SubmittedTask, TaskRequest, TaskSummary
 from tasker.model.transitions import TaskState
 from tasker.model.workers import NO_WORKER_SECONDS, UnofferedCallable
 
@@ -43,7 +43,7 @@ class Tasks:
             request.check()
         rows = await self._database.fetch(
             load_queries("tasks")["submit_tasks"],
-            {"namespace": namespace, "requests": Jsonb([request.as_row() for request in requests])},
+            {"namespace": namespace, "requests": Json([request.as_row() for request in requests])},
         )
         # The runs are accepted whether or not the hint gets through.
         with contextlib.suppress(StoreError):
@@ -117,7 +117,7 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
         template_version=row["template_version"],
         revision=row["revision"],
         state=state,
-        suspended=row["suspended"],
+        holds=frozenset(map(Hold, row["holds"])),
         created_at=row["created_at"],
         started_at=row["started_at"],
         completed_at=row["completed_at"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
@@ -29,9 +29,9 @@ class Templates:
                 "name": name,
                 "version": spec.version,
                 "revision": spec.revision,
-                "spec": Jsonb(spec.model_dump()),
-                "steps": Jsonb(step_rows(spec)),
-                "edges": Jsonb(
+                "spec": Json(spec.model_dump()),
+                "steps": Json(step_rows(spec)),
+                "edges": Json(
                     [[parent, child] for child, parents in enumerate(spec.dependency_positions) for parent in parents]
                 ),
             },

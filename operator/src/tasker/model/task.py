@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,15 @@ from tasker.errors import InvalidTask
 from tasker.model import limits
 from tasker.model.transitions import FINAL_TASK_STATES, TaskState
 from tasker.model.workers import UnofferedCallable
+
+
+class Hold(StrEnum):
+    """Who holds a run back. Each is set and taken back by its own; a run goes on when none is left."""
+
+    RESOURCE = "resource"
+    """``spec.suspend`` of the resource that asked for it."""
+
+    PERSON = "person"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +141,7 @@ class TaskSummary:
     template_version: str
     revision: str
     state: TaskState
-    suspended: bool
+    holds: frozenset[Hold]
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
@@ -142,6 +152,11 @@ class TaskSummary:
     error: dict[str, Any] | None
     waiting_for_worker: tuple[UnofferedCallable, ...] = ()
     """Callables that its ready steps wait for and no live worker offers, oldest first, at most 20."""
+
+    @property
+    def suspended(self) -> bool:
+        """Whether anybody holds it back."""
+        return bool(self.holds)
 
     @property
     def finished(self) -> bool:

@@ -76,7 +76,10 @@ class Transition:
 
 @dataclass(frozen=True)
 class Passage:
-    """A path that a row goes in one transaction: its name in the log, and its moves, each from where the last ended."""
+    """A path that a row goes in one transaction: its name in the log, and its moves, each from where the last ended.
+
+    One without a move tells of something that leaves the state as it is.
+    """
 
     name: str
     moves: tuple[Transition, ...]
@@ -202,6 +205,8 @@ TASK_PASSAGES: tuple[Passage, ...] = (
     _path("run_again", "error", ("rerun", "evaluating_results"), *_FOUND),
     *_each_alone("cancelled", TASK_TRANSITIONS, "cancel"),
     *_each_alone("resolved", TASK_TRANSITIONS, "manual_resolution"),
+    Passage("held", ()),
+    Passage("let_go", ()),
 )
 
 STEP_PASSAGES: tuple[Passage, ...] = (

@@ -1,5 +1,9 @@
 -- The engine's functions as a worker calls them. Each statement is a transaction of its own.
 
+-- name: contract
+-- Which contracts the database's functions serve.
+select oldest, current from tasker.contract()
+
 -- name: register_worker
 -- Makes the worker known with what it offers; repeated when that changes or when the database has forgotten it.
 select tasker.register_worker(%s, %s, %s, %s::int, %s, %s::text[], %s::double precision, %s)
@@ -24,7 +28,7 @@ from tasker.claim_steps(%s, %s, %s::int)
 select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, callable,
     method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration, inputs,
     context, dependency_results, ready_left, tasks_finished
-from tasker.settle_steps(%s, %s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::jsonb[], %s::int)
+from tasker.settle_steps(%s, %s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::json[], %s::int)
 
 -- name: deregister_worker
 -- Releases what the worker still holds and forgets it.

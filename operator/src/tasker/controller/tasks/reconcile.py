@@ -36,7 +36,7 @@ from tasker.engine.actions import Actions
 from tasker.engine.tasks import Tasks
 from tasker.errors import InvalidInput, InvalidResource, InvalidTask, TemplateNotFound
 from tasker.model.limits import CONTEXT_BYTES_IN_RESOURCE, json_size
-from tasker.model.task import TaskRequest, TaskSummary
+from tasker.model.task import Hold, TaskRequest, TaskSummary
 
 logger = logging.getLogger(__name__)
 
@@ -160,10 +160,14 @@ class TaskReconciler:
         """Makes the run do what the spec says; the run as it is after that."""
         if task.spec.cancel:
             await self._engine_actions.cancel(summary.task_uuid, actor=ACTOR, reason="spec.cancel was set")
-        elif task.spec.suspend and not summary.suspended:
-            await self._engine_actions.suspend(summary.task_uuid)
-        elif summary.suspended and not task.spec.suspend:
-            await self._engine_actions.resume(summary.task_uuid)
+        elif task.spec.suspend and Hold.RESOURCE not in summary.holds:
+            await self._engine_actions.suspend(
+                summary.task_uuid, hold=Hold.RESOURCE, actor=ACTOR, reason="spec.suspend was set"
+            )
+        elif Hold.RESOURCE in summary.holds and not task.spec.suspend:
+            await self._engine_actions.resume(
+                summary.task_uuid, hold=Hold.RESOURCE, actor=ACTOR, reason="spec.suspend was taken back"
+            )
         else:
             return summary
         return await self._read_run(task.metadata.uid) or summary

@@ -19,6 +19,9 @@
 --
 -- Locks are taken in one order everywhere: worker, tasks by id, ready_steps, steps, leases. Whoever holds a task's row
 -- may change its steps; the one exception, a claim, holds the step's row of `ready_steps`, which nobody else then has.
+-- What users give (context, configuration, results) is json and not jsonb: it is never searched or compared here, and
+-- comes back as it was written, to the last digit.
+--
 -- Hot tables carry no foreign keys: the functions are their only writers, and each key would cost a lookup a row.
 
 create schema if not exists tasker;
@@ -44,6 +47,8 @@ create type tasker.step_event as enum (
     'wait_for_retry', 'retry', 'reset_for_retry', 'cancel', 'resolve_manually', 'complete_manually'
 );
 
+create type tasker.hold as enum ('resource', 'person');
+
 create type tasker.backoff as enum ('none', 'linear', 'exponential', 'fibonacci');
 
 -- What one transaction makes of a row: a named path of moves. `tasker.model.transitions` says of which; the view
@@ -57,7 +62,7 @@ create type tasker.task_passage as enum (
     'cancelled_waiting_for_dependencies', 'cancelled_waiting_for_retry', 'resolved_blocked_by_failures',
     'resolved_enqueuing_steps', 'resolved_error', 'resolved_evaluating_results', 'resolved_initializing',
     'resolved_pending', 'resolved_steps_in_process', 'resolved_waiting_for_dependencies',
-    'resolved_waiting_for_retry'
+    'resolved_waiting_for_retry', 'held', 'let_go'
 );
 
 create type tasker.step_passage as enum (
@@ -133,9 +138,11 @@ comment on table tasker.settings is 'Limits and switches of the engine; a missin
 create table tasker.migrations (
     name text primary key,
     checksum text not null,
+    -- Of the server that applied it.
+    release text not null,
     applied_at timestamptz not null default clock_timestamp()
 );
-comment on table tasker.migrations is 'What was applied, with the checksum of its text; the functions are one entry.';
+comment on table tasker.migrations is 'What was applied, with the checksum of its text and by which release; the functions are one entry.';
 
 create table tasker.templates (
     template_id bigint generated always as identity primary key,
@@ -143,7 +150,7 @@ create table tasker.templates (
     name text not null,
     version text not null,
     revision text not null,
-    spec jsonb not null,
+    spec json not null,
     step_count integer not null check (step_count > 0),
     created_at timestamptz not null default clock_timestamp(),
     -- The newest activation of a name is what a new task gets; going back to an older text activates its revision anew.
@@ -160,7 +167,7 @@ create table tasker.template_steps (
     callable text not null,
     method text not null,
     resolver text,
-    configuration jsonb not null,
+    configuration json not null,
     dependency_count integer not null check (dependency_count >= 0),
     is_leaf boolean not null,
     -- Steps whose results a claim carries: all ancestors when they are few, else the direct parents.
@@ -194,7 +201,9 @@ create table tasker.tasks (
     namespace text not null,
     template_id bigint not null references tasker.templates,
     state tasker.task_state not null default 'pending',
-    suspended boolean not null default false,
+    -- Who holds the run back; it goes on when nobody does.
+    holds tasker.hold[] not null default '{}',
+    suspended boolean not null generated always as (cardinality(holds) > 0) stored,
     priority smallint not null default 0 check (priority between -100 and 100),
     -- Counts of steps; pending = remaining - active - retrying - failed.
     total_steps integer not null check (total_steps > 0),
@@ -203,7 +212,7 @@ create table tasker.tasks (
     retrying_steps integer not null default 0 check (retrying_steps >= 0),
     failed_steps integer not null default 0 check (failed_steps >= 0),
     cancelled_steps integer not null default 0 check (cancelled_steps >= 0),
-    context jsonb not null default '{}' check (jsonb_typeof(context) = 'object'),
+    context json not null default '{}' check (json_typeof(context) = 'object'),
     error jsonb,
     correlation_id text not null,
     parent_correlation_id text,
@@ -245,9 +254,9 @@ create table tasker.steps (
     started_at timestamptz,
     completed_at timestamptz,
     next_attempt_at timestamptz,
-    inputs jsonb,
-    result jsonb,
-    metadata jsonb,
+    inputs json,
+    result json,
+    metadata json,
     error jsonb,
     constraint steps_end_with_a_time
         check ((completed_at is not null) = (state in ('complete', 'cancelled', 'resolved_manually'))),
@@ -432,10 +441,10 @@ create type tasker.worker_row as (
     deadline timestamptz,
     correlation_id text,
     ready_at timestamptz,
-    configuration jsonb,
-    inputs jsonb,
-    context jsonb,
-    dependency_results jsonb,
+    configuration json,
+    inputs json,
+    context json,
+    dependency_results json,
     ready_left integer,             -- summary: became ready and was not handed to the caller
     tasks_finished integer          -- summary: reached a final state in this call
 );

@@ -62,7 +62,7 @@ begin
     cross join lateral (select * from tasker.tasks f where f.task_id = tasker.task_of_step(s.step_id) offset 0) t
     cross join lateral (select * from tasker.templates f where f.template_id = s.template_id offset 0) template
     cross join lateral (
-        select jsonb_object_agg(ancestor.name, done.result) as results
+        select json_object_agg(ancestor.name, done.result) as results
         from unnest(d.result_positions) as needs(position)
         cross join lateral (
             select f.result from tasker.steps f

@@ -113,7 +113,7 @@ end $$;
 
 -- Time is read when all locks are held: whoever waited for them comes after what he waited for.
 create or replace function tasker.apply_outcomes(
-    p_actor text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[],
+    p_actor text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads json[],
     p_worker tasker.workers default null, p_claim_limit integer default 0
 ) returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off
@@ -158,7 +158,7 @@ begin
                 when 'error' then v_now + tasker.retry_delay(d.backoff, d.base_ms, d.max_ms, d.jitter, s.attempts,
                     (f.payload ->> 'retry_after_ms')::numeric)
             end as retry_at,
-            case when f.outcome in ('error', 'expired') then f.payload end as error
+            case when f.outcome in ('error', 'expired') then f.payload::jsonb end as error
         from fenced f
         cross join lateral (select * from tasker.steps g where g.step_id = f.step_id offset 0) s
         cross join lateral (
@@ -186,7 +186,7 @@ begin
     select case when d.step_id is null then 'stale' else 'settled' end, given.step_id, given.fence,
         null::uuid, null::uuid, null::text, null::text, null::text, null::text, null::text, null::text, null::text,
         null::integer, null::integer, null::integer, null::timestamptz, null::text, null::timestamptz,
-        null::jsonb, null::jsonb, null::jsonb, null::jsonb, null::integer, null::integer
+        null::json, null::json, null::json, null::json, null::integer, null::integer
     from unnest(p_step_ids, p_fences) as given(step_id, fence)
     left join unnest(v_settled) d on d.step_id = given.step_id and d.fence = given.fence;
 
@@ -310,7 +310,7 @@ begin
     return query
     select 'summary', null::bigint, null::bigint, null::uuid, null::uuid, null::text, null::text, null::text,
         null::text, null::text, null::text, null::text, null::integer, null::integer, null::integer,
-        null::timestamptz, null::text, null::timestamptz, null::jsonb, null::jsonb, null::jsonb, null::jsonb,
+        null::timestamptz, null::text, null::timestamptz, null::json, null::json, null::json, null::json,
         (select count(*)::integer from unnest(v_queued || v_due) as queued(id) where id <> all (coalesce(v_taken, '{}'))),
         v_finished;
 end $$;
@@ -321,7 +321,7 @@ end $$;
 -- same arguments changes nothing: all come back as stale. When one of the runs is held by somebody else for two seconds,
 -- none of the outcomes is recorded (error 55P03): the caller then hands them in run by run.
 create or replace function tasker.settle_steps(
-    p_namespace text, p_worker text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads jsonb[],
+    p_namespace text, p_worker text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_payloads json[],
     p_claim_limit integer
 ) returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$

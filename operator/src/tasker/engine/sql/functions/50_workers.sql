@@ -141,7 +141,7 @@ begin
     if v_step_ids is not null then
         select count(*) into v_released from tasker.apply_outcomes(p_worker, v_step_ids, v_fences,
             array_fill('release'::text, array[cardinality(v_step_ids)]),
-            array_fill(null::jsonb, array[cardinality(v_step_ids)]))
+            array_fill(null::json, array[cardinality(v_step_ids)]))
         where kind = 'settled';
     end if;
     delete from tasker.workers where worker_id = v_worker_id;
@@ -153,13 +153,13 @@ create or replace function tasker.expire_leases(
     p_actor text, p_step_ids bigint[], p_fences bigint[], p_reason text, p_error_type text default 'worker_crash_loop'
 ) returns integer language plpgsql as $$
 declare
-    v_payloads jsonb[];
+    v_payloads json[];
     v_expired integer;
 begin
     if p_step_ids is null then
         return 0;
     end if;
-    select array_agg(jsonb_build_object('error_type', p_error_type, 'message',
+    select array_agg(json_build_object('error_type', p_error_type, 'message',
             format('worker %s was lost during attempt %s: %s', coalesce(w.name, 'unknown'), l.attempt, p_reason))
             order by given.place) into v_payloads
     from unnest(p_step_ids) with ordinality as given(step_id, place)

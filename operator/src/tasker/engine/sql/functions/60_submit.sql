@@ -3,7 +3,7 @@
 -- Stores a template revision and makes it the one that new tasks get. The same revision again only activates it.
 -- p_steps is an array of the nodes in order of position; p_edges one of [from, to] pairs of positions.
 create or replace function tasker.register_template(
-    p_namespace text, p_name text, p_version text, p_revision text, p_spec jsonb, p_steps jsonb, p_edges jsonb
+    p_namespace text, p_name text, p_version text, p_revision text, p_spec json, p_steps json, p_edges json
 ) returns table (template_id bigint, created boolean) language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -16,7 +16,7 @@ begin
     where t.namespace = p_namespace and t.name = p_name and t.revision = p_revision;
     if not found then
         insert into tasker.templates (namespace, name, version, revision, spec, step_count)
-        values (p_namespace, p_name, p_version, p_revision, p_spec, jsonb_array_length(p_steps))
+        values (p_namespace, p_name, p_version, p_revision, p_spec, json_array_length(p_steps))
         returning templates.template_id into v_template_id;
         insert into tasker.template_steps (template_id, position, name, callable, method, resolver, configuration,
             dependency_count, is_leaf, result_positions, max_attempts, backoff, base_ms, max_ms, jitter, timeout_ms,
@@ -24,13 +24,13 @@ begin
         select v_template_id, step.place - 1, s.name, s.callable, s.method, s.resolver, s.configuration,
             s.dependency_count, s.is_leaf, s.result_positions, s.max_attempts, s.backoff, s.base_ms, s.max_ms, s.jitter,
             s.timeout_ms, s.schedule_timeout_ms
-        from jsonb_array_elements(p_steps) with ordinality as step(value, place)
-        cross join lateral jsonb_to_record(step.value) as s(
-            name text, callable text, method text, resolver text, configuration jsonb, dependency_count integer,
+        from json_array_elements(p_steps) with ordinality as step(value, place)
+        cross join lateral json_to_record(step.value) as s(
+            name text, callable text, method text, resolver text, configuration json, dependency_count integer,
             is_leaf boolean, result_positions integer[], max_attempts integer, backoff tasker.backoff, base_ms integer,
             max_ms integer, jitter double precision, timeout_ms integer, schedule_timeout_ms integer);
         insert into tasker.template_edges (template_id, from_position, to_position)
-        select v_template_id, (edge ->> 0)::integer, (edge ->> 1)::integer from jsonb_array_elements(p_edges) as edge;
+        select v_template_id, (edge ->> 0)::integer, (edge ->> 1)::integer from json_array_elements(p_edges) as edge;
         v_created := true;
     else
         if tasker.current_template(p_namespace, p_name, null) <> v_template_id then
@@ -50,7 +50,7 @@ $$;
 
 -- Creates a run for each request (a JSON array of objects), all or none. A request whose origin_uid has a run already
 -- gets that one back with created = false, so submitting again is harmless. place counts the requests from 1.
-create or replace function tasker.submit_tasks(p_namespace text, p_requests jsonb)
+create or replace function tasker.submit_tasks(p_namespace text, p_requests json)
 returns table (place integer, task_uuid uuid, created boolean) language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
@@ -62,7 +62,7 @@ declare
     v_task_ids bigint[];
 begin
     select request ->> 'template_name' as name, request ->> 'template_version' as version into v_missing
-    from jsonb_array_elements(p_requests) as request
+    from json_array_elements(p_requests) as request
     where tasker.current_template(p_namespace, request ->> 'template_name', request ->> 'template_version') is null;
     if found then
         raise exception 'no template % in namespace %',
@@ -72,17 +72,19 @@ begin
     with request as materialized (
         select given.place::integer as place, nextval('tasker.task_ids') as task_id, r.*,
             tasker.current_template(p_namespace, r.template_name, r.template_version) as template_id
-        from jsonb_array_elements(p_requests) with ordinality as given(value, place)
-        cross join lateral jsonb_to_record(given.value) as r(
-            template_name text, template_version text, context jsonb, priority smallint, correlation_id text,
+        from json_array_elements(p_requests) with ordinality as given(value, place)
+        cross join lateral json_to_record(given.value) as r(
+            template_name text, template_version text, context json, priority smallint, correlation_id text,
             parent_correlation_id text, initiator text, source_system text, reason text, tags text[],
             suspended boolean, deadline_seconds double precision, origin_uid text, origin_name text)
     ), fresh as (
-        insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, suspended, priority, total_steps,
+        insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, holds, priority, total_steps,
             remaining_steps, active_steps, context, correlation_id, parent_correlation_id, initiator, source_system,
             reason, tags, origin_uid, origin_name, deadline, created_at, started_at)
         select r.task_id, gen_random_uuid(), p_namespace, r.template_id, 'steps_in_process',
-            coalesce(r.suspended, false), coalesce(r.priority, 0), template.step_count, template.step_count,
+            case when r.suspended
+                then array[case when r.origin_uid is null then 'person' else 'resource' end::tasker.hold] else '{}' end,
+            coalesce(r.priority, 0), template.step_count, template.step_count,
             (select count(*) from tasker.template_steps d
                 where d.template_id = r.template_id and d.dependency_count = 0),
             coalesce(r.context, '{}'), coalesce(r.correlation_id, gen_random_uuid()::text), r.parent_correlation_id,
@@ -133,7 +135,7 @@ begin
     from unnest(v_places, v_task_ids) as fresh(place, task_id) join tasker.tasks t on t.task_id = fresh.task_id
     union all
     select given.place::integer, t.task_uuid, false
-    from jsonb_array_elements(p_requests) with ordinality as given(value, place)
+    from json_array_elements(p_requests) with ordinality as given(value, place)
     join tasker.tasks t on t.origin_uid = given.value ->> 'origin_uid'
     where given.place <> all (coalesce(v_places, '{}'));
 end $$;

@@ -84,28 +84,48 @@ begin
     return true;
 end $$;
 
--- Suspends a run: what runs may end, nothing new starts. False when it had ended or was suspended already.
-create or replace function tasker.suspend_task(p_task_id bigint) returns boolean language plpgsql as $$
+-- Holds a run back: what runs may end, nothing new starts. The resource that asked for it and people each have a hold of
+-- their own. False when it had ended or was held so already.
+create or replace function tasker.suspend_task(p_task_id bigint, p_hold tasker.hold, p_actor text, p_reason text)
+returns boolean language plpgsql as $$
+declare
+    v_actor_id integer := tasker.actor_id(p_actor);
 begin
-    update tasker.tasks set suspended = true where task_id = p_task_id and completed_at is null and not suspended;
+    update tasker.tasks set holds = array_append(holds, p_hold)
+    where task_id = p_task_id and completed_at is null and p_hold <> all (holds);
     if not found then
         return false;
     end if;
     delete from tasker.ready_steps
     where step_id >= tasker.first_step_id(p_task_id) and step_id < tasker.first_step_id(p_task_id + 1);
+    insert into tasker.task_log (task_id, at, passage, actor_id, metadata)
+    values (p_task_id, tasker.now(), 'held', v_actor_id, jsonb_build_object('hold', p_hold, 'reason', p_reason));
     return true;
 end $$;
 
--- Lets a suspended run go on: steps that are ready and not in anybody's hands go into the queue.
-create or replace function tasker.resume_task(p_task_id bigint) returns boolean language plpgsql as $$
+-- Takes a hold back. When it was the last, steps that are ready and not in anybody's hands go into the queue. False when
+-- the run had ended or was not held so.
+create or replace function tasker.resume_task(p_task_id bigint, p_hold tasker.hold, p_actor text, p_reason text)
+returns boolean language plpgsql as $$
+declare
+    v_actor_id integer := tasker.actor_id(p_actor);
+    v_suspended boolean;
+    v_now timestamptz;
 begin
-    update tasker.tasks set suspended = false where task_id = p_task_id and completed_at is null and suspended;
+    update tasker.tasks set holds = array_remove(holds, p_hold)
+    where task_id = p_task_id and completed_at is null and p_hold = any (holds)
+    returning suspended into v_suspended;
     if not found then
         return false;
     end if;
-    perform tasker.queue_steps(array_agg(step_id), tasker.now())
-    from tasker.steps
-    where step_id >= tasker.first_step_id(p_task_id) and step_id < tasker.first_step_id(p_task_id + 1)
-        and state = 'enqueued';
+    v_now := tasker.now();
+    insert into tasker.task_log (task_id, at, passage, actor_id, metadata)
+    values (p_task_id, v_now, 'let_go', v_actor_id, jsonb_build_object('hold', p_hold, 'reason', p_reason));
+    if not v_suspended then
+        perform tasker.queue_steps(array_agg(step_id), v_now)
+        from tasker.steps
+        where step_id >= tasker.first_step_id(p_task_id) and step_id < tasker.first_step_id(p_task_id + 1)
+            and state = 'enqueued';
+    end if;
     return true;
 end $$;

@@ -66,7 +66,7 @@ begin
     from tasker.leases where step_id = any (v_taken);
     select count(*) into v_failed from tasker.apply_outcomes(p_actor, v_taken, v_fences,
         array_fill('error'::text, array[cardinality(v_taken)]),
-        array_fill(jsonb_build_object('error_type', 'schedule_timeout', 'retryable', false, 'message',
+        array_fill(json_build_object('error_type', 'schedule_timeout', 'retryable', false, 'message',
             'no worker took the step within its scheduleTimeoutSeconds'), array[cardinality(v_taken)]))
     where kind = 'settled';
     return v_failed;

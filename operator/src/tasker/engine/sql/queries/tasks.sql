@@ -16,11 +16,11 @@ select tasker.cancel_task(%(task_id)s, %(actor)s, %(reason)s);
 
 -- name: suspend_task
 -- Nothing new of a run starts.
-select tasker.suspend_task(%(task_id)s);
+select tasker.suspend_task(%(task_id)s, %(hold)s::tasker.hold, %(actor)s, %(reason)s);
 
 -- name: resume_task
--- A suspended run goes on.
-select tasker.resume_task(%(task_id)s);
+-- A suspended run goes on when nobody else holds it.
+select tasker.resume_task(%(task_id)s, %(hold)s::tasker.hold, %(actor)s, %(reason)s);
 
 -- name: open_task_ids_of_namespace
 -- All runs of a namespace that have not ended.
@@ -37,7 +37,7 @@ where completed_at is null and origin_uid is not null and (%(namespace)s::text i
 -- name: summaries
 -- All that a resource's status shows, for runs given by the uid of their resource or by their own.
 select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as template_name,
-    template.version as template_version, template.revision, t.state::text as state, t.suspended, t.created_at,
+    template.version as template_version, template.revision, t.state::text as state, t.holds::text[] as holds, t.created_at,
     t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
     t.cancelled_steps, t.error,
     coalesce((
@@ -72,7 +72,7 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
     ), '[]') as failures,
     case when t.state = 'complete' then (
         select case when sum(octet_length(leaf.result::text)) <= %(leaf_results_limit)s
-            then jsonb_object_agg(leaf.name, leaf.result) end
+            then json_object_agg(leaf.name, leaf.result) end
         from (
             select d.name, s.result
             from tasker.template_steps d
