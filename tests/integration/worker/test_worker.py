@@ -625,7 +625,7 @@ async def test_a_database_without_the_schema_is_waited_for_too(empty_database_ur
     registry = HandlerRegistry()
     registry.register("do", lambda context: 1)
     worker = Worker(registry, database_url=empty_database_url, web_enabled=False, startup_seconds=0.1)
-    with pytest.raises(DatabaseError, match=r"^the database has no schema after 0\.1 s"):
+    with pytest.raises(DatabaseError, match=r"^the database has no schema for this worker after 0\.1 s"):
         await worker.start()
 
 
