@@ -246,6 +246,7 @@ def test_a_task_of_a_thousand_steps_keeps_its_status_small_and_costs_few_writes(
     namespace.apply(handlers(), pool(slots=20))
     namespace.kubectl("create", "-f", "-", given=json.dumps(template("layers", *steps)))
     namespace.wait("condition=Ready", "tasktemplate/layers")
+    namespace.apply(task("thousand", "layers", suspend=True))
     watch = subprocess.Popen(
         [
             str(find_kubectl()),
@@ -257,8 +258,10 @@ def test_a_task_of_a_thousand_steps_keeps_its_status_small_and_costs_few_writes(
         text=True,
     )
     try:
+        assert watch.stdout is not None
+        watch.stdout.readline()  # it is told of all that comes from here on
         started = time.monotonic()
-        namespace.apply(task("thousand", "layers"))
+        namespace.patch("task", "thousand", {"spec": {"suspend": False}})
         namespace.wait(SUCCEEDED, "task/thousand", seconds=120)
         took = time.monotonic() - started
     finally:

@@ -18,7 +18,7 @@ from datetime import datetime
 from itertools import combinations_with_replacement
 from typing import Any
 
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from support.engine import (
     NAMESPACE,
@@ -168,7 +168,7 @@ class Runner:
             {"template_name": "order", "origin_uid": str(uid), "deadline_seconds": self.random.choice([9, 900])}
             for uid in self.random.sample(range(recent, recent + 4), 3)
         ]
-        await self.call("select * from tasker.submit_tasks(%s, %s)", NAMESPACE, Jsonb(requests))
+        await self.call("select * from tasker.submit_tasks(%s, %s)", NAMESPACE, Json(requests))
 
     async def register_template(self) -> None:
         version = f"1.0.{self.random.randint(0, 3)}"
