@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from support.controller_fakes import FakeEngine
+from support.controller_fakes import ControllerKit, FakeEngine
 from support.fake_cluster import FakeCluster
 from support.virtual_time import run_in_virtual_time, settle, virtual_now
 from tasker.controller import app
@@ -335,3 +335,37 @@ def test_the_sweeps_of_many_operators_are_spread_and_the_first_resync_is_a_perio
         return round(virtual_now() - start, 6)
 
     run_in_virtual_time(main)
+
+
+@pytest.mark.parametrize("fails_at", ["spawn_tasks", "run_tasks"])
+async def test_what_kopf_has_connected_is_closed_however_early_it_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    closed: list[str] = []
+
+    class RecordingVault:
+        async def close(self) -> None:
+            closed.append("closed")
+
+    vaults: list[object] = []
+
+    async def spawn_tasks(**options: Any) -> list[asyncio.Task[None]]:
+        vaults.append(options["vault"])
+        if fails_at == "spawn_tasks":
+            raise asyncio.CancelledError
+        return []
+
+    async def run_tasks(tasks: object, *, ignored: object) -> None:
+        assert closed == []
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(app, "Vault", RecordingVault)
+    monkeypatch.setattr("kopf.spawn_tasks", spawn_tasks)
+    monkeypatch.setattr("kopf.run_tasks", run_tasks)
+    signals = SimpleNamespace(handle=lambda: None)
+    parts = SimpleNamespace(router=ControllerKit().router)
+    settings = OperatorSettings(worker_image="tasker-worker:1", worker_database_url="postgresql:///x")
+    with pytest.raises(asyncio.CancelledError):
+        await app._watch(cast("Any", parts), settings, cast("Signals", signals))
+    assert closed == ["closed"]
+    assert [type(vault) for vault in vaults] == [RecordingVault]

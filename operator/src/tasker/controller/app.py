@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import kopf
+from kopf._cogs.structs.credentials import Vault  # for spawn_tasks; it has no public name
 
 from tasker.controller.assembly import Parts, assemble
 from tasker.controller.handlers import WatchRestartCounter, make_registry, make_settings
@@ -119,16 +120,21 @@ async def _watch(parts: Parts, settings: OperatorSettings, signals: Signals) -> 
     """kopf, until cancelled. Raises what makes kopf give up."""
     cluster_wide = not settings.watch_namespaces
     before = asyncio.all_tasks()
-    tasks = await kopf.spawn_tasks(
-        registry=make_registry(parts.router, cluster_wide=cluster_wide),
-        settings=make_settings(settings.watch_silence_seconds, cluster_wide=cluster_wide),
-        standalone=True,
-        clusterwide=cluster_wide,
-        namespaces=settings.watch_namespaces,
-    )
-    # kopf has taken the signals, and would wait for the requests under way.
-    signals.handle()
-    await kopf.run_tasks(tasks, ignored=before)
+    vault = Vault()
+    try:
+        tasks = await kopf.spawn_tasks(
+            registry=make_registry(parts.router, cluster_wide=cluster_wide),
+            settings=make_settings(settings.watch_silence_seconds, cluster_wide=cluster_wide),
+            vault=vault,
+            standalone=True,
+            clusterwide=cluster_wide,
+            namespaces=settings.watch_namespaces,
+        )
+        # kopf has taken the signals, and would wait for the requests under way.
+        signals.handle()
+        await kopf.run_tasks(tasks, ignored=before)
+    finally:
+        await vault.close()  # kopf does so itself unless it is cancelled in the middle of its start
 
 
 def _supervised(
