@@ -21,6 +21,8 @@ class Noted:
     seconds: float
     lines: Mapping[str, frozenset[int]] = field(repr=False)
     functions: frozenset[str] = field(repr=False)
+    database: bool
+    """Whether it has a database to work with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,5 +84,6 @@ def load(folder: Path) -> CoverageMap:
                 seconds=noted.get("seconds", 1.0),
                 lines={path: frozenset(lines) for path, lines in noted["lines"].items()},
                 functions=frozenset(noted["functions"]),
+                database=noted["database"],
             )
     return CoverageMap(tests=tests, unusable=sorted(unusable))

@@ -53,6 +53,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.timeout(floor + FACTOR * seconds[item.nodeid]), append=False)
 
 
+def _fixtures(item: pytest.Item) -> list[str]:
+    """All that a test uses, also by way of others."""
+    return item.fixturenames if isinstance(item, pytest.Function) else []
+
+
 class Recorder:
     """Listens to one process's run."""
 
@@ -92,6 +97,8 @@ class Recorder:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         self._test = item.nodeid
+        # Whoever has a database has it from this fixture.
+        self._tests.setdefault(item.nodeid, {"passed": False})["database"] = "postgres_server" in _fixtures(item)
         self._coverage.switch_context(item.nodeid)
         began = time.monotonic()
         try:

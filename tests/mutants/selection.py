@@ -95,7 +95,7 @@ def _tests_of_package(path: str, coverage: CoverageMap) -> set[str]:
 
 def _tests_of_sql(mutant: Mutant, coverage: CoverageMap, root: Path) -> set[str]:
     name = enclosing_name(mutant.before, mutant.site.line)
-    with_database = {test for test, noted in coverage.tests.items() if noted.functions}
+    with_database = {test for test, noted in coverage.tests.items() if noted.database}
     if name is None:
         return with_database
     if name in coverage.functions:

@@ -167,3 +167,20 @@ async def no_sweeps(lab: Lab, seconds: float) -> None:
     await lab.execute(
         "update tasker.settings set value = to_jsonb(%s::text) where key = 'swept_at'", swept_at.isoformat()
     )
+
+
+async def test_a_step_s_wait_in_the_queue_is_measured_by_its_own_limit(lab: Lab) -> None:
+    """Not by that of another step of its template: it came into the queue anew while an older timer went on."""
+    await lab.clock.freeze()
+    task = await lab.run(
+        step("a", callable="nobody", scheduleTimeoutSeconds=100), step("b", "a", scheduleTimeoutSeconds=10)
+    )
+    await lab.clock.advance(50)
+    assert await lab.engine.actions.suspend(task, actor="ann", reason="x")
+    await lab.clock.advance(10)
+    assert await lab.engine.actions.resume(task, actor="ann", reason="x")
+    await lab.clock.advance(41)
+    assert await lab.engine.workers.sweep() == {}
+    await lab.clock.advance(59)
+    assert await lab.engine.workers.sweep() == {"schedule_timeouts": 1}
+    assert await lab.state(task) == "error"

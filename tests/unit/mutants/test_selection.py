@@ -16,7 +16,12 @@ SQL = "create or replace function tasker.f()\nlimit 1\n$$;\ncreate or replace fu
 
 
 def noted(seconds: float, lines: Iterable[int] = (), functions: Iterable[str] = ()) -> Noted:
-    return Noted(seconds=seconds, lines={"p/x.py": frozenset(lines)} if lines else {}, functions=frozenset(functions))
+    return Noted(
+        seconds=seconds,
+        lines={"p/x.py": frozenset(lines)} if lines else {},
+        functions=frozenset(functions),
+        database=bool(functions),
+    )
 
 
 def mutant(path: str, text: str, line: int) -> Mutant:
@@ -73,6 +78,17 @@ def test_a_function_that_is_never_counted_and_a_table_are_seen_by_all_tests_with
     inlined = SQL.replace("tasker.g", "tasker.inlined")
     assert list(choose_tests(mutant("p/x.sql", inlined, 5), COVERAGE)) == ["quick_f", "g", "slow_f"]
     assert list(choose_tests(mutant("p/0001.sql", "create table a ();\n", 1), COVERAGE)) == ["quick_f", "g", "slow_f"]
+
+
+def test_a_view_is_seen_by_a_test_with_a_database_that_calls_no_function() -> None:
+    reads = Noted(seconds=0.2, lines={}, functions=frozenset(), database=True)
+    coverage = CoverageMap(
+        tests={"reads": reads, "calls": noted(0.1, functions=["f"]), "neither": noted(0.1)}, unusable=[]
+    )
+    assert list(choose_tests(mutant("p/x.sql", "create view tasker.v as select 1;\n", 1), coverage)) == [
+        "calls",
+        "reads",
+    ]
 
 
 def test_tests_that_run_processes_come_apart_in_the_order_of_their_suites_as_many_as_fit() -> None:
