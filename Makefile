@@ -28,7 +28,7 @@ mutants: $(READY)   ## Plant COUNT=200 small faults of the order SEED=… and re
 lint: $(READY)      ## Lint, formatting, import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 types: $(READY)     ## mypy --strict; the examples one by one, for each has a module called handlers
-	$(BIN)/mypy operator/src operator/generate.py worker_image/src tests operator/devcluster charts && for each in examples/*/handlers.py; do $(BIN)/mypy $$each || exit 1; done
+	$(BIN)/mypy operator/src worker_image/src tests operator/devcluster charts operator/generate.py && for each in examples/*/handlers.py; do $(BIN)/mypy $$each || exit 1; done
 bench: $(READY)     ## Latency and throughput beside this machine's raw limits; what many short Tasks cost
 	$(BIN)/python tests/bench/run.py && $(BIN)/python tests/bench/tasks.py
 parity: $(READY)    ## How many rows of the parity checklist have a passing test
