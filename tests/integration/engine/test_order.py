@@ -23,6 +23,19 @@ async def test_a_worker_that_goes_on_with_its_own_run_takes_no_turn_before_one_t
     assert [each.step for each in answer.claims] == ["s1"]
 
 
+async def test_its_turn_comes_after_the_oldest_of_all_its_callables(lab: Lab) -> None:
+    await lab.template(step("a", callable="one"), step("b", "a", callable="one"), name="chain")
+    await lab.template(step("late", callable="first"), name="late")
+    await lab.template(step("early", callable="last"), name="early")
+    worker = await lab.worker(callables=["first", "one", "last"])
+    await lab.submit("chain")
+    claim = await worker.claim_one()
+    await lab.submit("late", priority=-50)
+    await lab.submit("early", priority=50)
+    answer = await worker.settle(success(claim), claim_limit=1)
+    assert [each.step for each in answer.claims] == ["early"]
+
+
 async def test_the_next_steps_of_an_older_run_go_before_first_steps_that_wait(lab: Lab) -> None:
     await lab.template(step("a"), step("b", "a"), name="chain")
     worker = await lab.worker()

@@ -184,3 +184,20 @@ async def test_a_step_s_wait_in_the_queue_is_measured_by_its_own_limit(lab: Lab)
     await lab.clock.advance(59)
     assert await lab.engine.workers.sweep() == {"schedule_timeouts": 1}
     assert await lab.state(task) == "error"
+
+
+async def test_what_was_found_due_is_looked_at_again_under_the_lock(lab: Lab) -> None:
+    """It may have ended, and begun anew, before its run was locked."""
+    await lab.clock.freeze()
+    await lab.run(step("a"), step("b", callable="nobody", scheduleTimeoutSeconds=100))
+    claim = await (await lab.worker()).claim_one()
+    before = await lab.dump()
+    for repair, found in (
+        ("attempts_timed_out", claim.step_id),
+        ("leases_expired", await lab.value("select worker_id from tasker.workers")),
+        ("workers_expired", await lab.value("select worker_id from tasker.workers")),
+        ("lost_steps_requeued", claim.step_id),
+    ):
+        done = await lab.value(f"select tasker.repair_{repair}(array[%s]::bigint[], 'me')", found)
+        assert not done, repair
+    assert await lab.dump() == before
