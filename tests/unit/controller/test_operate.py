@@ -181,7 +181,8 @@ async def test_kopf_watches_what_is_served_and_no_more(world: World, namespaces:
         ours = asyncio.current_task()
         os.kill(os.getpid(), signal.SIGTERM)
         await running
-    registry, settings = world.spawned.pop("registry"), world.spawned.pop("settings")
+    registry, settings, vault = (world.spawned.pop(name) for name in ("registry", "settings", "vault"))
+    assert vault.is_empty()
     assert world.spawned == {"standalone": True, "clusterwide": not namespaces, "namespaces": namespaces}
     assert settings.watching.inactivity_timeout == 33.0
     assert settings.scanning.disabled is bool(namespaces)
