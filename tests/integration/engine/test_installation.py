@@ -57,3 +57,13 @@ async def test_an_installation_whose_database_was_given_away_cancels_nothing(lab
         await other.installation.take("new/tasker@2")
         assert await other.actions.cancel_by_origin("uid-1", actor="operator", reason="its Task is gone")
     assert await lab.state(task) == "cancelled"
+
+
+async def test_an_installation_whose_database_is_nobodys_any_more_is_told(lab: Lab) -> None:
+    """Restored from before it was taken, or emptied."""
+    await lab.engine.installation.take("prod/tasker@1")
+    await lab.engine.installation.require()
+    await lab.execute("delete from tasker.settings where key = 'installation'")
+    with pytest.raises(ForeignInstallation) as caught:
+        await lab.engine.installation.require()
+    assert str(caught.value) == "the database is no longer that of installation prod/tasker@1"
