@@ -23,7 +23,7 @@ test: $(READY)      ## All tests but those of the images, in random order; SEED=
 	$(BIN)/pytest -n 3 $(RANDOM_ORDER) -m 'not images'
 test-under-load: $(READY) ## The same beside two busy processes, with threads that change places every 10 µs
 	@PYTHONPATH=tests $(BIN)/python -m support.under_load -- -n 3 $(RANDOM_ORDER) -m 'not images'
-mutants: $(READY)   ## Plant COUNT=200 small faults of the order SEED=… and report which no test notices: about an hour
+mutants: $(READY)   ## Plant COUNT=200 small faults of the order SEED=… and report which no test notices: about twenty minutes
 	@PYTHONPATH=tests $(BIN)/python -m mutants --count $(or $(COUNT),200) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 lint: $(READY)      ## Lint, formatting, import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

@@ -20,6 +20,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
 from tasker.engine import Engine
+from tasker.engine.pool import Database
 from tasker.factory import open_engine
 from tasker.model.task import RegisteredTemplate, TaskRequest
 from tasker.model.template import parse_template_spec
@@ -385,6 +386,26 @@ class Lab:
     async def dump(self) -> dict[str, list[dict[str, Any]]]:
         """All rows that runs have: equal dumps mean that nothing happened in between."""
         return {table: await self.rows(f"select * from tasker.{table} order by {key}") for table, key in TABLES.items()}
+
+
+@asynccontextmanager
+async def open_database(settings: DatabaseSettings) -> AsyncIterator[Database]:
+    """The server's pool of connections, closed in the end."""
+    database = Database(settings)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def serve_contracts(url: str, oldest: int, current: int) -> None:
+    """Has a database's functions tell that they serve these contracts."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "create or replace function tasker.contract() returns table (oldest integer, current integer)"
+            f" language sql immutable as $$ select {oldest:d}, {current:d} $$".encode()
+        )
 
 
 async def connect(url: str) -> AsyncConnection[DictRow]:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from support.engine import Lab, connect, step
+from support.engine import Lab, connect, open_database, step
 from support.waiting import eventually_async
 from tasker.engine import READY, notifications, tasks
 from tasker.engine.migrate import FUNCTIONS, Migration, check_schema, migrate, migrations
@@ -31,21 +31,11 @@ from tasker.errors import (
 from tasker.settings import DEFAULT_LIMITS, ConnectionLimits, DatabaseSettings
 
 
-@asynccontextmanager
-async def opened(settings: DatabaseSettings) -> AsyncIterator[Database]:
-    database = Database(settings)
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
 async def test_a_pool_keeps_what_it_is_told_to_and_makes_no_more_than_it_may(database_url: str) -> None:
     settings = DatabaseSettings(
         url=database_url, pool_min=2, pool_max=3, connect_timeout_seconds=0.3, application_name="told-so"
     )
-    async with await connect(database_url) as watching, opened(settings) as database:
+    async with await connect(database_url) as watching, open_database(settings) as database:
 
         async def count(condition: LiteralString) -> int:
             query: LiteralString = (
@@ -83,7 +73,9 @@ async def test_an_open_that_failed_leaves_nothing_running(tmp_path: Path) -> Non
 
 
 async def test_a_connection_is_made_anew_when_its_time_is_over(database_url: str) -> None:
-    async with opened(DatabaseSettings(url=database_url, pool_max=1, connection_lifetime_seconds=0.01)) as database:
+    async with open_database(
+        DatabaseSettings(url=database_url, pool_max=1, connection_lifetime_seconds=0.01)
+    ) as database:
 
         async def backend() -> int:
             return int(await database.fetch_value("select pg_backend_pid()"))
@@ -114,7 +106,7 @@ async def test_why_no_connection_can_be_made_is_known_until_one_is_made(database
 async def test_an_error_of_a_connection_that_there_is_is_not_told_as_why_there_is_none(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with opened(DatabaseSettings(url=database_url)) as database:
+    async with open_database(DatabaseSettings(url=database_url)) as database:
         with pytest.raises(psycopg.OperationalError):
             await database._pool.connection_class.connect(f"postgresql:///x?host={tmp_path}")
         with pytest.raises(StoreUnavailable) as caught:
@@ -123,7 +115,7 @@ async def test_an_error_of_a_connection_that_there_is_is_not_told_as_why_there_i
 
 
 async def test_each_statement_is_a_transaction_of_its_own(database_url: str) -> None:
-    async with opened(DatabaseSettings(url=database_url)) as database:
+    async with open_database(DatabaseSettings(url=database_url)) as database:
         first = await database.fetch_value("select pg_current_xact_id()::text")
         assert await database.fetch_value("select pg_current_xact_id()::text") != first
         assert await database.fetch_value("select 1 where false") is None
@@ -147,7 +139,7 @@ async def test_a_limit_is_set_to_the_millisecond_and_never_to_none_by_rounding(
 async def test_no_statement_that_was_answered_is_hung_up_on_later(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(DatabaseSettings(url=database_url)) as database:
+    async with open_database(DatabaseSettings(url=database_url)) as database:
         loop = asyncio.get_running_loop()
         call_later = loop.call_later
         timers: list[asyncio.TimerHandle] = []
@@ -187,7 +179,7 @@ async def test_what_the_database_says_is_told_in_words_of_ours(
             "create function say(code text) returns void language plpgsql as"
             " $$ begin raise exception 'as it was said' using errcode = code; end $$"
         )
-    async with opened(DatabaseSettings(url=database_url)) as database:
+    async with open_database(DatabaseSettings(url=database_url)) as database:
         with pytest.raises(kind) as caught:
             await database.fetch("select say(%(code)s)", {"code": code})
         assert str(caught.value) == message

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import LiteralString
@@ -16,11 +16,12 @@ from psycopg import sql
 
 from devcluster.postgres import EmbeddedPostgres
 from support.cut_proxy import cut_proxy
+from support.engine import open_database
 from support.postgres import FAST_SETTINGS
 from support.waiting import eventually_async
 from tasker.engine import READY, notifications
 from tasker.engine.migrate import check_schema, migrate
-from tasker.engine.pool import Database, connect
+from tasker.engine.pool import connect
 from tasker.engine.queries import load_queries
 from tasker.errors import StoreError, StoreUnavailable
 from tasker.factory import open_engine
@@ -28,16 +29,6 @@ from tasker.settings import DEFAULT_LIMITS, MIGRATION_LIMITS, DatabaseSettings
 
 BRIEF = replace(DEFAULT_LIMITS, connect_timeout_seconds=2, statement_timeout_seconds=0.2, answer_margin_seconds=0.1)
 """So that a test need not wait as long as an installation would."""
-
-
-@asynccontextmanager
-async def opened(settings: DatabaseSettings) -> AsyncIterator[Database]:
-    database = Database(settings)
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
 
 
 def test_a_primary_that_vanishes_is_noticed_within_fifteen_seconds() -> None:
@@ -52,7 +43,7 @@ def test_a_primary_that_vanishes_is_noticed_within_fifteen_seconds() -> None:
 async def test_every_connection_has_its_limits(database_url: str) -> None:
     """That of the pool, and those of LISTEN, of migrations and of the look at the schema, which are all made alike."""
     async with cut_proxy(database_url) as proxy:
-        async with opened(DatabaseSettings(url=proxy.tcp_url)) as database, database._connection() as pooled:
+        async with open_database(DatabaseSettings(url=proxy.tcp_url)) as database, database._connection() as pooled:
             await _assert_limited(pooled, statement="10s", lock="2s")
         async with connect(proxy.tcp_url, "tasker-listen", DEFAULT_LIMITS) as connection:
             await _assert_limited(connection, statement="10s", lock="2s")
@@ -113,7 +104,9 @@ async def test_calls_do_not_hang_on_a_database_that_went_silent(database_url: st
 
 
 async def test_a_statement_that_takes_too_long_is_given_up_by_a_server_that_is_well(database_url: str) -> None:
-    async with opened(DatabaseSettings(url=database_url, limits=replace(BRIEF, answer_margin_seconds=10))) as database:
+    async with open_database(
+        DatabaseSettings(url=database_url, limits=replace(BRIEF, answer_margin_seconds=10))
+    ) as database:
         pid = await database.fetch_value("select pg_backend_pid()")
         with pytest.raises(StoreUnavailable, match="gave a statement up: canceling statement due to statement timeout"):
             await database.fetch("select pg_sleep(30)")
@@ -125,7 +118,7 @@ async def test_a_statement_behind_a_lock_is_given_up_and_tried_again(database_ur
     limits = replace(DEFAULT_LIMITS, lock_timeout_seconds=0.05)
     async with await psycopg.AsyncConnection.connect(database_url) as other:
         await other.execute("lock table tasker.settings")
-        async with opened(DatabaseSettings(url=database_url, limits=limits)) as database:
+        async with open_database(DatabaseSettings(url=database_url, limits=limits)) as database:
             with pytest.raises(StoreError, match="canceling statement due to lock timeout"):
                 await database.fetch("select * from tasker.settings")
             assert database.obstacle is None
@@ -229,7 +222,7 @@ async def test_no_connection_is_kept_that_said_a_write_is_refused(database_url: 
         begin raise exception 'cannot execute UPDATE in a read-only transaction' using errcode = '25006'; end $$"""
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(refuse)
-    async with opened(DatabaseSettings(url=database_url, pool_min=2)) as database:
+    async with open_database(DatabaseSettings(url=database_url, pool_min=2)) as database:
         pids = {await database.fetch_value("select pg_backend_pid()") for _ in range(8)}
         assert len(pids) == 2
         with pytest.raises(StoreUnavailable, match="the database is read-only: cannot execute UPDATE"):

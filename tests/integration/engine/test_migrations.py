@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from devcluster.postgres.binaries import find_binaries
-from support.engine import Lab, step
+from support.engine import Lab, serve_contracts, step
 from support.postgres import TestServer
 from tasker.engine.migrate import CONTRACT, FUNCTIONS, RELEASE, check_schema, functions, migrations
 from tasker.errors import ConfigurationError, SchemaMismatch, StoreError
@@ -180,11 +180,7 @@ async def test_functions_of_a_later_release_are_never_replaced_by_those_of_an_ea
 async def test_a_release_works_with_functions_that_serve_its_contract_and_with_no_others(
     database_url: str, oldest: int, current: int, served: bool
 ) -> None:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(
-            "create or replace function tasker.contract() returns table (oldest integer, current integer)"
-            f" language sql immutable as $$ select {oldest}, {current} $$"
-        )
+    serve_contracts(database_url, oldest, current)
     if served:
         await check_schema(database_url)
         return

@@ -38,3 +38,14 @@ async def test_what_one_does_concerns_the_other_in_nothing(lab: Lab) -> None:
     held = await two.claim_one()
     assert await one.expire_predecessor() == 0
     assert (await two.settle(success(held))).settled == [held.step_id]
+
+
+async def test_a_worker_is_written_down_when_it_registers_and_not_by_asking_for_work(lab: Lab) -> None:
+    """The history knows who did something by a number, given before anything is held."""
+    known = "select count(*) from tasker.actors where name = %s"
+    stranger = SimulatedWorker(lab.connection, "stranger-0")
+    assert await stranger.claim() == []
+    assert await lab.value(known, "stranger-0") == 0
+    await stranger.register()
+    await stranger.register()
+    assert await lab.value(known, "stranger-0") == 1

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from support.cut_proxy import Cut, cut_proxy
-from support.engine import NAMESPACE, Lab, step
+from support.engine import NAMESPACE, Lab, serve_contracts, step
 from tasker_worker.claims import RELEASE, Outcome, OutcomeKind, Settlement
 from tasker_worker.errors import ConfigurationError
 from tasker_worker.gateway import (
@@ -193,11 +193,7 @@ async def test_a_database_without_the_schema_is_told_as_that(empty_database_url:
 async def test_a_worker_works_with_functions_that_serve_its_contract_and_with_no_others(
     database_url: str, oldest: int, current: int, served: bool
 ) -> None:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(
-            "create or replace function tasker.contract() returns table (oldest integer, current integer)"
-            f" language sql immutable as $$ select {oldest}, {current} $$"
-        )
+    serve_contracts(database_url, oldest, current)
     gateway = Gateway(database_url, namespace=NAMESPACE, lease_seconds=30)
     if served:
         await gateway.require_contract()

@@ -19,6 +19,7 @@
 --
 -- Locks are taken in one order everywhere: worker, tasks by id, ready_steps, steps, leases. Whoever holds a task's row
 -- may change its steps; the one exception, a claim, holds the step's row of `ready_steps`, which nobody else then has.
+--
 -- What users give (context, configuration, results) is json and not jsonb: it is never searched or compared here, and
 -- comes back as it was written, to the last digit.
 --

@@ -1,5 +1,6 @@
--- Who does things, by number. Asked for before any other lock is taken: the first mention of a name writes it down, and
--- another session that mentions it at the same moment waits for that.
+-- Who does things, by number. The first mention of a name writes it down, and another session that mentions it at the same
+-- moment waits for that: so a person's is asked for before any other lock is taken, and a worker's is written when it
+-- registers, before it holds anything.
 
 create or replace function tasker.actor_id(p_name text) returns integer language plpgsql as $$
 declare

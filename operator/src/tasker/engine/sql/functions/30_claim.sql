@@ -124,14 +124,12 @@ create or replace function tasker.claim_steps(p_namespace text, p_worker text, p
 returns setof tasker.worker_row language plpgsql
 set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
 declare
-    v_actor_id integer;
     v_worker tasker.workers;
     v_step_ids bigint[];
 begin
     if coalesce(p_limit, 0) < 1 then
         return;
     end if;
-    v_actor_id := tasker.actor_id(p_worker);
     -- Held to the end, so that a worker marked as draining has claimed all that it ever will. The weakest lock that
     -- keeps off who marks, expires or removes the worker, and the only one that lets it renew meanwhile.
     select * into v_worker from tasker.workers
@@ -142,6 +140,7 @@ begin
     perform set_config('synchronous_commit', 'off', true);
     v_step_ids := tasker.take_ready_steps(v_worker, p_limit);
     if v_step_ids is not null then
-        return query select * from tasker.start_steps(v_worker, v_actor_id, v_step_ids, null, tasker.now());
+        return query select * from tasker.start_steps(
+            v_worker, tasker.actor_id(p_worker), v_step_ids, null, tasker.now());
     end if;
 end $$;

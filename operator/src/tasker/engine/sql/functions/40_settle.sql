@@ -56,7 +56,7 @@ create or replace function tasker.advance_tasks(
 set plan_cache_mode = force_generic_plan set jit = off
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
-    v_finished integer := 0;
+    v_finished integer;
 begin
     with counted as (
         select t.task_id,

@@ -8,6 +8,7 @@ set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' a
 declare
     v_now timestamptz := tasker.now();
 begin
+    perform tasker.actor_id(p_worker);
     insert into tasker.workers (name, namespace, pool, slots, version, callables, lease_seconds, lease_until, registered_at)
     values (p_worker, p_namespace, p_pool, p_slots, p_version, p_callables, p_lease_seconds,
         v_now + p_lease_seconds * interval '1 second', v_now)

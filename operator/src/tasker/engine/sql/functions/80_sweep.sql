@@ -157,18 +157,22 @@ language sql stable as $$
     select exists (select from tasker.parked_repairs p where p.kind = p_kind and p.id = p_id and p.until > p_now)
 $$;
 
--- Workers that did not renew in time and hold steps. After the server was away nobody could renew: for half a lease from
--- then on nobody is late.
-create or replace function tasker.due_leases_expired(p_limit integer, p_now timestamptz) returns bigint[]
-language sql stable set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+-- Workers that did not renew in time, those that hold steps or those that hold none. After the server was away nobody
+-- could renew: for half a lease from then on nobody is late.
+create or replace function tasker.due_workers(p_holding boolean, p_repair text, p_limit integer, p_now timestamptz)
+returns bigint[] language sql stable
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
     select array_agg(worker_id) from (
         select w.worker_id from tasker.workers w
         where w.lease_until < p_now and p_now > tasker.reachable_since() + w.lease_seconds / 2 * interval '1 second'
-            and exists (select from tasker.leases l where l.worker_id = w.worker_id)
-            and not tasker.is_parked('leases_expired', w.worker_id, p_now)
+            and exists (select from tasker.leases l where l.worker_id = w.worker_id) = p_holding
+            and not tasker.is_parked(p_repair, w.worker_id, p_now)
         limit p_limit
     ) as late
 $$;
+
+create or replace function tasker.due_leases_expired(p_limit integer, p_now timestamptz) returns bigint[]
+language sql stable as $$ select tasker.due_workers(true, 'leases_expired', p_limit, p_now) $$;
 
 create or replace function tasker.repair_leases_expired(p_worker_ids bigint[], p_actor text) returns integer
 language plpgsql
@@ -191,17 +195,8 @@ begin
     return tasker.expire_leases(p_actor, v_step_ids, v_fences, 'its lease was not renewed in time');
 end $$;
 
--- Workers that did not renew in time and hold nothing.
 create or replace function tasker.due_workers_expired(p_limit integer, p_now timestamptz) returns bigint[]
-language sql stable set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
-    select array_agg(worker_id) from (
-        select w.worker_id from tasker.workers w
-        where w.lease_until < p_now and p_now > tasker.reachable_since() + w.lease_seconds / 2 * interval '1 second'
-            and not exists (select from tasker.leases l where l.worker_id = w.worker_id)
-            and not tasker.is_parked('workers_expired', w.worker_id, p_now)
-        limit p_limit
-    ) as late
-$$;
+language sql stable as $$ select tasker.due_workers(false, 'workers_expired', p_limit, p_now) $$;
 
 create or replace function tasker.repair_workers_expired(p_worker_ids bigint[], p_actor text) returns integer
 language plpgsql
