@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from devcluster.errors import EmbeddedError
+from devcluster.locks import FileLock
 from devcluster.postgres import EmbeddedPostgres, database_url, find_binaries
 from devcluster.postgres.supervisor import server_processes
 from support.waiting import eventually
@@ -199,6 +200,20 @@ def test_server_that_cannot_start_shows_the_end_of_its_log(cluster: Path) -> Non
         EmbeddedPostgres(cluster, {"work_mem": "plenty"}).start()
     assert str(cluster / "postgres.log") in str(refused.value)
     assert server_processes(cluster / "data") == []
+
+
+def test_one_that_ends_while_it_is_joined_is_started_anew(cluster: Path) -> None:
+    ending = FileLock(cluster / "supervisor.lock")
+    ending.lock("exclusive", 1.0)  # as a supervisor does that is on its way out
+
+    class Joining(EmbeddedPostgres):
+        def _join(self) -> bool:
+            ending.release()
+            return super()._join()
+
+    with Joining(cluster, FAST) as server:
+        assert not ending.is_open
+        assert one(server.url(), "select 1") == 1
 
 
 def test_data_of_another_major_version_is_refused_with_the_way_out(tmp_path: Path, cluster: Path) -> None:
