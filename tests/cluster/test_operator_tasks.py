@@ -11,7 +11,7 @@ import pytest
 
 from devcluster.kubectl import find_kubectl
 from support.cluster import HANDLERS, ClusterUnderTest, Namespace, handlers, pool, step, task, template
-from support.waiting import eventually
+from support.waiting import PATIENCE, eventually
 
 SUCCEEDED = "condition=Succeeded"
 
@@ -266,7 +266,7 @@ def test_a_task_of_a_thousand_steps_keeps_its_status_small_and_costs_few_writes(
         took = time.monotonic() - started
     finally:
         watch.terminate()
-        seen, _ = watch.communicate(timeout=10)
+        seen, _ = watch.communicate(timeout=10 * PATIENCE)
     status = namespace.status("task", "thousand")
     assert status["progress"] == "1000/1000"
     assert len(json.dumps(status)) < 16 * 1024

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from support.waiting import PATIENCE
 from tasker_worker import HandlerRegistry
 from tasker_worker.attempts import Attempt
 from tasker_worker.claims import Answer, Claim, Outcome, OutcomeKind, Settlement
@@ -233,7 +234,7 @@ class Rig:
         for attempt in self.exchange.held.attempts():
             self.executor.release(attempt)
         self.exchange.stop(give_up_at=0)
-        await asyncio.wait([self.task], timeout=10)
+        await asyncio.wait([self.task], timeout=10 * PATIENCE)
         await self.executor.close()
         if self.task.done():
             self.task.result()
