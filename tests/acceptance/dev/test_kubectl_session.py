@@ -67,7 +67,7 @@ def test_the_branches_of_the_diamond_run_side_by_side(dev: Dev, diamond: str) ->
             select d.name, t.to_state::text
             from tasker.step_transitions t
             join tasker.steps s using (step_id)
-            join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+            join tasker.definitions d on d.definition_id = s.definition_id
             where tasker.task_of_step(s.step_id) = (select task_id from tasker.tasks where task_uuid = %s)
               and t.to_state in ('enqueued', 'in_progress', 'complete')
             order by t.transition_id

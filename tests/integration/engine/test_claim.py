@@ -34,6 +34,7 @@ async def test_a_claim_carries_all_that_a_handler_needs(lab: Lab) -> None:
         "template_name": "order",
         "template_version": "1.2.3",
         "step_name": "pay",
+        "step_type": "standard",
         "callable": "do",
         "method": "charge",
         "resolver": "registry",
@@ -47,6 +48,10 @@ async def test_a_claim_carries_all_that_a_handler_needs(lab: Lab) -> None:
         "inputs": {},
         "context": {"order": 7},
         "dependency_results": {},
+        "results_left": None,
+        "condition": None,
+        "result_schema": None,
+        "dependents": None,
         "ready_left": None,
         "tasks_finished": None,
     }

@@ -54,6 +54,7 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
     return [
         {
             "name": step.name,
+            "type": "standard",
             "callable": step.handler.callable,
             "method": step.handler.method,
             "resolver": step.handler.resolver,
