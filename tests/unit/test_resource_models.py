@@ -130,7 +130,7 @@ def default_differences(field: str, crd: dict[str, Any], model: dict[str, Any]) 
     stated = re.search(r"Defaults to ([\w.]+)\.(?: |$)", crd["description"])
     expected = stated.group(1) if stated is not None else None
     if field.startswith(("spec.steps", "spec.defaults")):
-        shown = None if value in (None, [], ()) else str(value).lower() if isinstance(value, bool) else str(value)
+        shown = None if value in (None, [], (), "") else str(value).lower() if isinstance(value, bool) else str(value)
         if not field.startswith("spec.defaults") and shown != expected:
             yield f"{field}: the description states the default {expected}, the model has {shown}"
     elif value not in (None, [], (), ""):

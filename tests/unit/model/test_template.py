@@ -9,7 +9,7 @@ import pytest
 
 from tasker.errors import InvalidInput, InvalidTemplate
 from tasker.model.retry import Backoff
-from tasker.model.template import TemplateSpec, parse_template_spec
+from tasker.model.template import StepType, TemplateSpec, parse_template_spec
 
 
 def step(name: str, *after: str, **more: Any) -> dict[str, Any]:
@@ -167,6 +167,63 @@ def refusal(written: Any) -> str:
             "spec.steps[0].handler.callable: holds the character U+0000, which Postgres cannot store",
             id="nul-in-a-name",
         ),
+        pytest.param(
+            [step("a", description="no \0")],
+            "spec.steps[0].description: holds the character U+0000, which Postgres cannot store",
+            id="description-that-is-no-text",
+        ),
+        pytest.param(
+            [step("a", description="x" * 4097)],
+            "spec.steps[0].description: is longer than 4096 characters",
+            id="long-description",
+        ),
+        pytest.param(
+            [step("a", type="batchable")],
+            "spec.steps[0].type: must be one of 'standard', 'decision' or 'deferred_convergence'",
+            id="unknown-type",
+        ),
+        pytest.param(
+            [step("a", type=1)],
+            "spec.steps[0].type: must be one of 'standard', 'decision' or 'deferred_convergence'",
+            id="type-of-another-type",
+        ),
+        pytest.param(
+            [step("a"), step("route", "a", type="decision")],
+            "spec.steps[1].type: a decision needs steps to choose from, and none depends on 'route'",
+            id="decision-without-dependents",
+        ),
+        pytest.param(
+            [step("a"), step("join", type="deferred_convergence")],
+            "spec.steps[1].dependsOn: must not be empty: a deferred_convergence joins branches",
+            id="convergence-of-nothing",
+        ),
+        pytest.param(
+            [step("a", type="decision"), step("b", "a", "c")],
+            "spec.steps[1].dependsOn[1]: unknown step 'c'",
+            id="dependencies-before-types",
+        ),
+        pytest.param([step("a", when=True)], "spec.steps[0].when: must be a string", id="condition-of-another-type"),
+        pytest.param([step("a", when="")], "spec.steps[0].when: must not be empty", id="empty-condition"),
+        pytest.param(
+            [step("a", when=f"true{' ' * 4093}")],
+            "spec.steps[0].when: is longer than 4096 characters",
+            id="long-condition",
+        ),
+        pytest.param(
+            [step("a", when="context.text == '\0'")],
+            "spec.steps[0].when: holds the character U+0000, which Postgres cannot store",
+            id="condition-that-is-no-text",
+        ),
+        pytest.param(
+            [step("a"), step("b", "a", when="results.a.ok & context.ok")],
+            "spec.steps[1].when: is not CEL: line 1, column 14: Syntax error: token recognition error at: '& '",
+            id="condition-that-does-not-parse",
+        ),
+        pytest.param(
+            [step("a"), step("b", "a", when="steps.a.ok")],
+            "spec.steps[1].when: reads 'steps'; there are only 'context' and 'results'",
+            id="condition-over-another-variable",
+        ),
     ],
 )
 def test_steps_are_refused_with_the_place_and_the_reason(steps: list[Any], message: str) -> None:
@@ -244,6 +301,19 @@ def test_what_is_left_out_gets_the_documented_defaults() -> None:
     assert (only.retry.base_ms, only.retry.max_ms, only.retry.jitter) == (1_000, 30_000, 0.1)
     assert (only.timeout_seconds, only.schedule_timeout_seconds) == (300, None)
     assert (only.handler.method, only.handler.resolver, only.handler.initialization) == ("call", None, {})
+    assert (only.type, only.when, only.description) == (StepType.STANDARD, None, "")
+
+
+def test_a_template_of_branches_that_join_again() -> None:
+    spec = parse(
+        step("route", type="decision", description="Who is asked."),
+        step("approve", "route", type="standard", when=f"context.amount < 1000{' ' * 4075}"),
+        step("review", "route"),
+        step("done", "approve", "review", type="deferred_convergence"),
+    )
+    assert [each.type for each in spec.steps] == ["decision", "standard", "standard", "deferred_convergence"]
+    assert len(spec.steps[1].when or "") == 4096
+    assert spec.steps[0].description == "Who is asked."
 
 
 def test_defaults_are_merged_under_each_step_and_its_own_words_win() -> None:
@@ -304,7 +374,7 @@ def test_the_revision_is_the_same_for_the_same_content_however_it_is_written() -
     by_default = parse(step("a"), step("b", "a"), defaults={"timeoutSeconds": 300})
     assert len({plain.revision, reordered.revision, spelled_out.revision, by_default.revision}) == 1
     # Pinned, because it is stored: another value here makes every template of every installation a new revision.
-    assert plain.revision == "6a742a36b218fdfb"
+    assert plain.revision == "8285af355a72f5ac"
 
 
 @pytest.mark.parametrize(
@@ -316,6 +386,8 @@ def test_the_revision_is_the_same_for_the_same_content_however_it_is_written() -
         pytest.param(parse(step("a", timeoutSeconds=301), step("b", "a")), id="a-timeout"),
         pytest.param(parse(step("a", retry={"maxAttempts": 4}), step("b", "a")), id="a-retry"),
         pytest.param(parse(step("b", "a"), step("a")), id="the-order-of-the-steps"),
+        pytest.param(parse(step("a", type="decision"), step("b", "a")), id="a-type"),
+        pytest.param(parse(step("a"), step("b", "a", when="true")), id="a-condition"),
     ],
 )
 def test_the_revision_changes_with_what_runs(changed: TemplateSpec) -> None:
@@ -323,7 +395,8 @@ def test_the_revision_changes_with_what_runs(changed: TemplateSpec) -> None:
 
 
 def test_the_revision_does_not_change_with_what_does_not_run() -> None:
-    assert parse(step("a"), description="new words", ttlSecondsAfterFinished=60).revision == parse(step("a")).revision
+    described = parse(step("a", description="old words"), description="new words", ttlSecondsAfterFinished=60)
+    assert described.revision == parse(step("a")).revision
 
 
 def test_a_template_of_10000_steps_is_parsed_in_under_a_second() -> None:

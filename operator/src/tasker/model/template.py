@@ -10,14 +10,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, assert_never
 
 import semver
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasker.errors import InvalidTemplate
 from tasker.model import limits
+from tasker.model.conditions import condition_fault
 from tasker.model.graph import find_cycle
 from tasker.model.retry import Backoff
 from tasker.model.validation import first_fault
@@ -26,6 +28,9 @@ STEP_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 
 TimeoutSeconds = Annotated[int, Field(ge=1, le=604_800)]
 """Up to a week."""
+
+Description = Annotated[str, Field(max_length=4096)]
+"""Words for people; no part of the revision."""
 
 TtlSeconds = Annotated[int, Field(ge=0, le=2_147_483_647)]
 """How long a finished Task resource is kept."""
@@ -85,12 +90,26 @@ class DefaultsSpec(_Spec):
     handler: HandlerDefaultsSpec = HandlerDefaultsSpec()
 
 
+class StepType(StrEnum):
+    """How a step stands to branches: whether it chooses between them, and whether it runs when some were skipped."""
+
+    STANDARD = "standard"
+    """Runs when all that it depends on is complete; skipped when any of it was."""
+    DECISION = "decision"
+    """A standard step whose outcome names those of its direct dependents that run; the others are skipped."""
+    DEFERRED_CONVERGENCE = "deferred_convergence"
+    """Runs when each step that it depends on is complete or was skipped; skipped only when all were."""
+
+
 class StepSpec(_Spec):
-    """One node of the graph."""
+    """One node of the graph. `when` is CEL over `CONDITION_VARIABLES`: where it is false the step is skipped."""
 
     name: Annotated[str, Field(min_length=1, max_length=limits.NAME_LENGTH)]
+    type: Annotated[StepType, Field(strict=False)] = StepType.STANDARD
+    description: Description = ""
     handler: HandlerSpec
     depends_on: tuple[str, ...] = Field(default=(), strict=False)
+    when: Annotated[str, Field(min_length=1, max_length=limits.CONDITION_LENGTH)] | None = None
     retry: RetrySpec = RetrySpec()
     timeout_seconds: TimeoutSeconds = 300
     schedule_timeout_seconds: TimeoutSeconds | None = None
@@ -100,14 +119,17 @@ class TemplateSpec(_Spec):
     """A checked template: names are unique, what steps depend on exists, there is no cycle."""
 
     version: VersionText = "1.0.0"
-    description: Annotated[str, Field(max_length=4096)] = ""
+    description: Description = ""
     steps: tuple[StepSpec, ...] = Field(min_length=1, max_length=limits.STEPS_PER_TASK, strict=False)
     ttl_seconds_after_finished: TtlSeconds | None = None
 
     @cached_property
     def revision(self) -> str:
         """The content hash: the first 16 hexadecimal digits of SHA-256 over the canonical JSON of what runs."""
-        content = self.model_dump(mode="json", exclude={"description", "ttl_seconds_after_finished"})
+        content = self.model_dump(
+            mode="json",
+            exclude={"description": True, "ttl_seconds_after_finished": True, "steps": {"__all__": {"description"}}},
+        )
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -192,12 +214,17 @@ def _check_steps(template: TemplateSpec) -> None:
         fault = limits.json_fault(step.handler.initialization, f"{path}.handler.initialization")
         for field in ("callable", "method", "resolver"):
             fault = fault or limits.json_fault(getattr(step.handler, field), f"{path}.handler.{field}")
+        for field in ("description", "when"):
+            fault = fault or limits.json_fault(getattr(step, field), f"{path}.{field}")
         if fault is not None:
             raise InvalidTemplate(*fault)
         if step.retry.max_ms < step.retry.base_ms:
             raise InvalidTemplate(
                 f"{path}.retry.maxMs", f"{step.retry.max_ms} is less than baseMs {step.retry.base_ms}"
             )
+        reason = None if step.when is None else condition_fault(step.when)
+        if reason is not None:
+            raise InvalidTemplate(f"{path}.when", reason)
     for position, step in enumerate(template.steps):
         named: set[str] = set()
         for place, name in enumerate(step.depends_on):
@@ -213,3 +240,25 @@ def _check_steps(template: TemplateSpec) -> None:
     if cycle is not None:
         names = " → ".join(template.steps[position].name for position in cycle)
         raise InvalidTemplate("spec.steps", f"dependencies form a cycle: {names}")
+    _check_types(template)
+
+
+def _check_types(template: TemplateSpec) -> None:
+    depended_on = {name for step in template.steps for name in step.depends_on}
+    for position, step in enumerate(template.steps):
+        match step.type:
+            case StepType.STANDARD:
+                pass
+            case StepType.DECISION:
+                if step.name not in depended_on:
+                    raise InvalidTemplate(
+                        f"spec.steps[{position}].type",
+                        f"a decision needs steps to choose from, and none depends on {step.name!r}",
+                    )
+            case StepType.DEFERRED_CONVERGENCE:
+                if not step.depends_on:
+                    raise InvalidTemplate(
+                        f"spec.steps[{position}].dependsOn", "must not be empty: a deferred_convergence joins branches"
+                    )
+            case _:
+                assert_never(step.type)
