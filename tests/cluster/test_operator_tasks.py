@@ -48,6 +48,7 @@ def test_a_task_runs_from_apply_to_succeeded_and_its_status_tells_how(namespace:
         "waiting": 0,
         "complete": 4,
         "failed": 0,
+        "skipped": 0,
         "cancelled": 0,
     }
     assert status["startTime"] <= status["completionTime"]

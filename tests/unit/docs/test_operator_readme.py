@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import cast
 
+import yaml
+
 from support.controller_fakes import FakeEngine
 from support.fake_cluster import FakeCluster
 from tasker.controller import app
@@ -18,6 +20,7 @@ from tasker.controller.runtime.repeat import ROUND_SECONDS
 from tasker.controller.runtime.termination import END_SECONDS, ExitCode, Signals
 from tasker.controller.runtime.work_queue import RECONCILE_SECONDS, STALL_SECONDS
 from tasker.engine import Engine
+from tasker.model.template import StepType, parse_template_spec
 from tasker.settings import OperatorSettings
 
 ROOT = Path(__file__).parents[3]
@@ -64,6 +67,14 @@ async def test_every_part_is_documented_with_what_a_stall_of_it_is() -> None:
         assert f"a round takes {seconds:.0f} s longer than its period" in table
     assert f"more than {END_SECONDS:.0f} seconds" in README
     assert f"silent for {app.SILENT_DATABASE_SECONDS:.0f} seconds" in README
+
+
+def test_the_steps_that_show_branches_and_conditions_are_a_template() -> None:
+    section = README.partition("\n## Branches and conditions\n")[2].partition("\n## ")[0]
+    spec = parse_template_spec(yaml.safe_load(section.partition("```yaml\n")[2].partition("```")[0]))
+    assert {step.type for step in spec.steps} == set(StepType)
+    assert any(step.when for step in spec.steps)
+    assert {each for each in StepType if f"`type: {each}`" not in section} == {StepType.STANDARD}
 
 
 def test_every_reason_of_an_event_is_documented() -> None:
