@@ -112,6 +112,18 @@ def test_an_invalid_template_says_where_and_why_and_recovers_when_it_is_fixed(
             template("t", step("a", type="deferred_convergence")),
             "spec.steps[0]: Invalid value: {}: a deferred_convergence needs dependsOn",
         ),
+        (
+            template("t", step("a"), environments={"prod": {}}),
+            "spec.environments: Invalid value: {}: an environment is test, development or production",
+        ),
+        (
+            template("t", step("a"), environments={"test": {"ALL": {"retry": {"baseMs": 2, "maxMs": 1}}}}),
+            "spec.environments[test][ALL].retry: Invalid value: {}: baseMs must not exceed maxMs",
+        ),
+        (
+            template("t", step("a"), environments={"test": {"a": {"timeoutSeconds": 0}}}),
+            "spec.environments.test.a.timeoutSeconds in body should be greater than or equal to 1",
+        ),
         (template("t", step("a", when="")), "spec.steps[0].when in body should be at least 1 chars long"),
         (task("t", "x", context=[1]), "spec.context in body must be of type object"),
         (task("t", "x", priority=101), "spec.priority in body should be less than or equal to 100"),

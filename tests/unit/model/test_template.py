@@ -365,6 +365,118 @@ def test_semantic_versions_are_accepted(version: str) -> None:
     assert parse(step("a"), version=version).version == version
 
 
+IN_EACH = {
+    "production": {
+        "ALL": {
+            "timeoutSeconds": 60,
+            "retry": {"maxAttempts": 9, "backoff": "linear"},
+            "handler": {"initialization": {"rate": 2, "shared": "x"}},
+        },
+        "own": {"timeoutSeconds": 7, "retry": {"maxAttempts": 1}, "handler": {"initialization": {"rate": 3}}},
+    },
+    "test": {"own": {"retry": {"retryable": False}}},
+}
+
+
+def in_environment(environment: str | None, **spec: Any) -> TemplateSpec:
+    plain = {"name": "plain", "handler": {"callable": "do", "method": "run", "initialization": {"rate": 1, "mine": 0}}}
+    own = step("own", "plain", timeoutSeconds=5)
+    return parse_template_spec({"steps": [plain, own], "environments": IN_EACH, **spec}, environment=environment)
+
+
+def test_what_an_environment_says_is_put_over_the_steps_first_of_all_and_then_of_one() -> None:
+    plain, own = in_environment("production").steps
+    assert (plain.timeout_seconds, own.timeout_seconds) == (60, 7)
+    assert (plain.retry.max_attempts, plain.retry.backoff, plain.retry.base_ms) == (9, Backoff.LINEAR, 1_000)
+    assert (own.retry.max_attempts, own.retry.backoff) == (1, Backoff.LINEAR)
+    assert plain.handler.initialization == {"rate": 2, "mine": 0, "shared": "x"}
+    assert own.handler.initialization == {"rate": 3, "shared": "x"}
+    assert (plain.handler.method, own.depends_on) == ("run", ("plain",))
+
+
+def test_what_an_environment_leaves_out_stays() -> None:
+    unchanged, own = in_environment("test").steps
+    assert unchanged == in_environment(None).steps[0]
+    assert own.retry == in_environment(None).steps[1].retry.model_copy(update={"retryable": False})
+    assert (own.timeout_seconds, own.handler.initialization) == (5, {})
+
+
+def test_an_environment_wins_over_defaults() -> None:
+    defaults = {"timeoutSeconds": 90, "handler": {"initialization": {"shared": "default", "other": 1}}}
+    plain, _ = in_environment("production", defaults=defaults).steps
+    assert plain.timeout_seconds == 60
+    assert plain.handler.initialization == {"rate": 2, "mine": 0, "shared": "x", "other": 1}
+
+
+def test_other_environments_change_nothing() -> None:
+    without = in_environment("development", environments={})
+    assert in_environment("development") == in_environment(None) == without
+    assert in_environment("development").revision == in_environment(None).revision == without.revision
+    assert len({in_environment(name).revision for name in ("production", "test", "development")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("environments", "message"),
+    [
+        pytest.param([], "spec.environments: must be an object", id="not-an-object"),
+        pytest.param(
+            {"prod": {}},
+            "spec.environments.prod: must be one of test, development, production",
+            id="unknown-environment",
+        ),
+        pytest.param({"test": None}, "spec.environments.test: must be an object", id="environment-of-another-type"),
+        pytest.param({"test": {"ALL": 3}}, "spec.environments.test.ALL: must be an object", id="step-of-another-type"),
+        pytest.param({"test": {"b": {}}}, "spec.environments.test.b: unknown step 'b'", id="unknown-step"),
+        pytest.param({"test": {"all": {}}}, "spec.environments.test.all: unknown step 'all'", id="all-is-in-capitals"),
+        pytest.param(
+            {"test": {"a": {"dependsOn": []}}},
+            "spec.environments.test.a.dependsOn: is not a known field",
+            id="what-no-environment-changes",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"handler": {"callable": "other"}}}},
+            "spec.environments.test.ALL.handler.callable: is not a known field",
+            id="nor-the-callable",
+        ),
+        pytest.param(
+            {"test": {"a": {"retry": {"maxAttempts": 0}}}},
+            "spec.environments.test.a.retry.maxAttempts: must be at least 1",
+            id="no-attempts",
+        ),
+        pytest.param(
+            {"test": {"a": {"timeoutSeconds": None}}},
+            "spec.environments.test.a.timeoutSeconds: must be a whole number",
+            id="null",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"handler": {"initialization": {"to": float("inf")}}}}},
+            "spec.environments.test.ALL.handler.initialization.to: is inf, which JSON does not have",
+            id="initialization-that-is-not-json",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"retry": {"baseMs": 30_001}}, "a": {"timeoutSeconds": 1}}},
+            "spec.environments.test.ALL.retry: makes maxMs 30000 less than baseMs 30001 for step 'a'",
+            id="base-over-the-steps-maximum",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"retry": {"baseMs": 50}}, "a": {"retry": {"maxMs": 49}}}},
+            "spec.environments.test.a.retry: makes maxMs 49 less than baseMs 50 for step 'a'",
+            id="maximum-under-the-base-of-all",
+        ),
+    ],
+)
+def test_environments_are_refused_with_the_place_and_the_reason_wherever_one_is(
+    environments: Any, message: str
+) -> None:
+    assert refusal({"steps": [step("a")], "environments": environments}) == message
+
+
+def test_what_is_wrong_of_all_may_be_put_right_for_each() -> None:
+    written = {"ALL": {"retry": {"baseMs": 60_000}}, "a": {"retry": {"maxMs": 90_000}}}
+    spec = parse_template_spec({"steps": [step("a")], "environments": {"test": written}}, environment="test")
+    assert (spec.steps[0].retry.base_ms, spec.steps[0].retry.max_ms) == (60_000, 90_000)
+
+
 def test_the_revision_is_the_same_for_the_same_content_however_it_is_written() -> None:
     plain = parse(step("a"), step("b", "a"))
     reordered = parse_template_spec(

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Annotated, Any, TypeVar, assert_never
 
 import semver
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from tasker.errors import InvalidTemplate
 from tasker.model import limits
@@ -23,6 +23,10 @@ from tasker.model.conditions import condition_fault
 from tasker.model.graph import find_cycle
 from tasker.model.retry import Backoff
 from tasker.model.validation import first_fault
+from tasker.settings import ENVIRONMENTS
+
+EVERY_STEP = "ALL"
+"""In an environment, in place of a step's name; no step can be called so."""
 
 STEP_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 
@@ -90,6 +94,16 @@ class DefaultsSpec(_Spec):
     handler: HandlerDefaultsSpec = HandlerDefaultsSpec()
 
 
+class OverrideSpec(DefaultsSpec):
+    """What one environment says of a step, or of every step. Only what was written counts."""
+
+
+class EnvironmentsSpec(RootModel[dict[str, dict[str, OverrideSpec]]]):
+    """By environment, and in it by step or `EVERY_STEP`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, json_schema_extra={"maxProperties": len(ENVIRONMENTS)})
+
+
 class StepType(StrEnum):
     """How a step stands to branches: whether it chooses between them, and whether it runs when some were skipped."""
 
@@ -140,17 +154,25 @@ class TemplateSpec(_Spec):
         return [[positions[name] for name in step.depends_on] for step in self.steps]
 
 
-def parse_template_spec(spec: Mapping[str, Any]) -> TemplateSpec:
-    """Checks a TaskTemplate's ``spec`` (camelCase keys, as written) and returns it with ``defaults`` merged in.
+def parse_template_spec(spec: Mapping[str, Any], *, environment: str | None = None) -> TemplateSpec:
+    """Checks a TaskTemplate's ``spec`` (camelCase keys, as written) and returns it as it is run in `environment`.
 
-    Raises `InvalidTemplate` with the path and reason of the first fault.
+    ``defaults`` are merged under each step, and what ``environments`` say of this one over it; None is none of them.
+    Raises `InvalidTemplate` with the path and reason of the first fault, in whichever environment it is.
     """
     if not isinstance(spec, Mapping):
         raise InvalidTemplate("spec", "must be an object")
-    template = _validated(TemplateSpec, _with_defaults(spec), "spec")
+    written = dict(spec)
+    environments = _read_environments(written.pop("environments", None))
+    template = _validated(TemplateSpec, _with_defaults(written), "spec")
     _check_version(template)
     _check_steps(template)
-    return template
+    chosen = template
+    for name, overrides in environments.items():
+        overridden = _in_environment(template, name, overrides)
+        if name == environment:
+            chosen = overridden
+    return chosen
 
 
 def _validated(model: type[_Model], written: object, path: str) -> _Model:
@@ -187,6 +209,55 @@ def _merge(into: dict[str, Any], key: str, shared: Mapping[str, Any]) -> None:
     own = into.get(key, {})
     if shared and isinstance(own, Mapping):
         into[key] = {**shared, **own}
+
+
+def _read_environments(written: object) -> Mapping[str, Mapping[str, OverrideSpec]]:
+    if written is None:
+        return {}
+    for name in written if isinstance(written, Mapping) else ():
+        if name not in ENVIRONMENTS:
+            raise InvalidTemplate(f"spec.environments.{name}", f"must be one of {', '.join(ENVIRONMENTS)}")
+    return _validated(EnvironmentsSpec, written, "spec.environments").root
+
+
+def _in_environment(template: TemplateSpec, environment: str, overrides: Mapping[str, OverrideSpec]) -> TemplateSpec:
+    """The template with what an environment says put over each step: first of every step, then of this one."""
+    names = {EVERY_STEP, *(step.name for step in template.steps)}
+    for name, override in overrides.items():
+        path = f"spec.environments.{environment}.{name}"
+        if name not in names:
+            raise InvalidTemplate(path, f"unknown step {name!r}")
+        fault = limits.json_fault(override.handler.initialization, f"{path}.handler.initialization")
+        if fault is not None:
+            raise InvalidTemplate(*fault)
+    steps = []
+    for step in template.steps:
+        overridden = step
+        for name in (EVERY_STEP, step.name):
+            overridden = _overridden(overridden, overrides[name]) if name in overrides else overridden
+        retry = overridden.retry
+        if retry.max_ms < retry.base_ms:
+            own = overrides.get(step.name, OverrideSpec()).retry.model_fields_set
+            name = EVERY_STEP if own.isdisjoint({"base_ms", "max_ms"}) else step.name
+            raise InvalidTemplate(
+                f"spec.environments.{environment}.{name}.retry",
+                f"makes maxMs {retry.max_ms} less than baseMs {retry.base_ms} for step {step.name!r}",
+            )
+        steps.append(overridden)
+    return template.model_copy(update={"steps": tuple(steps)})
+
+
+def _overridden(step: StepSpec, override: OverrideSpec) -> StepSpec:
+    initialization = {**step.handler.initialization, **override.handler.initialization}
+    return step.model_copy(
+        update={
+            "retry": step.retry.model_copy(update=override.retry.model_dump(exclude_unset=True)),
+            "handler": step.handler.model_copy(update={"initialization": initialization}),
+            "timeout_seconds": override.timeout_seconds
+            if "timeout_seconds" in override.model_fields_set
+            else step.timeout_seconds,
+        }
+    )
 
 
 def _check_version(template: TemplateSpec) -> None:
