@@ -410,6 +410,7 @@ def test_an_environment_wins_over_defaults() -> None:
 
 def test_other_environments_change_nothing() -> None:
     without = in_environment("development", environments={})
+    assert in_environment("production", environments=None) == without
     assert in_environment("development") == in_environment(None) == without
     assert in_environment("development").revision == in_environment(None).revision == without.revision
     assert len({in_environment(name).revision for name in ("production", "test", "development")}) == 3
@@ -462,6 +463,11 @@ def test_other_environments_change_nothing() -> None:
             {"test": {"ALL": {"retry": {"baseMs": 50}}, "a": {"retry": {"maxMs": 49}}}},
             "spec.environments.test.a.retry: makes maxMs 49 less than baseMs 50 for step 'a'",
             id="maximum-under-the-base-of-all",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"retry": {"maxMs": 2_000}}, "a": {"retry": {"baseMs": 2_001}}}},
+            "spec.environments.test.a.retry: makes maxMs 2000 less than baseMs 2001 for step 'a'",
+            id="base-over-the-maximum-of-all",
         ),
     ],
 )
