@@ -54,7 +54,8 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
     return [
         {
             "name": step.name,
-            "type": "standard",
+            "type": step.type.value,
+            "condition": step.when,
             "callable": step.handler.callable,
             "method": step.handler.method,
             "resolver": step.handler.resolver,

@@ -17,6 +17,8 @@ CONTEXT_BYTES_IN_RESOURCE = 262_144
 RESULT_BYTES = 1_048_576
 JSON_DEPTH = 32
 """Nesting of contexts and results: bounds the recursion of every reader."""
+CONDITION_LENGTH = 4096
+"""Characters of a step's `when`: its parser bounds nesting by itself, and reads so much in some milliseconds."""
 NAME_LENGTH = 63
 """As a Kubernetes label value, so that names can be labels."""
 DEADLINE_SECONDS = 31_536_000

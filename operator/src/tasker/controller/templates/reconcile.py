@@ -49,6 +49,7 @@ class TemplateReconciler:
         engine_templates: Templates,
         statuses: StatusWriter,
         events: EventRecorder,
+        environment: str,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._templates = templates
@@ -57,6 +58,7 @@ class TemplateReconciler:
         self._engine_templates = engine_templates
         self._statuses = statuses
         self._events = events
+        self._environment = environment
         self._now = now
         self._registered: dict[ObjectKey, tuple[str, int]] = {}
 
@@ -70,7 +72,7 @@ class TemplateReconciler:
             if template is None or template.is_being_deleted:
                 self._registered.pop(key, None)
                 return None
-            spec = template.parse_spec()
+            spec = template.parse_spec(environment=self._environment)
         except (InvalidResource, InvalidTemplate) as error:
             await self._refuse(key, error)
             return None
