@@ -36,6 +36,8 @@ TABLES = {
     "leases": "step_id",
     "timers": "timer_id",
     "step_failures": "failure_id",
+    "dead_letters": "entry_id",
+    "dead_letter_changes": "change_id",
     "task_log": "log_id",
     "step_log": "log_id",
 }

@@ -8,7 +8,8 @@ TaskerError
 │   └── InvalidResource       an object of the cluster that this release cannot read
 ├── NotFound
 │   ├── TemplateNotFound
-│   └── TaskNotFound
+│   ├── TaskNotFound
+│   └── DeadLetterNotFound
 ├── IllegalTransition         the database refused a move that the state machine does not have
 └── StoreError                the database could not do what was asked
     ├── StoreUnavailable      it cannot be reached now; trying again may work
@@ -64,6 +65,10 @@ class TemplateNotFound(NotFound):
 
 class TaskNotFound(NotFound):
     """No such task in this namespace."""
+
+
+class DeadLetterNotFound(NotFound):
+    """No such dead letter."""
 
 
 class IllegalTransition(TaskerError):
