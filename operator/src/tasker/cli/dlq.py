@@ -39,10 +39,12 @@ def dlq() -> None:
     "--state",
     "states",
     multiple=True,
-    type=click.Choice([ALL, *DeadLetterState]),
+    type=click.Choice([ALL, *(state.value for state in DeadLetterState)]),
     help="Those in this state, repeatable; open and investigating when left out.",
 )
-@click.option("--reason", type=click.Choice(list(DeadLetterReason)), help="Those made for this reason.")
+@click.option(
+    "--reason", type=click.Choice([reason.value for reason in DeadLetterReason]), help="Those made for this reason."
+)
 @click.option("--task", "task_uuid", metavar="TASK_UUID", type=click.UUID, help="Those of one run.")
 @click.option("--limit", type=click.IntRange(1, LARGEST_PAGE), default=PAGE, show_default=True, help="At most so many.")
 @click.option("--cursor", help="Go on from where an earlier list ended.")
