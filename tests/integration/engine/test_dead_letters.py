@@ -179,9 +179,10 @@ async def test_what_fails_again_under_an_open_one_is_told_in_it(lab: Lab) -> Non
     await lab.engine.dead_letters.investigate(entry, actor="ann")
     async with await connect(lab.url) as connection, connection.transaction():
         # Made to run again and failed within one transaction: nothing has dealt with it in between.
-        step_id = (await lab.steps(task))["a"]["step_id"]
-        await connection.execute("select from tasker.tasks for update")
-        await connection.execute("select tasker.run_failed_step_again(%s, 1, tasker.now(), 'x')", (step_id,))
+        await connection.execute(
+            "select tasker.run_failed_step_again(task_id, 'a', 'ann', 'x') from tasker.tasks where task_uuid = %s",
+            (task,),
+        )
         other = SimulatedWorker(connection, worker.name)
         (claim,) = [claim for claim in await other.claim() if claim.step == "a"]
         await other.settle(failure(claim, "worse", retryable=False))
