@@ -294,6 +294,28 @@ async def test_one_that_a_person_wants_is_manual_and_one_that_is_open_keeps_its_
         await letters.add(uuid4(), actor="ann")
 
 
+async def test_a_step_that_fails_after_somebody_noted_it_says_why(lab: Lab) -> None:
+    letters = lab.engine.dead_letters
+    task = await lab.run(step("a"))
+    entry = await letters.add(task, step="a", actor="ann", notes="odd")
+    worker = await lab.worker()
+    await worker.settle(failure(await worker.claim_one(), retryable=False))
+    found = await details(lab)
+    assert (found.entry.entry_uuid, found.entry.reason) == (entry, DeadLetterReason.PERMANENT_FAILURE)
+    assert found.snapshot["step"]["state"] == "error"
+    assert await history(lab, entry) == [("open", "ann", "odd"), ("open", "worker-1", None)]
+    assert await check_invariants(lab.connection) == []
+
+
+async def test_one_that_a_person_wants_of_a_step_outlives_its_success(lab: Lab) -> None:
+    task = await lab.run(step("a"))
+    entry = await lab.engine.dead_letters.add(task, step="a", actor="ann", notes="odd")
+    await (await lab.worker()).run_all()
+    assert (await only_entry(lab)).state is DeadLetterState.OPEN
+    assert await lab.engine.dead_letters.resolve(entry, actor="ann")
+    assert await check_invariants(lab.connection) == []
+
+
 async def test_entries_are_read_page_by_page_and_by_what_they_are(lab: Lab) -> None:
     letters = lab.engine.dead_letters
     tasks = [await lab.run(step("a")) for _ in range(5)]

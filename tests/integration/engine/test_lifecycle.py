@@ -122,6 +122,29 @@ async def test_a_blocked_run_ends_after_the_longest_time_that_it_may_be(lab: Lab
     assert await check_invariants(lab.connection) == []
 
 
+async def test_a_deadline_ends_a_blocked_run_too(lab: Lab) -> None:
+    task, _ = await blocked(lab, lifecycle={"maxDurationSeconds": 60})
+    await lab.clock.advance(60)
+    assert await lab.engine.workers.sweep() == {"deadlines_passed": 1}
+    assert (await lab.task_log(task))[-1] == "blocked_by_failures -give_up-> error"
+    assert {(entry.step, str(entry.reason)) for entry in await entries(lab)} == {
+        ("a", "permanent_failure"),
+        (None, "staleness_timeout"),
+    }
+    assert await check_invariants(lab.connection) == []
+
+
+async def test_a_blocked_run_that_is_suspended_waits_on(lab: Lab) -> None:
+    task, _ = await blocked(lab, lifecycle={"maxBlockedSeconds": 60})
+    await lab.engine.actions.suspend(task, actor="ann", reason="on holiday")
+    await lab.clock.advance(1000)
+    assert await lab.engine.workers.sweep() == {}
+    await lab.engine.actions.resume(task, actor="ann", reason="back")
+    await lab.clock.advance(60)
+    assert await lab.engine.workers.sweep() == {"state_limits_passed": 1}
+    assert await lab.state(task) == "error"
+
+
 async def test_a_blocked_run_that_was_put_back_has_no_time_running(lab: Lab) -> None:
     task, _ = await blocked(lab, lifecycle={"maxBlockedSeconds": 60})
     (entry,) = await entries(lab)
@@ -271,6 +294,29 @@ async def test_the_time_of_a_suspended_run_stands_still(lab: Lab) -> None:
     assert await lab.engine.workers.sweep() == {"state_limits_passed": 1}
     assert await lab.state(task) == "error"
     assert await check_invariants(lab.connection) == []
+
+
+async def test_a_stale_run_that_cannot_be_dealt_with_stops_no_other(own_lab: Lab) -> None:
+    lab = own_lab
+    broken = await in_state(lab, "steps_in_process", "dlq")
+    fine = await lab.submit()
+    await lab.execute(
+        "create function tasker.refuse_one() returns trigger language plpgsql as"
+        " $$ begin raise exception 'no room'; end $$"
+    )
+    task_id = await lab.value("select task_id from tasker.tasks where task_uuid = %s", broken)
+    await lab.execute(
+        "create trigger refuse_one before insert on tasker.dead_letters for each row"
+        f" when (new.task_id = {task_id}) execute function tasker.refuse_one()"
+    )
+    await lab.clock.advance(60)
+    assert await lab.engine.workers.sweep() == {"state_limits_passed": 1, "repairs_parked": 1}
+    assert [entry.task_uuid for entry in await entries(lab)] == [fine]
+    assert (await lab.engine.tasks.read(broken)).stale is None, "nothing is left half done"
+    await lab.execute("drop trigger refuse_one on tasker.dead_letters")
+    await lab.clock.advance(301)
+    assert (await lab.engine.workers.sweep())["state_limits_passed"] == 1
+    assert {entry.task_uuid for entry in await entries(lab)} == {broken, fine}
 
 
 # maxWaitingForWorkerSeconds
