@@ -58,7 +58,7 @@ PASSING_TASK_STATES = frozenset(
         TaskState.INITIALIZING,
         TaskState.ENQUEUING_STEPS,
         TaskState.EVALUATING_RESULTS,
-        TaskState.BLOCKED_BY_FAILURES,  # passed at once when the template grants no grace
+        TaskState.BLOCKED_BY_FAILURES,  # passed at once unless the template says onFailure: block
     }
 )
 PASSING_STEP_STATES = frozenset(
