@@ -25,7 +25,6 @@ from tasker_worker import (
     inputs,
 )
 from tasker_worker.batch import (
-    CHECKPOINT_BYTES,
     BatchableMixin,
     BatchableStepHandler,
     BatchError,
@@ -43,6 +42,7 @@ from tasker_worker.batch import (
     handle_no_op_worker,
     no_batches_result,
 )
+from tasker_worker.checkpoints import CHECKPOINT_BYTES
 from tasker_worker.errors import ConfigurationError
 from tasker_worker.jsontext import encode
 from tasker_worker.logging import bound_to

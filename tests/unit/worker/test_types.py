@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
-from tasker_worker import batch, types
+from tasker_worker import batch, batch_results, types
+from tasker_worker import cursors as division
 from tasker_worker.batch import Checkpoint
 from tasker_worker.jsontext import encode
 from tasker_worker.types import (
@@ -188,7 +189,8 @@ def test_each_shape_is_defined_once_under_the_name_that_the_documents_give_it() 
     }
     for name, fields in shapes.items():
         assert set(getattr(types, name).model_fields) == fields
-        assert getattr(batch, name, getattr(types, name)) is getattr(types, name)
+        for module in (batch, batch_results, division):
+            assert getattr(module, name, getattr(types, name)) is getattr(types, name)
     assert [*FailureStrategy] == ["continue_on_failure", "fail_fast", "isolate"]
     assert TypeAdapter(types.BatchProcessingOutcome).json_schema()["discriminator"]["propertyName"] == "type"
     assert sorted(types.__all__) == types.__all__
