@@ -72,7 +72,7 @@ PLACEHOLDER: dict[str, Any] = {
 class AnalyzeCsv(BatchableStepHandler):
     handler_name = "analyze_csv"
 
-    def call(self, context: StepContext) -> StepResult:
+    def call(self, context: StepContext) -> batch.BatchableResult:
         rows = context.get_input("rows")
         if rows == 0:
             return self.no_batches_result("the file is empty", {"path": "a.csv"})
@@ -453,6 +453,7 @@ def test_a_checkpoint_has_at_most_64_kib_of_json_in_utf_8() -> None:
         {"cursor": 1.5},
         {"cursor": 1, "items_processed": -1},
         {"cursor": 1, "items_processed": 2**64},
+        {"cursor": 1, "items_processed": "3"},
         {"cursor": 1, "accumulated": [1]},
         {"cursor": 1, "accumulated": {"x": float("nan")}},
         {"cursor": 1, "accumulated": {"x": object()}},
@@ -568,6 +569,13 @@ def by_another_name(batch: RustBatchWorkerInputs, attempt: StepContext) -> Any:
     return [batch.cursor.batch_id, attempt.step_name]
 
 
+def by_an_evaluated_hint(batch: RustBatchWorkerInputs, attempt: Any) -> Any:
+    return [batch.cursor.batch_id, attempt.step_name]
+
+
+by_an_evaluated_hint.__annotations__["attempt"] = StepContext  # as without the import from __future__
+
+
 def by_name_alone(*, batch: RustBatchWorkerInputs, context: Any) -> Any:
     return [batch.cursor.batch_id, context.step_name]
 
@@ -586,7 +594,9 @@ def with_results(dependency_results: dict[str, Any], batch: Any, context: StepCo
     return [batch.cursor.batch_id, context.step_name]
 
 
-@pytest.mark.parametrize("function", [by_another_name, by_name_alone, with_a_default, with_more, with_results])
+@pytest.mark.parametrize(
+    "function", [by_another_name, by_an_evaluated_hint, by_name_alone, with_a_default, with_more, with_results]
+)
 def test_a_worker_may_name_and_order_its_parameters_as_it_likes(function: Callable[..., Any]) -> None:
     assert run_handler(batch_worker("work")(function), worker_context()).result == ["002", "process_csv_002"]
 
@@ -665,7 +675,7 @@ def test_the_table_for_migrants_names_what_is_here() -> None:
 
 def test_the_module_holds_exactly_its_documented_names() -> None:
     assert set(batch.__all__) == {
-        *("BatchableMixin", "BatchableStepHandler", "batch_analyzer", "batch_worker"),
+        *("BatchableMixin", "BatchableStepHandler", "BatchableResult", "batch_analyzer", "batch_worker"),
         *("batch_success", "no_batches_result", "create_cursor_configs", "create_cursor_ranges", "MAX_BATCHES"),
         *("handle_no_op_worker", "get_batch_worker_inputs", "batch_worker_success", "batch_worker_partial_failure"),
         *("Checkpoint", "checkpoint", "BatchAggregation", "aggregate_worker_results"),

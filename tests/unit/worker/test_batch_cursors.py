@@ -44,6 +44,7 @@ def test_cursor_configs_cover_their_range(total_and_workers: tuple[int, int]) ->
 
 
 @pytest.mark.parity(122, 123)
+@settings(deadline=None)
 @given(st.integers(0, 200), st.integers(1, 300))
 def test_few_items_are_covered_by_any_number_of_workers(total: int, workers: int) -> None:
     configs = create_cursor_configs(total, workers)
@@ -217,6 +218,7 @@ def test_one_batch_beyond_the_limit_is_refused() -> None:
     assert first_fault(outcome(*ranges[:-1])) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=6))
 def test_an_overlap_is_found_exactly_when_two_ranges_share_a_position(ranges: list[tuple[int, int]]) -> None:
     positions = list(itertools.chain.from_iterable(range(start, start + size) for start, size in ranges))

@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
@@ -168,7 +168,7 @@ def test_every_document_is_read_by_a_test() -> None:
 
 
 @pytest.mark.parity(1)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ANY_OF_THEM)
 def test_whatever_is_written_is_read_again_without_loss(value: BaseModel) -> None:
     shape = type(value)
@@ -441,6 +441,6 @@ def test_a_failure_strategy_is_no_bytes() -> None:
 
 
 def test_what_was_made_does_not_change() -> None:
-    for value in (no_batches(), CursorConfig(start_cursor=0, end_cursor=1)):
+    for value in (no_batches(), CursorConfig(start_cursor=0, end_cursor=1), Checkpoint(cursor=1)):
         with pytest.raises(pydantic.ValidationError, match="frozen"):
             setattr(value, next(iter(type(value).model_fields)), 1)

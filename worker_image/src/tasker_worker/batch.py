@@ -42,7 +42,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from .aggregation import BatchAggregation
 from .batch_results import (
@@ -69,6 +69,7 @@ __all__ = [
     "BatchAggregation",
     "BatchError",
     "BatchableMixin",
+    "BatchableResult",
     "BatchableStepHandler",
     "Checkpoint",
     "aggregate_worker_results",
@@ -86,6 +87,9 @@ __all__ = [
     "no_batches_result",
     "worker_step_name",
 ]
+
+BatchableResult: TypeAlias = StepResult
+"""What an analyzer returns: a success whose result holds an outcome, or a failure."""
 
 Parameters = ParamSpec("Parameters")
 Function = TypeVar("Function", bound=Callable[..., Any])
