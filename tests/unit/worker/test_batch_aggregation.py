@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasker_worker import StepResult
 from tasker_worker.aggregation import ERROR_BYTES, BatchAggregation
 from tasker_worker.batch import aggregate_worker_results, batch_worker_success
 from tasker_worker.errors import ValidationError
@@ -192,6 +193,45 @@ def test_errors_that_are_long_are_kept_as_far_as_a_result_has_room_for_them() ->
     assert total.errors == [error] * (ERROR_BYTES // len(encode(error).encode()))
     assert 20 < len(total.errors) < 60
     assert len(encode(total).encode()) < ERROR_BYTES + 1_000
+
+
+def test_room_for_errors_is_used_to_the_last_byte() -> None:
+    half = "e" * (ERROR_BYTES // 2 - 2)  # and two quotation marks
+    assert aggregate_batch_results([{"errors": [half, half]}]).errors == [half, half]
+    assert aggregate_batch_results([{"errors": [half, half + "e", 1]}]).errors == [half]
+
+
+def test_an_error_that_cannot_be_stored_is_told_by_its_place() -> None:
+    def work() -> StepResult:
+        return batch_worker_success(3, items_failed=2, errors=["fine", object()])
+
+    result = run_handler(work)
+    assert (result.success, result.retryable) == (False, False)
+    assert result.error_message == "result of step 'step' is not JSON: $.errors[1] is an object"
+
+
+@pytest.mark.parity(33, 35)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"total_processed": 1.5},
+        {"total_succeeded": "3"},
+        {"total_failed": -1},
+        {"total_skipped": None},
+        {"batch_count": True},
+        {"success_rate": 1.01},
+        {"success_rate": "0.5"},
+        {"errors": None},
+        {"error_count": -1},
+        {"worker_count": 3},
+    ],
+)
+def test_what_is_no_sum_is_refused(wrong: dict[str, Any]) -> None:
+    total = aggregate_batch_results([{"items_processed": 1}])
+    with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
+        BatchAggregationResult(**{**total.model_dump(), **wrong})
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        setattr(total, next(iter(wrong)), 1)
 
 
 @pytest.mark.parity(126, 128)

@@ -54,10 +54,9 @@ U64 = Annotated[int, Field(ge=0, le=U64_MAX)]
 def _as_json(value: Any) -> Any:
     """A text, number or object as it is stored; what is inside an object becomes JSON as results do."""
     try:
-        text = encode(value)
+        return json.loads(encode(value))
     except NotJson as error:
         raise ValueError(f"the value {error}") from None
-    return json.loads(text) if isinstance(value, dict) else value
 
 
 def _checked_cursor(value: Any) -> Any:
