@@ -18,7 +18,8 @@ import semver
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from tasker.errors import InvalidTemplate
-from tasker.model import limits
+from tasker.model import batches, limits
+from tasker.model.batches import FailureStrategy
 from tasker.model.conditions import condition_fault
 from tasker.model.graph import find_cycle
 from tasker.model.retry import Backoff
@@ -113,6 +114,24 @@ class StepType(StrEnum):
     """A standard step whose outcome names those of its direct dependents that run; the others are skipped."""
     DEFERRED_CONVERGENCE = "deferred_convergence"
     """Runs when each step that it depends on is complete or was skipped; skipped only when all were."""
+    BATCHABLE = "batchable"
+    """A standard step whose outcome divides the work: for each part there is a worker."""
+    BATCH_WORKER = "batch_worker"
+    """What each worker of the one batchable step does that it depends on. Complete when all of them have ended."""
+
+
+class BatchSpec(_Spec):
+    """How a batchable step's work is divided; all but `parallelism` and `failure_strategy` is for its handler to keep to.
+
+    `worker_template` may be left out where just one batch_worker depends on the step. Without `parallelism` all workers
+    may run at once.
+    """
+
+    batch_size: Annotated[int, Field(ge=1, le=2_147_483_647)] = 1_000
+    parallelism: Annotated[int, Field(ge=1, le=batches.MAXIMUM)] | None = None
+    cursor_field: Annotated[str, Field(min_length=1, max_length=253)] = "id"
+    worker_template: Annotated[str, Field(min_length=1, max_length=limits.NAME_LENGTH)] | None = None
+    failure_strategy: Annotated[FailureStrategy, Field(strict=False)] = FailureStrategy.CONTINUE_ON_FAILURE
 
 
 class StepSpec(_Spec):
@@ -127,6 +146,7 @@ class StepSpec(_Spec):
     retry: RetrySpec = RetrySpec()
     timeout_seconds: TimeoutSeconds = 300
     schedule_timeout_seconds: TimeoutSeconds | None = None
+    batch: BatchSpec | None = None
 
 
 class TemplateSpec(_Spec):
@@ -152,6 +172,16 @@ class TemplateSpec(_Spec):
         """For each step, by position, the positions of the steps it depends on."""
         positions = {step.name: position for position, step in enumerate(self.steps)}
         return [[positions[name] for name in step.depends_on] for step in self.steps]
+
+    @cached_property
+    def worker_positions(self) -> dict[int, int]:
+        """For each batchable step, by position, the position of its batch_worker."""
+        return {
+            parent: position
+            for position, parents in enumerate(self.dependency_positions)
+            if self.steps[position].type is StepType.BATCH_WORKER
+            for parent in parents
+        }
 
 
 def parse_template_spec(spec: Mapping[str, Any], *, environment: str | None = None) -> TemplateSpec:
@@ -331,5 +361,41 @@ def _check_types(template: TemplateSpec) -> None:
                     raise InvalidTemplate(
                         f"spec.steps[{position}].dependsOn", "must not be empty: a deferred_convergence joins branches"
                     )
+            case StepType.BATCHABLE:
+                _check_batchable(template, position)
+            case StepType.BATCH_WORKER:
+                _check_batch_worker(template, position)
             case _:
                 assert_never(step.type)
+        if step.batch is not None and step.type is not StepType.BATCHABLE:
+            raise InvalidTemplate(f"spec.steps[{position}].batch", f"is for batchable steps, and this is {step.type}")
+
+
+def _check_batchable(template: TemplateSpec, position: int) -> None:
+    name, path = template.steps[position].name, f"spec.steps[{position}]"
+    workers = [step.name for step in template.steps if step.type is StepType.BATCH_WORKER and name in step.depends_on]
+    if not workers:
+        raise InvalidTemplate(
+            f"{path}.type", f"a batchable step needs a batch_worker that depends on it: {name!r} has none"
+        )
+    if len(workers) > 1:
+        raise InvalidTemplate(
+            f"{path}.type", f"a batchable step has one batch_worker, and {', '.join(workers)} depend on {name!r}"
+        )
+    batch = template.steps[position].batch
+    if batch is not None and batch.worker_template not in (None, workers[0]):
+        raise InvalidTemplate(
+            f"{path}.batch.workerTemplate", f"{batch.worker_template!r} is not the batch_worker {workers[0]!r}"
+        )
+
+
+def _check_batch_worker(template: TemplateSpec, position: int) -> None:
+    step, path = template.steps[position], f"spec.steps[{position}]"
+    parents = [template.steps[parent] for parent in template.dependency_positions[position]]
+    if len(parents) != 1 or parents[0].type is not StepType.BATCHABLE:
+        raise InvalidTemplate(f"{path}.dependsOn", "a batch_worker depends on one step, which is batchable")
+    if len(step.name) > batches.NAME_LENGTH:
+        raise InvalidTemplate(
+            f"{path}.name",
+            f"has {len(step.name)} characters; a batch_worker's has at most {batches.NAME_LENGTH}: its workers are numbered",
+        )

@@ -230,7 +230,8 @@ begin
     end if;
     select id into v_found from unnest(p_ids) as each(id) group by id having count(*) > 1 or id is null limit 1;
     if found then
-        return format('step %s made more than one batch %s', v_node.name, coalesce(v_found.id, 'without an id'));
+        return format(case when v_found.id is null then 'step %s made a batch without an id'
+            else 'step %s made more than one batch %s' end, v_node.name, v_found.id);
     end if;
     select c.id, c.before into v_found from (
         select id, starts, ends, lag(ends) over cursors as earlier_ends, lag(id) over cursors as before
