@@ -13,8 +13,8 @@ from support.worker_engine import make_claim
 from tasker_worker.attempts import Attempt, AttemptState
 from tasker_worker.claims import RELEASE, Outcome, OutcomeKind
 
-DONE = Outcome(OutcomeKind.SUCCESS, '{"result":1}')
-FAILED = Outcome(OutcomeKind.ERROR, "{}")
+DONE = Outcome(OutcomeKind.COMPLETE, "1")
+FAILED = Outcome(OutcomeKind.FAIL)
 
 WAYS: dict[AttemptState, list[Callable[[Attempt], Any]]] = {
     AttemptState.WAITING: [],

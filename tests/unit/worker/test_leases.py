@@ -403,7 +403,7 @@ async def test_a_lease_that_is_lost_after_its_step_ended_is_no_warning(caplog: p
         keeper = Keeper(rig)
         rig.exchange.held.call_begins(keeper.clock.now)
         attempts, _ = rig.exchange.held.call_ends([make_claim("work") for _ in range(2)], keeper.clock.now)
-        attempts[0].finish(Outcome(OutcomeKind.SUCCESS, "{}"))
+        attempts[0].finish(Outcome(OutcomeKind.COMPLETE, "null"))
         keeper.engine.renewal = NOTHING_LOST._replace(lost_fences=[each.claim.fence for each in attempts])
         await keeper.tick(11)
         assert caplog.text.count("the lease of a running step is lost") == 1

@@ -66,7 +66,7 @@ class Attempt:
         self._lock = threading.Lock()
         self.claim = claim
         self.context = StepContext(claim, on_heartbeat=self._heartbeat)
-        self.claimed_at = claimed_at  # monotonic seconds, as is the next
+        self.claimed_at = claimed_at  # or prepared; monotonic seconds, as is the next
         self.began_at: float | None = None  # None until its handler is called
         self.state = AttemptState.WAITING
         self.outcome: Outcome | None = None  # None while its handler runs, whatever became of the lease
@@ -80,6 +80,12 @@ class Attempt:
     def since(self) -> float:
         """When its handler was called, or else when it was claimed; monotonic seconds."""
         return self.claimed_at if self.began_at is None else self.began_at
+
+    def prepared(self) -> bool:
+        """All that had to come before its handler is done; it waits for that from now. False: it must not be called."""
+        with self._lock:
+            self.claimed_at = time.monotonic()
+            return self.state is AttemptState.WAITING
 
     def begin(self) -> bool:
         """Its handler is about to be called, and from here its time counts. False: it must not be called any more."""
@@ -100,7 +106,7 @@ class Attempt:
         with self._lock:
             if self.state is AttemptState.LOST and self.outcome is None:
                 self.outcome = outcome
-            if self.state is AttemptState.EXPIRED and outcome.kind is OutcomeKind.ERROR:
+            if self.state is AttemptState.EXPIRED and outcome.kind is OutcomeKind.FAIL:
                 # It was asked to stop, which is no failure of the step. If the lease is current, it is released.
                 outcome = RELEASE
             return self._move("finish", outcome)
