@@ -74,8 +74,8 @@ class Outcome(NamedTuple):
     @property
     def characters(self) -> int:
         """About how much of a call it takes."""
-        texts = (self.result, self.metadata, self.branches, self.message, self.traceback)
-        return sum(len(text) for text in texts if text)
+        result, metadata, message, trace = self.result, self.metadata, self.message, self.traceback
+        return len(result or "") + len(metadata or "") + len(message or "") + len(trace or "")
 
     @property
     def succeeded(self) -> bool:

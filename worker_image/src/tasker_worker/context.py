@@ -145,7 +145,10 @@ class StepContext:
 
     @property
     def dependency_results(self) -> dict[str, Any]:
-        """Results by step name: of all steps before this one when they are at most 100, else of its direct parents."""
+        """Results by step name: of all steps before this one when they are at most 100, else of its direct parents.
+
+        Steps that were skipped have none.
+        """
         if type(self._dependency_results) is str:
             self._dependency_results = json.loads(self._dependency_results)
         return self._dependency_results  # type: ignore[return-value]

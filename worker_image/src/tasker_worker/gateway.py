@@ -114,21 +114,22 @@ def _settle_arguments(
     namespace: str, worker: str, settlements: Sequence[Settlement], claim_limit: int
 ) -> tuple[Any, ...]:
     """What `settle_steps` takes, in its order."""
-    outcomes = [each.outcome for each in settlements]
+    columns = zip(*[each.outcome for each in settlements], strict=True)
+    kinds, results, metadata, branches, error_types, messages, tracebacks, retryable, retry_after_ms = columns
     return (
         namespace,
         worker,
         _array([each.step_id for each in settlements]),
         _array([each.fence for each in settlements]),
-        "{" + ",".join([each.kind for each in outcomes]) + "}",
-        _if_any([each.result for each in outcomes], list),
-        _if_any([each.metadata for each in outcomes], list),
-        _if_any([each.branches for each in outcomes], list),
-        _if_any([each.error_type for each in outcomes], list),
-        _if_any([each.message for each in outcomes], list),
-        _if_any([each.traceback for each in outcomes], list),
-        _if_any([each.retryable for each in outcomes], _truths),
-        _if_any([each.retry_after_ms for each in outcomes], _array),
+        "{" + ",".join(kinds) + "}",
+        _if_any(results, list),
+        _if_any(metadata, list),
+        _if_any(branches, list),
+        _if_any(error_types, list),
+        _if_any(messages, list),
+        _if_any(tracebacks, list),
+        _if_any(retryable, _truths),
+        _if_any(retry_after_ms, _array),
         claim_limit,
     )
 
