@@ -117,21 +117,31 @@ NESTED = "context.items.all(a, context.items.all(b, a + b >= 0))"
 
 
 @pytest.mark.parametrize(
-    ("condition", "characters", "quick"),
+    ("condition", "characters", "where"),
     [
-        ("context.a > 1", 64 * 1024, True),
-        ("context.a > 1", 64 * 1024 + 1, False),
-        ("context.l.all(x, true)", 40_000, True),
-        ("context.l.all(x, true)", 50_000, False),
-        (NESTED, 20, False),
-        ("context.l.map(x, x).filter (y, true) == []", 20, False),
-        ("context.l. exists_one(x, " + "true || " * 400 + "true)", 20, False),
-        ("context.all == 1", 64 * 1024, True),
+        ("context.a > 1", 16 * 1024, "loop"),
+        ("context.a > 1", 16 * 1024 + 1, "thread"),
+        ("context.a > 1", 512 * 1024, "thread"),
+        ("context.a > 1", 512 * 1024 + 1, "process"),
+        ("context.all > 1", 16 * 1024, "loop"),
+        ("context.l.all(x, true)", 11_800, "loop"),
+        ("context.l.all(x, true)", 12_000, "thread"),
+        ("context.l.all(x, true)", 190_000, "thread"),
+        ("context.l.all(x, true)", 191_000, "process"),
+        (NESTED, 20, "process"),
+        ("context.l.map(x, x).filter (y, true) == []", 20, "process"),
+        ("context.l. exists_one(x, " + "true || " * 400 + "true)", 20, "process"),
     ],
 )
-def test_what_may_take_long_is_not_judged_on_the_loop(condition: str, characters: int, quick: bool) -> None:
+def test_what_an_expression_can_cost_decides_where_it_is_judged(
+    condition: str, characters: int, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert holds("true")  # the library is imported
-    assert is_quick(condition, "x" * (characters - 2), "{}") is quick
+    data = "x" * (characters - 2)
+    monkeypatch.setattr(conditions, "_judge_elsewhere", lambda *_: False)
+    monkeypatch.setattr(cel_evaluation, "evaluate", lambda *_: True)
+    in_this_process = "loop" if is_quick(condition, data, "{}") else "thread"
+    assert where == (in_this_process if judge("pay", condition, data, "{}") else "process")
 
 
 def test_the_first_expression_is_not_judged_on_the_loop_for_the_library_is_slow_to_import(
