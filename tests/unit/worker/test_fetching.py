@@ -11,6 +11,7 @@ import pytest
 
 from support.worker_engine import Rig, make_claim
 from tasker_worker import HandlerRegistry, StepContext, fetching
+from tasker_worker.attempts import Attempt
 from tasker_worker.claims import OutcomeKind
 from tasker_worker.gateway import Refused, Unavailable
 from tasker_worker.testing import make_context
@@ -153,6 +154,18 @@ async def test_a_step_that_is_released_while_it_is_fetched_for_stops_waiting() -
         assert rig.engine.settled[claim.fence].kind is OutcomeKind.RELEASE
         await rig.until(lambda: engine.closed == 1)
         assert rig.executor.running == 0
+
+
+async def test_a_step_that_is_given_back_before_its_turn_is_not_prepared() -> None:
+    """As the lease thread does when a handler blocks the loop that would begin it."""
+    async with Rig(registry_of(work=given)) as rig:
+        claim = make_claim("work", results_left=["large"])
+        attempt = Attempt(claim, 0.0)
+        assert attempt.give_back()
+        rig.executor.start([attempt])
+        await rig.until(lambda: rig.metrics.released == 1)
+        assert rig.engine_for_results.reads == []
+        await rig.until(lambda: claim.fence in rig.engine.settled)
 
 
 async def test_the_time_that_preparing_takes_is_not_the_handler_s() -> None:

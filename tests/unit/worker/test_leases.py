@@ -469,8 +469,9 @@ async def test_claims_are_looked_over_once_a_second_and_warned_of_after_ten() ->
         await keeper.tick()  # looks them over at 1000, 1001, …
         held = rig.exchange.held
         held.call_begins(1000.0)
-        attempts, _ = held.call_ends([make_claim("work") for _ in range(2)], 1000.0)
+        attempts, _ = held.call_ends([make_claim("work") for _ in range(3)], 1000.0)
         assert attempts[1].begin()
+        assert attempts[2].prepare(), "what it waits for is no free slot"
         await keeper.tick(10.0)
         assert rig.metrics.steps_starved == 0, "ten seconds are not more than ten"
         await keeper.tick(0.9)

@@ -131,7 +131,7 @@ class Executor:
     async def _prepare(self, attempt: Attempt) -> None:
         """Find out whether an attempt's handler is to be called, with all it needs, and see to it."""
         try:
-            outcome = await self._prepared(attempt)
+            outcome = await self._prepared(attempt) if attempt.prepare() else RELEASE
         except NoThread:
             self._refuse(attempt)
             return

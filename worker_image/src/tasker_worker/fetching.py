@@ -63,7 +63,7 @@ class ResultFetcher:
         claim = attempt.claim
         give_up_at = time.monotonic() + _PATIENCE_SECONDS
         delay = _RETRY_SECONDS[0]
-        while attempt.state is AttemptState.WAITING:
+        while attempt.state is AttemptState.PREPARING:
             try:
                 async with self._turn:
                     return await self._engine.read_result(self._worker, claim.step_id, claim.fence, name)
