@@ -121,7 +121,7 @@ class StepType(StrEnum):
 
 
 class BatchSpec(_Spec):
-    """How a batchable step's work is divided; all but `parallelism` and `failure_strategy` is for its handler to keep to.
+    """How a batchable step's work is divided. Its handler keeps to it; the engine to `parallelism`, `failure_strategy`.
 
     `worker_template` may be left out where just one batch_worker depends on the step. Without `parallelism` all workers
     may run at once.
@@ -397,5 +397,5 @@ def _check_batch_worker(template: TemplateSpec, position: int) -> None:
     if len(step.name) > batches.NAME_LENGTH:
         raise InvalidTemplate(
             f"{path}.name",
-            f"has {len(step.name)} characters; a batch_worker's has at most {batches.NAME_LENGTH}: its workers are numbered",
+            f"has {len(step.name)} characters; a batch_worker has {batches.NAME_LENGTH} at most, for numbers follow",
         )

@@ -219,7 +219,7 @@ begin
     if v_node.type is distinct from 'batchable' then
         return format('step %s is not batchable', v_node.name);
     elsif v_count = 0 or p_is_no_op and v_count <> 1 then
-        return format('step %s made %s batches; there is at least one, and just one when there is no work', v_node.name, v_count);
+        return format('step %s made %s batches; there is at least one, and just one without work', v_node.name, v_count);
     elsif v_count > tasker.setting('batches_a_step', 10000) then
         return format('step %s made %s batches; %s are the most', v_node.name, v_count, tasker.setting('batches_a_step', 10000));
     end if;

@@ -39,7 +39,7 @@ where completed_at is null and origin_uid is not null and (%(namespace)s::text i
 select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as template_name,
     template.version as template_version, template.revision, t.state::text as state, t.holds::text[] as holds, t.created_at,
     t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
-    t.cancelled_steps, t.skipped_steps, t.error,
+    t.cancelled_steps, t.skipped_steps, t.tolerated_steps, t.error,
     coalesce((
         select jsonb_agg(jsonb_build_object('callable', missing.callable, 'steps', missing.steps, 'since', missing.since))
         from (
@@ -62,7 +62,7 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
         select jsonb_agg(jsonb_build_object('step', recent.name, 'attempt', recent.attempt, 'error_type',
             recent.error_type, 'message', recent.message, 'final', recent.final, 'at', recent.at))
         from (
-            select d.name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
+            select tasker.step_name(d.name, d.definition_id, s.step_id) as name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
             from tasker.step_failures f
             join tasker.steps s on s.step_id = f.step_id
             join tasker.definitions d on d.definition_id = s.definition_id
