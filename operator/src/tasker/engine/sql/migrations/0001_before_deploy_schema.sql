@@ -175,11 +175,12 @@ create table tasker.templates (
     spec json not null,
     -- Of nodes, and of those among them that have no step of their own.
     step_count integer not null check (step_count > 0),
-    batch_worker_count integer not null default 0 check (batch_worker_count between 0 and step_count - 1),
+    batch_worker_count integer not null default 0 check (batch_worker_count >= 0),
     created_at timestamptz not null default clock_timestamp(),
     -- The newest activation of a name is what a new task gets; going back to an older text activates its revision anew.
     activated_at timestamptz not null default clock_timestamp(),
-    unique (namespace, name, revision)
+    unique (namespace, name, revision),
+    constraint templates_with_a_step_to_begin_with check (batch_worker_count < step_count)
 );
 create index templates_by_activation on tasker.templates (namespace, name, activated_at desc);
 comment on table tasker.templates is 'Template revisions. A revision never changes.';
