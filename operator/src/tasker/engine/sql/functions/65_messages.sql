@@ -209,7 +209,7 @@ end $$;
 create or replace function tasker.queue_stats(p_namespace text, p_queues text[], p_limit integer)
 returns table (queue text, available bigint, in_flight bigint, delayed bigint, oldest_seconds double precision)
 language plpgsql
-set enable_seqscan = off as $$
+set enable_seqscan = off set enable_bitmapscan = off as $$ -- in order, and so only as many as are counted
 declare
     v_now timestamptz := tasker.now();
 begin
