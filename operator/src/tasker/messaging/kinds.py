@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
 
 from tasker.errors import InvalidTask
 from tasker.model.task import TaskRequest
@@ -54,7 +55,7 @@ class TaskRequestMessage(_Kind):
         try:
             self.request().check()
         except InvalidTask as error:
-            raise ValueError(str(error)) from error
+            raise _refusal(f"{error.path.removeprefix('spec.')}: {error.reason}") from error
         return self
 
     def request(self) -> TaskRequest:
@@ -75,7 +76,7 @@ class StepExecutionError(_Kind):
     @model_validator(mode="after")
     def _waits_only_when_tried_again(self) -> StepExecutionError:
         if self.retry_after_seconds is not None and not self.retryable:
-            raise ValueError("retry_after_seconds is given, and the error is not retryable")
+            raise _refusal("retry_after_seconds is given, and the error is not retryable")
         return self
 
 
@@ -92,11 +93,11 @@ class StepExecutionResult(_Kind):
     @model_validator(mode="after")
     def _is_one_or_the_other(self) -> StepExecutionResult:
         if self.success and self.error is not None:
-            raise ValueError("a success has no error")
+            raise _refusal("a success has no error")
         if not self.success and self.error is None:
-            raise ValueError("a failure needs its error")
+            raise _refusal("a failure needs its error")
         if not self.success and self.result is not None:
-            raise ValueError("a failure has no result")
+            raise _refusal("a failure has no result")
         return self
 
     @classmethod
@@ -144,3 +145,8 @@ class StepExecutionResult(_Kind):
             ),
             execution_time_ms=execution_time_ms,
         )
+
+
+def _refusal(reason: str) -> PydanticCustomError:
+    """Of a message whose fields do not go together. A ValueError would have "Value error" put before its text."""
+    return PydanticCustomError("refused", "{reason}", {"reason": reason})
