@@ -224,6 +224,21 @@ async def test_a_receiver_passes_over_what_is_just_being_acknowledged(world: Pos
     assert await service.receive(QUEUE) == []
 
 
+async def test_batches_take_their_locks_in_one_order_whatever_order_they_are_given_in(world: PostgresWorld) -> None:
+    """Or one of two would be the victim of a deadlock, which the pool's calls would only hide by trying again."""
+    service = await ready(world)
+    await service.send_batch(QUEUE, list(range(300)))
+    held = [message.receipt for message in await service.receive(QUEUE, limit=300)]
+    extend = "select count(*) as done from tasker.extend_messages('shop', %s, %s, 30)"
+    async with await connect(world.url) as first, await connect(world.url) as second:
+        for _ in range(5):
+            both = [
+                rows(connection, extend, [each.message_id for each in order], [each.token for each in order])
+                for connection, order in ((first, held), (second, held[::-1]))
+            ]
+            assert await asyncio.gather(*both) == [[{"done": 300}]] * 2
+
+
 async def test_an_answer_that_is_lost_loses_no_message(world: PostgresWorld) -> None:
     service = await ready(world)
     async with cut_proxy(world.url) as proxy, open_database(DatabaseSettings(url=proxy.url, pool_max=1)) as database:
