@@ -541,6 +541,8 @@ class MessagingContract:
         async with aclosing(service.subscribe(QUEUE, visibility_seconds=10)) as notifications:
             assert (await delivery(notifications)).read_count == 1
             waiting = asyncio.ensure_future(delivery(notifications))
+            for _ in range(20):
+                await asyncio.sleep(0)  # until it has taken note of all that was said before
             await world.advance(10)  # nobody says anything
             assert (await waiting).read_count == 2
 

@@ -188,8 +188,8 @@ async def test_who_receives_waits_for_nobody_and_a_crash_gives_back_what_was_tak
         async with asyncio.timeout(5):
             assert (await receive_one(service)).body == "c"
         await crashing.close()
-    # It went away without a commit, as with a server that is gone.
-    received = await service.receive(QUEUE, limit=5)
+    # It went away without a commit; the server takes a moment to see that.
+    received = await eventually_async(lambda: service.receive(QUEUE, limit=5))
     assert [(message.body, message.read_count) for message in received] == [("a", 1), ("b", 1)]
 
 
@@ -225,18 +225,28 @@ async def test_a_receiver_passes_over_what_is_just_being_acknowledged(world: Pos
 
 
 async def test_batches_take_their_locks_in_one_order_whatever_order_they_are_given_in(world: PostgresWorld) -> None:
-    """Or one of two would be the victim of a deadlock, which the pool's calls would only hide by trying again."""
-    service = await ready(world)
-    await service.send_batch(QUEUE, list(range(300)))
-    held = [message.receipt for message in await service.receive(QUEUE, limit=300)]
+    """Or each of two would have what the other waits for. The pool's calls would only hide it by trying again."""
+    service = await ready(world, QUEUE, "crowd")
+    await service.send_batch(QUEUE, ["a", "b", "c"])
+    for _ in range(4):
+        await service.send_batch("crowd", [0] * 1000)
+    await world.connection.execute("analyze tasker.messages")  # so that rows are looked up one by one
+    held = [message.receipt for message in await service.receive(QUEUE, limit=3)]
     extend = "select count(*) as done from tasker.extend_messages('shop', %s, %s, 30)"
-    async with await connect(world.url) as first, await connect(world.url) as second:
-        for _ in range(5):
-            both = [
-                rows(connection, extend, [each.message_id for each in order], [each.token for each in order])
-                for connection, order in ((first, held), (second, held[::-1]))
-            ]
-            assert await asyncio.gather(*both) == [[{"done": 300}]] * 2
+    async with (
+        await connect(world.url) as holder,
+        await connect(world.url) as first,
+        await connect(world.url) as second,
+    ):
+        await holder.execute("begin")
+        await rows(holder, "select from tasker.messages where message_id = %s for update", held[1].message_id)
+        extending: list[asyncio.Task[list[dict[str, Any]]]] = []
+        for connection, order in ((first, held), (second, held[::-1])):
+            arguments = [each.message_id for each in order], [each.token for each in order]
+            extending.append(asyncio.create_task(rows(connection, extend, *arguments)))
+            await eventually_async(partial(waits_for_a_lock, world, connection))
+        await holder.execute("rollback")
+        assert await asyncio.gather(*extending) == [[{"done": 3}]] * 2
 
 
 async def test_an_answer_that_is_lost_loses_no_message(world: PostgresWorld) -> None:

@@ -148,3 +148,24 @@ async def test_consumers_beside_each_other_handle_each_message_once(world: Postg
     assert sorted(handled) == list(range(100))
     stats = await sender.service.queue_stats(QUEUE)
     assert (stats.available, stats.in_flight, stats.delayed) == (0, 0, 0)
+
+
+async def test_a_consumer_that_is_cancelled_leaves_nothing_running(world: PostgresWorld) -> None:
+    client = MessageClient(world.service())
+    before = asyncio.all_tasks()
+    started = asyncio.Event()
+
+    async def hang(_: Received[Order]) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await client.service.ensure_queue(QUEUE)
+    running = asyncio.create_task(client.consume(QUEUE, Order, hang).run())
+    await client.service.send(QUEUE, {"number": 7})
+    async with asyncio.timeout(10):
+        await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await client.service.close()
+    assert {task for task in asyncio.all_tasks() - before if "hints" not in task.get_name()} == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -49,6 +50,9 @@ class Service(InMemoryMessaging):
         self.calls: Counter[str] = Counter()
         self.failures: dict[str, list[Exception]] = {}
         self.gate: asyncio.Event | None = None
+        """What answers of `receive` wait for."""
+        self.acknowledged: asyncio.Event | None = None
+        """What answers of `acknowledge` wait for."""
 
     def fail(self, call: str, times: int = 1, error: Exception | None = None) -> None:
         self.failures[call] = [error or StoreUnavailable("it is away")] * times
@@ -71,7 +75,10 @@ class Service(InMemoryMessaging):
 
     async def acknowledge(self, receipt: Receipt) -> bool:
         self._count("acknowledge")
-        return await super().acknowledge(receipt)
+        done = await super().acknowledge(receipt)
+        if self.acknowledged is not None:
+            await self.acknowledged.wait()
+        return done
 
     async def nack(self, receipt: Receipt, *, delay_seconds: float = 0.0) -> bool:
         self._count("nack")
@@ -393,6 +400,38 @@ async def test_who_is_done_too_late_is_told(world: MemoryWorld, service: Service
     async with consuming(service, too_late) as consumer:
         await until(lambda: consumer.counts.lost == 1)
     assert consumer.counts.handled == 0
+
+
+async def test_what_is_just_being_acknowledged_is_not_lost(service: Service) -> None:
+    """The answer takes long, and meanwhile a renewal would find the message gone."""
+    service.acknowledged = asyncio.Event()
+
+    async def hang_on_the_second(received: Received[Order]) -> None:
+        if received.content.number == 2:
+            await until(service.acknowledged.is_set)  # type: ignore[union-attr] # it was set above
+
+    await send(service, 1, 2)
+    settings = ConsumerSettings(poll_seconds=NEVER, visibility_seconds=0.03)
+    async with consuming(service, hang_on_the_second, settings=settings) as consumer:
+        await until(lambda: service.calls["acknowledge"] == 1 and service.calls["extend"] >= 2)
+        service.acknowledged.set()
+        await until(lambda: consumer.counts.handled == 2)
+    assert consumer.counts.lost == 0
+
+
+async def test_what_was_renewed_is_in_hand_for_as_long_again(service: Service) -> None:
+    """So an acknowledgement that fails then is repeated, though the first visibility is long over."""
+
+    async def until_renewed(_: Received[Order]) -> None:
+        began = time.monotonic()
+        await until(lambda: time.monotonic() - began > 0.05 and service.calls["extend"] >= 3)
+        service.fail("acknowledge")
+
+    await send(service, 1)
+    settings = ConsumerSettings(poll_seconds=NEVER, visibility_seconds=0.05)
+    async with consuming(service, until_renewed, settings=settings) as consumer:
+        await until(lambda: consumer.counts.handled + consumer.counts.lost == 1)
+    assert consumer.counts.handled == 1
 
 
 # What keeps the messages goes away.

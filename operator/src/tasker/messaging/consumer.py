@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -157,13 +157,11 @@ class Consumer(Generic[Kind]):
         async with asyncio.TaskGroup() as group:
             await self._persist("making queues", lambda: self._service.ensure_queues([self.queue, self.dead_queue]))
             helpers = [group.create_task(self._listen()), group.create_task(self._renew_for_ever())]
-            try:
-                while not self._stopped.is_set():
-                    await self._receive_some(group)
-                await self._finish()
-            finally:
-                for helper in helpers:
-                    helper.cancel()
+            while not self._stopped.is_set():
+                await self._receive_some(group)
+            await self._finish()
+            for helper in helpers:
+                helper.cancel()
 
     # Receiving.
 
@@ -185,6 +183,8 @@ class Consumer(Generic[Kind]):
             hold = _Hold(message=message, until=until)
             self._holds.add(hold)
             hold.task = group.create_task(self._handle(hold), name=f"message {message.id} of {self.queue}")
+            # Not at the end of the task's own code, which one that is cancelled before its first step never comes to.
+            hold.task.add_done_callback(partial(self._let_go, hold))
         if not messages:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(
@@ -266,9 +266,10 @@ class Consumer(Generic[Kind]):
             if not self._stopped.is_set():
                 self._lost(message)
             raise
-        finally:
-            self._holds.discard(hold)
-            self._wake.set()
+
+    def _let_go(self, hold: _Hold, _: asyncio.Task[None]) -> None:
+        self._holds.discard(hold)
+        self._wake.set()
 
     async def _attempt(self, message: Message) -> _Fault | None:
         """Runs the handler. None when it did its work."""

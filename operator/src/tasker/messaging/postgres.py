@@ -53,7 +53,8 @@ class PostgresMessaging:
         self._poll_seconds = poll_seconds
         self._retry_seconds = retry_seconds
         self._hints = _Hints(self._notify)
-        self._mailboxes: set[Mailbox] = set()
+        self._subscriptions: dict[Mailbox, asyncio.Task[None]] = {}
+        """Each with the task that listens for it."""
 
     async def ensure_queue(self, queue: str) -> None:
         await self.ensure_queues([queue])
@@ -125,8 +126,12 @@ class PostgresMessaging:
         return Health(reason=None)
 
     async def close(self) -> None:
-        for mailbox in self._mailboxes:
+        subscriptions = list(self._subscriptions.items())
+        for mailbox, _ in subscriptions:
             mailbox.end()
+        # Here too, for whoever left an iterator without closing it has left its connection open.
+        for _, listening in subscriptions:
+            await end_task(listening)
         await self._hints.close()
 
     def subscribe(
@@ -186,13 +191,15 @@ class PostgresMessaging:
     async def _listening(self, queues: Sequence[str]) -> AsyncIterator[Mailbox]:
         """A mailbox that a connection of its own fills, as long as it is open."""
         mailbox = Mailbox()
-        self._mailboxes.add(mailbox)
         listening = asyncio.create_task(self._listen(queues, mailbox), name="listening for messages")
+        self._subscriptions[mailbox] = listening
         try:
             yield mailbox
         finally:
-            self._mailboxes.discard(mailbox)
-            await end_task(listening)
+            try:
+                await end_task(listening)
+            finally:
+                del self._subscriptions[mailbox]
 
     async def _listen(self, queues: Sequence[str], mailbox: Mailbox) -> None:
         settings = self._database.settings

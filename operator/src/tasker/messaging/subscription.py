@@ -91,9 +91,14 @@ async def deliveries(
 
 
 async def end_task(task: asyncio.Task[None]) -> None:
-    """Cancels a task until it has ended: in Python 3.11 a library's `asyncio.wait_for` may swallow a cancellation."""
-    while not task.done():
+    """Cancels a task and returns when it has ended. Several may ask for the end of one.
+
+    Cancelled once, for a driver that is cancelled while it takes its leave of a server breaks that off; and again only
+    after a while, for in Python 3.11 a library's `asyncio.wait_for` may swallow a cancellation.
+    """
+    if task.cancelling() == 0:
         task.cancel()
-        await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS)
+    while not (await asyncio.wait({task}, timeout=CANCEL_AGAIN_SECONDS))[0]:
+        task.cancel()
     if not task.cancelled():
         task.exception()  # told where it arose
