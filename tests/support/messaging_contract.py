@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable
 from contextlib import aclosing
 from typing import Any, Protocol
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -444,6 +444,60 @@ class MessagingContract:
         assert {message.read_count for message in held} == {2}
         assert not any(await service.acknowledge_batch(list(lost.values()))), "the dead write no more"
         assert all(await service.acknowledge_batch([message.receipt for message in held]))
+
+    async def test_whatever_the_timing_each_message_is_acknowledged_exactly_once(self, world: World) -> None:
+        """Six receivers, some slow, some forgetful, while time goes on and takes their messages from them."""
+        service = await ready(world)
+        everything = set(await service.send_batch(QUEUE, list(range(60))))
+        chance = random.Random(11)
+        readings: set[tuple[int, int]] = set()
+        tokens: set[UUID] = set()
+        acknowledged: set[int] = set()
+        refused = 0
+        ticked = asyncio.Condition()
+
+        async def work() -> None:
+            nonlocal refused
+            own = world.service()
+            while acknowledged != everything:
+                for message in await own.receive(QUEUE, limit=chance.randint(1, 4), visibility_seconds=3):
+                    assert (message.id, message.read_count) not in readings, "two readings count as two"
+                    assert message.receipt.token not in tokens
+                    readings.add((message.id, message.read_count))
+                    tokens.add(message.receipt.token)
+                    for _ in range(chance.choice([0, 0, 1, 4])):
+                        async with ticked:
+                            await ticked.wait()
+                    match chance.randrange(6):
+                        case 0:
+                            await own.nack(message.receipt, delay_seconds=chance.choice([0, 2]))
+                        case 1:
+                            pass  # forgotten
+                        case _ if await own.acknowledge(message.receipt):
+                            assert message.id not in acknowledged
+                            acknowledged.add(message.id)
+                        case _:
+                            refused += 1
+                await asyncio.sleep(0)
+
+        async def go_on() -> None:
+            while True:
+                await world.advance(1)
+                async with ticked:
+                    ticked.notify_all()
+                await asyncio.sleep(0.001)
+
+        time = asyncio.create_task(go_on())
+        try:
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(work() for _ in range(6)))
+        finally:
+            time.cancel()
+            await asyncio.gather(time, return_exceptions=True)
+        assert refused > 0, "nobody was ever too late: the test shows nothing"
+        assert len(readings) > len(everything)
+        await world.advance(10)
+        assert await service.receive(QUEUE) == []
 
     async def test_of_many_that_settle_one_message_one_succeeds(self, world: World) -> None:
         service = await ready(world, QUEUE, "dead")

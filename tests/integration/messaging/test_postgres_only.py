@@ -275,6 +275,28 @@ async def test_an_answer_that_is_lost_loses_no_message(world: PostgresWorld) -> 
     assert await service.receive(QUEUE) == []
 
 
+@pytest.mark.parametrize(
+    ("call", "waits"),
+    [
+        ("count(*) from tasker.send_messages('shop', array['orders'], array['1'::json], array[0], false)", "on"),
+        ("count(*) from tasker.acknowledge_messages('shop', array[1], array[gen_random_uuid()])", "on"),
+        ("count(*) from tasker.bury_messages('shop', array[1], array[gen_random_uuid()], 'orders', array['x'])", "on"),
+        ("count(*) from tasker.receive_messages('shop', 'orders', 1, 30)", "off"),
+        ("count(*) from tasker.extend_messages('shop', array[1], array[gen_random_uuid()], 30)", "off"),
+        ("count(*) from tasker.return_messages('shop', array[1], array[gen_random_uuid()], 0)", "off"),
+    ],
+    ids=lambda value: value.partition("tasker.")[2].partition("(")[0] or value,
+)
+async def test_only_what_must_survive_a_crash_of_the_server_waits_for_its_disk(
+    world: PostgresWorld, call: str, waits: str
+) -> None:
+    await ready(world)
+    async with await connect(world.url) as connection:
+        await connection.execute("begin")
+        await rows(connection, f"select {call}")
+        assert await rows(connection, "show synchronous_commit") == [{"synchronous_commit": waits}]
+
+
 async def test_a_database_that_is_gone_is_told(world: PostgresWorld, tmp_path: Path) -> None:
     async with cut_proxy(world.url) as proxy, open_database(DatabaseSettings(url=proxy.url, pool_max=1)) as database:
         service = PostgresMessaging(database, "shop")
