@@ -5,10 +5,12 @@ TaskerError
 ├── InvalidInput              what a person wrote cannot be accepted; `path` says where
 │   ├── InvalidTemplate
 │   ├── InvalidTask
-│   └── InvalidResource       an object of the cluster that this release cannot read
+│   ├── InvalidResource       an object of the cluster that this release cannot read
+│   └── InvalidMessage
 ├── NotFound
 │   ├── TemplateNotFound
-│   └── TaskNotFound
+│   ├── TaskNotFound
+│   └── QueueNotFound
 ├── IllegalTransition         the database refused a move that the state machine does not have
 └── StoreError                the database could not do what was asked
     ├── StoreUnavailable      it cannot be reached now; trying again may work
@@ -54,6 +56,10 @@ class InvalidResource(InvalidInput):
     """An object of the cluster is not one that this release can read."""
 
 
+class InvalidMessage(InvalidInput):
+    """A message, or what is asked about messages, cannot be accepted."""
+
+
 class NotFound(TaskerError):
     """What was asked for does not exist."""
 
@@ -64,6 +70,10 @@ class TemplateNotFound(NotFound):
 
 class TaskNotFound(NotFound):
     """No such task in this namespace."""
+
+
+class QueueNotFound(NotFound):
+    """No such queue of messages in this namespace."""
 
 
 class IllegalTransition(TaskerError):
