@@ -10,9 +10,9 @@
 -- are due, deadlines) is done by `sweep`, which any process may call as often as it likes.
 --
 -- Hot and cold. `ready_steps`, `leases` and `workers` are small and change all the time: rows are narrow, rewritten in
--- place where possible, and vacuumed early. `tasks` and `steps` change a few times a row; no index covers a column that
--- changes, so these updates stay heap-only. The two logs are only ever appended to, partitioned by day,
--- and one day dropped by partition.
+-- place where possible, and vacuumed early. `tasks` and `steps` change a few times a row: no index covers a column that
+-- changes, and their pages have room for the changes, so these stay heap-only. The two logs are only ever appended to,
+-- partitioned by day, and one day dropped by partition.
 --
 -- A step's id holds its task's: step_id = task_id * 2^20 + its place in the task. The steps of a task are one range of
 -- the primary key, and no second index is needed. 2^20 is just above the limit of 1,000,000 steps a task. A definition's
@@ -280,9 +280,27 @@ create table tasker.tasks (
     constraint tasks_counts_add_up
         check (remaining_steps <= total_steps and active_steps + retrying_steps + failed_steps <= remaining_steps),
     constraint tasks_complete_when_nothing_remains check (state <> 'complete' or remaining_steps = 0)
-) with (fillfactor = 70);
-create index tasks_open on tasker.tasks (namespace, task_id) where completed_at is null;
+) with (fillfactor = 50);
 create index tasks_by_template on tasker.tasks (template_id);
+create table tasker.open_tasks (
+    task_id bigint primary key,
+    namespace text not null
+) with (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+comment on table tasker.open_tasks is
+    'Runs that have not ended. An index over tasks would have every end of a run written into all indexes of that table.';
+create function tasker.note_open() returns trigger language plpgsql as $$
+begin
+    if new.completed_at is null then
+        insert into tasker.open_tasks (task_id, namespace) values (new.task_id, new.namespace);
+    else
+        delete from tasker.open_tasks where task_id = new.task_id;
+    end if;
+    return null;
+end $$;
+create trigger tasks_note_begin after insert on tasker.tasks for each row
+    when (new.completed_at is null) execute function tasker.note_open();
+create trigger tasks_note_end after update on tasker.tasks for each row
+    when ((old.completed_at is null) <> (new.completed_at is null)) execute function tasker.note_open();
 create trigger tasks_refuse_move after update on tasker.tasks for each row
     when (old.state <> new.state and not tasker.task_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a task');
@@ -319,7 +337,7 @@ create table tasker.steps (
     constraint steps_wait_for_dependencies
         check (open_edges = 0 or state in ('pending', 'cancelled', 'resolved_manually', 'complete', 'skipped')),
     constraint steps_retry_at_a_time check ((next_attempt_at is not null) = (state = 'waiting_for_retry'))
-) with (fillfactor = 60);
+) with (fillfactor = 50);
 create trigger steps_refuse_move after update on tasker.steps for each row
     when (old.state <> new.state and not tasker.step_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a step');
