@@ -20,6 +20,7 @@ from tasker.errors import InvalidTemplate
 from tasker.model import limits
 from tasker.model.graph import find_cycle
 from tasker.model.retry import Backoff
+from tasker.model.schemas import SchemaEnforcement, check_schema
 from tasker.model.validation import first_fault
 
 STEP_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
@@ -94,6 +95,8 @@ class StepSpec(_Spec):
     retry: RetrySpec = RetrySpec()
     timeout_seconds: TimeoutSeconds = 300
     schedule_timeout_seconds: TimeoutSeconds | None = None
+    result_schema: dict[str, Any] | None = None
+    """JSON Schema, Draft 2020-12, of the result that is recorded."""
 
 
 class TemplateSpec(_Spec):
@@ -103,6 +106,9 @@ class TemplateSpec(_Spec):
     description: Annotated[str, Field(max_length=4096)] = ""
     steps: tuple[StepSpec, ...] = Field(min_length=1, max_length=limits.STEPS_PER_TASK, strict=False)
     ttl_seconds_after_finished: TtlSeconds | None = None
+    input_schema: dict[str, Any] | None = None
+    """JSON Schema, Draft 2020-12, of the context of a run."""
+    schema_enforcement: Annotated[SchemaEnforcement, Field(strict=False)] = SchemaEnforcement.ENFORCE
 
     @cached_property
     def revision(self) -> str:
@@ -128,6 +134,7 @@ def parse_template_spec(spec: Mapping[str, Any]) -> TemplateSpec:
     template = _validated(TemplateSpec, _with_defaults(spec), "spec")
     _check_version(template)
     _check_steps(template)
+    _check_schemas(template)
     return template
 
 
@@ -170,6 +177,15 @@ def _merge(into: dict[str, Any], key: str, shared: Mapping[str, Any]) -> None:
 def _check_version(template: TemplateSpec) -> None:
     if not semver.Version.is_valid(template.version):
         raise InvalidTemplate("spec.version", f"{template.version!r} is not a semantic version like 1.0.0")
+
+
+def _check_schemas(template: TemplateSpec) -> None:
+    """Also of those that are not enforced: they may be tomorrow."""
+    if template.input_schema is not None:
+        check_schema(template.input_schema, "spec.inputSchema")
+    for position, step in enumerate(template.steps):
+        if step.result_schema is not None:
+            check_schema(step.result_schema, f"spec.steps[{position}].resultSchema")
 
 
 def _check_steps(template: TemplateSpec) -> None:
