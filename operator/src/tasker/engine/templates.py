@@ -10,6 +10,7 @@ from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
 from tasker.model import limits
 from tasker.model.graph import bounded_ancestors
+from tasker.model.schemas import SchemaEnforcement
 from tasker.model.task import RegisteredTemplate, TemplateCounts
 from tasker.model.template import TemplateSpec
 
@@ -51,6 +52,7 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
     dependencies = spec.dependency_positions
     has_dependents = {parent for parents in dependencies for parent in parents}
     ancestors = bounded_ancestors(dependencies, limits.DELIVERED_ANCESTORS)
+    schemas_hold = spec.schema_enforcement is not SchemaEnforcement.OFF
     return [
         {
             "name": step.name,
@@ -68,6 +70,8 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
             "jitter": step.retry.jitter,
             "timeout_ms": step.timeout_seconds * 1000,
             "schedule_timeout_ms": step.schedule_timeout_seconds and step.schedule_timeout_seconds * 1000,
+            "result_schema": step.result_schema if schemas_hold else None,
+            "schema_enforcement": spec.schema_enforcement.value,
         }
         for position, step in enumerate(spec.steps)
     ]
