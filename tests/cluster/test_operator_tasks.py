@@ -73,6 +73,19 @@ def test_a_task_waits_for_its_template_and_starts_by_itself_when_it_comes(namesp
     namespace.wait(SUCCEEDED, "task/early")
 
 
+def test_a_context_against_the_schema_is_refused_until_the_template_takes_it(namespace: Namespace) -> None:
+    total = {"type": "number", "minimum": 0}
+    schema = {"$defs": {"total": total}, "required": ["total"], "properties": {"total": {"$ref": "#/$defs/total"}}}
+    strict = template("strict", step("a"), inputSchema=schema)
+    namespace.apply(handlers(), pool(), strict, task("bad", "strict", context={"total": -1}))
+    message = namespace.eventually_condition("task", "bad", "Stalled", "True", "InvalidContext")
+    assert message == "spec.context/total: must be at least 0"
+    assert "taskUuid" not in namespace.status("task", "bad")
+    namespace.apply(template("strict", step("a"), inputSchema=schema, schemaEnforcement="warn"))
+    namespace.wait(SUCCEEDED, "task/bad")
+    eventually(lambda: {"TaskInvalid", "InvalidContext"} <= namespace.event_reasons("bad"))
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
