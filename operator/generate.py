@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 
-from tasker.model.transitions import STEP_PASSAGES, TASK_PASSAGES, Passage
+from tasker.model.transitions import STEP_BEGINNINGS, STEP_PASSAGES, TASK_PASSAGES, Passage
 
 OPERATOR = Path(__file__).parent
 MACHINES = {"task": TASK_PASSAGES, "step": STEP_PASSAGES}
-COLUMN_OF_ITS_OWN = {"task": "transaction_id", "step": "attempt"}
 
 HEAD = """\
 -- Written by `make passages` from tasker.model.transitions: edit that, not this.
@@ -24,23 +23,44 @@ HEAD = """\
 -- moves of one task or step.
 """
 
-VIEWS = Template("""
-create or replace view tasker.${machine}_hops as select * from (values
+HOPS = Template("""
+create or replace view tasker.${name}_hops as select * from (values
 $hops
 ) as hop(passage, place, from_state, event, to_state);
-
-create or replace view tasker.${machine}_transitions as
-    select log.log_id * 8 + hop.place as transition_id, log.${machine}_id, hop.from_state, hop.event, hop.to_state,
-        actor.name as actor, log.at, log.metadata, log.$column
-    from tasker.${machine}_log log
-    join tasker.${machine}_hops hop on hop.passage = log.passage
-    left join tasker.actors actor on actor.actor_id = log.actor_id;
 """)
 
 FIRST_HOP = Template("""\
-    ('$passage'::tasker.${machine}_passage, $place, '$source'::tasker.${machine}_state,
+    ('$passage'::tasker.$kind, $place, '$source'::tasker.${machine}_state,
         '$event'::tasker.${machine}_event, '$target'::tasker.${machine}_state)""")
 LATER_HOP = Template("    ('$passage', $place, '$source', '$event', '$target')")
+
+TRANSITIONS = """
+create or replace view tasker.task_transitions as
+    select log.log_id * 8 + hop.place as transition_id, log.task_id, hop.from_state, hop.event, hop.to_state,
+        actor.name as actor, log.at, log.metadata, log.transaction_id
+    from tasker.task_log log
+    join tasker.task_hops hop on hop.passage = log.passage
+    left join tasker.actors actor on actor.actor_id = log.actor_id;
+
+-- An attempt's beginning is told by the passage that ends it, and by its lease until then.
+create or replace view tasker.step_transitions as
+    select log.log_id * 8 + 2 + hop.place as transition_id, log.step_id, hop.from_state, hop.event, hop.to_state,
+        actor.name as actor, log.at, log.metadata, log.attempt
+    from tasker.step_log log
+    join tasker.step_hops hop on hop.passage = log.passage
+    left join tasker.actors actor on actor.actor_id = log.actor_id
+    union all
+    select began.log_id * 8 + hop.place, began.step_id, hop.from_state, hop.event, hop.to_state, actor.name, began.at,
+        null, began.attempt
+    from (
+        select log_id, step_id, beginning, began_at, coalesce(began_by, actor_id), attempt
+        from tasker.step_log where beginning is not null
+        union all
+        select log_id, step_id, beginning, started_at, actor_id, attempt from tasker.leases
+    ) as began(log_id, step_id, beginning, at, actor_id, attempt)
+    join tasker.step_beginning_hops hop on hop.passage = began.beginning
+    left join tasker.actors actor on actor.actor_id = began.actor_id;
+"""
 
 
 def outputs() -> dict[Path, str]:
@@ -49,7 +69,9 @@ def outputs() -> dict[Path, str]:
     text = page.read_text(encoding="utf-8")
     for machine, passages in MACHINES.items():
         text = _with_table(text, f"passages of {machine}s", passage_table(passages))
-    sql = HEAD + "".join(views(machine, passages) for machine, passages in MACHINES.items())
+    text = _with_table(text, "beginnings of attempts", passage_table(STEP_BEGINNINGS))
+    sql = HEAD + hops("task", "task", TASK_PASSAGES) + hops("step", "step", STEP_PASSAGES)
+    sql += hops("step_beginning", "step", STEP_BEGINNINGS) + TRANSITIONS
     return {OPERATOR / "src" / "tasker" / "engine" / "sql" / "functions" / "05_passages.sql": sql, page: text}
 
 
@@ -73,15 +95,16 @@ def passage_table(passages: Iterable[Passage]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def views(machine: str, passages: Iterable[Passage]) -> str:
-    """The SQL of the view of a machine's passages, and of the one that unfolds its log by them."""
-    hops = [
-        {"machine": machine, "passage": each.name, "place": place, **vars(move)}
+def hops(name: str, machine: str, passages: Iterable[Passage]) -> str:
+    """The SQL of the view of some of a machine's passages, one row a move."""
+    kind = f"{name}_passage" if name == machine else name
+    rows = [
+        {"kind": kind, "machine": machine, "passage": each.name, "place": place, **vars(move)}
         for each in passages
         for place, move in enumerate(each.moves, start=1)
     ]
-    rows = [FIRST_HOP.substitute(hops[0]), *(LATER_HOP.substitute(hop) for hop in hops[1:])]
-    return VIEWS.substitute(machine=machine, hops=",\n".join(rows), column=COLUMN_OF_ITS_OWN[machine])
+    lines = [FIRST_HOP.substitute(rows[0]), *(LATER_HOP.substitute(row) for row in rows[1:])]
+    return HOPS.substitute(name=name, hops=",\n".join(lines))
 
 
 def main() -> int:

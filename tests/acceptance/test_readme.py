@@ -14,7 +14,7 @@ import pytest
 
 from support.console_blocks import Command, Shell, difference, read_blocks, read_commands
 from support.dev_session import ROOT, Dev, clean_environment, processes_of
-from support.waiting import eventually
+from support.waiting import PATIENCE, eventually
 
 README = ROOT / "README.md"
 REAL_CLUSTER = "## On a real cluster"
@@ -112,7 +112,7 @@ def test_the_commands_for_a_real_cluster_work_as_shown(
         assert operator is not None, "the README no longer starts the operator"
         assert in_place_of == {}
         operator.terminate()
-        assert operator.wait(timeout=10) == 0, log.read_text()
+        assert operator.wait(timeout=10 * PATIENCE) == 0, log.read_text()
     finally:
         if operator is not None and operator.poll() is None:
             operator.kill()

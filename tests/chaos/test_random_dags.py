@@ -30,7 +30,7 @@ async def test_200_random_graphs_run_to_their_expected_end(database_url: str) ->
         assert await check_invariants(lab.connection) == [], note
         rows = await lab.rows(
             "select t.task_uuid, t.state::text as task_state, d.name, s.state::text as state, s.attempts"
-            " from tasker.tasks t join tasker.template_steps d using (template_id)"
+            " from tasker.tasks t join tasker.definitions d using (template_id)"
             " join tasker.steps s on s.step_id = tasker.first_step_id(t.task_id) + d.position"
         )
         for table in ("ready_steps", "leases", "timers"):

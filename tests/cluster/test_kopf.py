@@ -14,6 +14,7 @@ from threading import Thread
 import pytest
 
 from support.apiserver import Kubectl
+from support.waiting import PATIENCE
 
 HANDLERS = Path(__file__).with_name("kopf_handlers.py")
 
@@ -62,7 +63,7 @@ def operator_lines(kubectl: Kubectl) -> Iterator[Lines]:
     finally:
         process.terminate()
         try:
-            assert process.wait(timeout=15) == 0
+            assert process.wait(timeout=15 * PATIENCE) == 0
         finally:
             process.kill()
             lines.join()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.apiserver import Kubectl
-from support.waiting import eventually
+from support.waiting import PATIENCE, eventually
 
 
 def deployment(name: str = "web", *, replicas: int = 0, **container: Any) -> dict[str, Any]:
@@ -285,18 +285,18 @@ def test_wait_returns_when_the_condition_comes_and_fails_when_it_does_not(kubect
     }
     with kubectl.running("wait", "--for=condition=Succeeded", "task/t", "--timeout=30s") as waiting:
         kubectl("patch", "task", "t", "--subresource=status", "--type=merge", "-p", json.dumps(succeeded))
-        out, _ = waiting.communicate(timeout=30)
+        out, _ = waiting.communicate(timeout=30 * PATIENCE)
         assert out == "task.tasker.dev/t condition met\n"
     assert "condition met" in kubectl("wait", "--for=condition=Succeeded", "task/t", "--timeout=5s")
     assert "timed out" in kubectl.fails("wait", "--for=condition=Succeeded=False", "task/t", "--timeout=1s")
     assert "condition met" in kubectl("wait", "--for=jsonpath={.spec.suspend}=false", "task/t", "--timeout=5s")
     with kubectl.running("wait", "--for=delete", "task/t", "--timeout=30s") as waiting:
         kubectl("delete", "task", "t")
-        out, _ = waiting.communicate(timeout=30)
+        out, _ = waiting.communicate(timeout=30 * PATIENCE)
         assert waiting.returncode == 0, out
     with kubectl.running("wait", "--for=create", "task/later", "--timeout=30s") as waiting:
         kubectl.apply(task("later"))
-        out, _ = waiting.communicate(timeout=30)
+        out, _ = waiting.communicate(timeout=30 * PATIENCE)
         assert "condition met" in out
 
 

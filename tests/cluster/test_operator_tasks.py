@@ -11,7 +11,7 @@ import pytest
 
 from devcluster.kubectl import find_kubectl
 from support.cluster import HANDLERS, ClusterUnderTest, Namespace, handlers, pool, step, task, template
-from support.waiting import eventually
+from support.waiting import PATIENCE, eventually
 
 SUCCEEDED = "condition=Succeeded"
 
@@ -48,6 +48,7 @@ def test_a_task_runs_from_apply_to_succeeded_and_its_status_tells_how(namespace:
         "waiting": 0,
         "complete": 4,
         "failed": 0,
+        "skipped": 0,
         "cancelled": 0,
     }
     assert status["startTime"] <= status["completionTime"]
@@ -119,6 +120,24 @@ def test_an_invalid_template_says_where_and_why_and_recovers_when_it_is_fixed(
         (template("t", step("a"), version="1.x"), 'spec.version: Invalid value: "1.x": must be a semantic version'),
         (template("t"), "spec.steps: Invalid value: 0: spec.steps in body should have at least 1 items"),
         (template("t", step("A")), 'spec.steps[0].name: Invalid value: "A"'),
+        (template("t", step("a", type="loop")), 'spec.steps[0].type: Unsupported value: "loop"'),
+        (
+            template("t", step("a", type="deferred_convergence")),
+            "spec.steps[0]: Invalid value: {}: a deferred_convergence needs dependsOn",
+        ),
+        (
+            template("t", step("a"), environments={"prod": {}}),
+            "spec.environments: Invalid value: {}: an environment is test, development or production",
+        ),
+        (
+            template("t", step("a"), environments={"test": {"ALL": {"retry": {"baseMs": 2, "maxMs": 1}}}}),
+            "spec.environments[test][ALL].retry: Invalid value: {}: baseMs must not exceed maxMs",
+        ),
+        (
+            template("t", step("a"), environments={"test": {"a": {"timeoutSeconds": 0}}}),
+            "spec.environments.test.a.timeoutSeconds in body should be greater than or equal to 1",
+        ),
+        (template("t", step("a", when="")), "spec.steps[0].when in body should be at least 1 chars long"),
         (task("t", "x", context=[1]), "spec.context in body must be of type object"),
         (task("t", "x", priority=101), "spec.priority in body should be less than or equal to 100"),
         (pool(minReplicas=3, maxReplicas=2), "maxReplicas must not be below minReplicas"),
@@ -279,7 +298,7 @@ def test_a_task_of_a_thousand_steps_keeps_its_status_small_and_costs_few_writes(
         took = time.monotonic() - started
     finally:
         watch.terminate()
-        seen, _ = watch.communicate(timeout=10)
+        seen, _ = watch.communicate(timeout=10 * PATIENCE)
     status = namespace.status("task", "thousand")
     assert status["progress"] == "1000/1000"
     assert len(json.dumps(status)) < 16 * 1024

@@ -267,7 +267,7 @@ class RunningApiServer:
         """Sends the signal and waits; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(timeout=10)
+        code = self.process.wait(timeout=10 * PATIENCE)
         if self.process.stdout is not None:
             self.process.stdout.close()
         return code

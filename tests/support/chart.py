@@ -11,7 +11,7 @@ OWN_DATABASE: dict[str, Any] = {"database": {"existingSecret": "postgres"}}
 
 MATRIX: dict[str, dict[str, Any]] = {
     "own-database": OWN_DATABASE,
-    "some-namespaces": OWN_DATABASE | {"watchNamespaces": ["orders", "billing"]},
+    "some-namespaces": OWN_DATABASE | {"watchNamespaces": ["orders", "billing"], "environment": "test"},
     "bundled-postgres": {
         "postgresql": {"enabled": True, "password": "secret", "persistence": {"storageClassName": "x"}}
     },

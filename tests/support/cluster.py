@@ -278,7 +278,7 @@ def embedded_cluster(folder: Path) -> Iterator[EmbeddedCluster]:
         )
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=20 * PATIENCE)
         process.stdout.close()
 
 

@@ -364,6 +364,7 @@ class ControllerKit:
             engine_templates=self._engine.templates,
             statuses=self.statuses,
             events=self.events,
+            environment=self.settings.environment,
             now=self.now,
         )
 
@@ -397,6 +398,7 @@ class ControllerKit:
             statuses=self.statuses,
             events=self.events,
             image_defaults=ImageDefaults(image=self.settings.worker_image),
+            environment=self.settings.environment,
             worker_database_url=self.settings.worker_database_url,
             clock=clock,
             now=self.now,

@@ -35,6 +35,7 @@ TABLES = {
     "ready_steps": "step_id",
     "leases": "step_id",
     "timers": "timer_id",
+    "step_batches": "(task_id, first_place)",
     "step_failures": "failure_id",
     "task_log": "log_id",
     "step_log": "log_id",
@@ -92,25 +93,46 @@ class Outcome:
 
     claim: Claim
     outcome: str
-    payload: dict[str, Any] | None
+    result: str | None = None  # JSON
+    metadata: str | None = None  # JSON
+    branches: str | None = None
+    error_type: str | None = None
+    message: str | None = None
+    traceback: str | None = None
+    retryable: bool | None = None
+    retry_after_ms: int | None = None
 
 
-def success(claim: Claim, result: Any = None, **more: Any) -> Outcome:
+def success(claim: Claim, result: Any = None, metadata: Any = None) -> Outcome:
     """The handler returned `result`."""
-    return Outcome(claim=claim, outcome="success", payload={"result": result, **more})
+    return Outcome(
+        claim=claim,
+        outcome="complete",
+        result=json.dumps(result),
+        metadata=None if metadata is None else json.dumps(metadata),
+    )
+
+
+def decision(claim: Claim, *branches: str, result: Any = None) -> Outcome:
+    """The handler of a decision chose the steps that are to run."""
+    return Outcome(claim=claim, outcome="decide", result=json.dumps(result), branches=",".join(branches))
+
+
+def skip(claim: Claim) -> Outcome:
+    """The step's condition was false."""
+    return Outcome(claim=claim, outcome="skip")
 
 
 def failure(
     claim: Claim, message: str = "no", *, retryable: bool = True, error_type: str = "HandlerError", **more: Any
 ) -> Outcome:
-    """The handler raised."""
-    payload = {"error_type": error_type, "message": message, "retryable": retryable, **more}
-    return Outcome(claim=claim, outcome="error", payload=payload)
+    """The handler raised; `more` may be a `traceback` and a `retry_after_ms`."""
+    return Outcome(claim=claim, outcome="fail", error_type=error_type, message=message, retryable=retryable, **more)
 
 
 def release(claim: Claim) -> Outcome:
     """The worker gives the step back untouched."""
-    return Outcome(claim=claim, outcome="release", payload=None)
+    return Outcome(claim=claim, outcome="release")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +159,9 @@ class Renewal:
 
 
 SETTLE = """select * from tasker.settle_steps(%(namespace)s, %(worker)s, %(step_ids)s::bigint[], %(fences)s::bigint[],
-    %(outcomes)s::text[], %(payloads)s::json[], %(claim_limit)s)"""
+    %(outcomes)s::text[], %(results)s::json[], %(metadata)s::json[], %(branches)s::text[], %(error_types)s::text[],
+    %(messages)s::text[], %(tracebacks)s::text[], %(retryable)s::boolean[], %(retry_after_ms)s::bigint[],
+    %(claim_limit)s)"""
 
 
 def settle_arguments(
@@ -150,9 +174,21 @@ def settle_arguments(
         "step_ids": [each.claim.step_id for each in outcomes],
         "fences": [each.claim.fence for each in outcomes],
         "outcomes": [each.outcome for each in outcomes],
-        "payloads": [None if each.payload is None else json.dumps(each.payload) for each in outcomes],
+        "results": [each.result for each in outcomes],
+        "metadata": [each.metadata for each in outcomes],
+        "branches": [each.branches for each in outcomes],
+        "error_types": [each.error_type for each in outcomes],
+        "messages": [each.message for each in outcomes],
+        "tracebacks": [each.traceback for each in outcomes],
+        "retryable": [each.retryable for each in outcomes],
+        "retry_after_ms": [each.retry_after_ms for each in outcomes],
         "claim_limit": claim_limit,
     }
+
+
+CREATE_BATCHES = """select * from tasker.create_batches(%(namespace)s, %(worker)s, %(step_id)s, %(fence)s,
+    %(result)s::json, null, %(ids)s::text[], %(from)s::bigint[], %(to)s::bigint[], %(inputs)s::json[], %(is_no_op)s,
+    %(claim_limit)s)"""
 
 
 class SimulatedWorker:
@@ -204,8 +240,44 @@ class SimulatedWorker:
         )
         rows = await cursor.fetchall()
         assert [row["kind"] for row in rows].count("summary") == 1 and rows[-1]["kind"] == "summary"
+        stale = [(row["step_id"], row["fence"]) for row in rows if row["kind"] == "stale"]
         return Settlement(
-            settled=[row["step_id"] for row in rows if row["kind"] == "settled"],
+            settled=[each.claim.step_id for each in outcomes if (each.claim.step_id, each.claim.fence) not in stale],
+            stale=[step_id for step_id, _ in stale],
+            claims=[Claim(row=row) for row in rows if row["kind"] == "claim"],
+            ready_left=rows[-1]["ready_left"],
+            tasks_finished=rows[-1]["tasks_finished"],
+        )
+
+    async def create_batches(
+        self,
+        claim: Claim,
+        count: int,
+        *,
+        claim_limit: int = 0,
+        ids: Sequence[str | None] | None = None,
+        ranges: Sequence[tuple[int | None, int | None]] | None = None,
+        is_no_op: bool = False,
+    ) -> Settlement:
+        """Settles a batchable step with so many batches, of ten items each unless `ranges` say otherwise."""
+        ranges = ranges or [(10 * n, 10 * n + 10) for n in range(count)]
+        arguments = {
+            "namespace": self.namespace,
+            "worker": self.name,
+            "step_id": claim.step_id,
+            "fence": claim.fence,
+            "result": json.dumps({"batches": count}),
+            "ids": list(ids or (f"{n:03}" for n in range(1, count + 1))),
+            "from": [start for start, _ in ranges],
+            "to": [end for _, end in ranges],
+            "inputs": [json.dumps({"n": n}) for n in range(1, count + 1)],
+            "is_no_op": is_no_op,
+            "claim_limit": claim_limit,
+        }
+        cursor = await self.connection.execute(CREATE_BATCHES, arguments)
+        rows = await cursor.fetchall()
+        return Settlement(
+            settled=[] if any(row["kind"] == "stale" for row in rows) else [claim.step_id],
             stale=[row["step_id"] for row in rows if row["kind"] == "stale"],
             claims=[Claim(row=row) for row in rows if row["kind"] == "claim"],
             ready_left=rows[-1]["ready_left"],
@@ -340,9 +412,10 @@ class Lab:
     async def steps(self, task_uuid: UUID) -> dict[str, dict[str, Any]]:
         """The rows of a run's steps, by name."""
         rows = await self.rows(
-            "select d.name, s.* from tasker.tasks t join tasker.template_steps d using (template_id)"
-            " join tasker.steps s on s.step_id = tasker.first_step_id(t.task_id) + d.position"
-            " where t.task_uuid = %s order by d.position",
+            "select tasker.step_name(d.name, d.definition_id, s.step_id) as name, s.* from tasker.tasks t"
+            " join tasker.steps s on s.step_id >= tasker.first_step_id(t.task_id)"
+            " and s.step_id < tasker.first_step_id(t.task_id + 1) join tasker.definitions d using (definition_id)"
+            " where t.task_uuid = %s order by s.step_id",
             task_uuid,
         )
         return {row.pop("name"): row for row in rows}
@@ -377,8 +450,9 @@ class Lab:
     async def queue(self) -> list[str]:
         """Names of the steps in the queue, in the order in which they are taken."""
         rows = await self.rows(
-            "select d.name from tasker.ready_steps r join tasker.steps s using (step_id)"
-            " join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position"
+            "select tasker.step_name(d.name, d.definition_id, s.step_id) as name"
+            " from tasker.ready_steps r join tasker.steps s using (step_id)"
+            " join tasker.definitions d using (definition_id)"
             " order by r.order_at, r.step_id"
         )
         return [row["name"] for row in rows]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from devcluster.node import launcher
-from support.waiting import eventually
+from support.waiting import PATIENCE, eventually
 
 
 class OperatorProcess:
@@ -96,7 +96,7 @@ class OperatorProcess:
         return self.wait(timeout=timeout)
 
     def wait(self, *, timeout: float = 10.0) -> int:
-        return self._process.wait(timeout)
+        return self._process.wait(timeout * PATIENCE)
 
     def kill(self) -> None:
         if self._process.poll() is None:

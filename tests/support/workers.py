@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from support.python_path import python_path
+from support.waiting import PATIENCE
 from tasker.model.template import TemplateSpec, parse_template_spec
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -53,7 +54,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """SIGKILL, and waits until it is gone."""
         self._process.kill()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=10 * PATIENCE)
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""
@@ -61,7 +62,7 @@ class WorkerProcess:
 
     def wait(self, timeout: float = 30) -> int:
         """The exit code, once it ended by itself."""
-        return self._process.wait(timeout=timeout)
+        return self._process.wait(timeout=timeout * PATIENCE)
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL if that does not end it."""
@@ -70,7 +71,7 @@ class WorkerProcess:
         self._process.send_signal(signal.SIGCONT)
         self._process.terminate()
         try:
-            self._process.wait(timeout=15)
+            self._process.wait(timeout=15 * PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
 

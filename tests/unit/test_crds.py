@@ -35,6 +35,8 @@ def nodes(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, An
         yield from nodes(inner, f"{path}.{name}")
     if isinstance(schema.get("items"), dict):
         yield from nodes(schema["items"], f"{path}[]")
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from nodes(schema["additionalProperties"], f"{path}.*")
 
 
 def every_node(plural: str) -> list[tuple[str, dict[str, Any]]]:
@@ -55,7 +57,9 @@ def test_client_side_apply_can_take_them(path: Path) -> None:
 
 @pytest.mark.parametrize("plural", PLURALS)
 def test_every_field_is_described(plural: str) -> None:
-    bare = [path for path, node in every_node(plural) if not path.endswith("[]") and not node.get("description")]
+    bare = [
+        path for path, node in every_node(plural) if not path.endswith(("[]", ".*")) and not node.get("description")
+    ]
     assert bare == []
 
 

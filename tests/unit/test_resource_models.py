@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from tasker.controller.kube.resources.task import TaskSpec, TaskStatus
 from tasker.controller.kube.resources.task_template import TaskTemplateStatus, TemplateOutline
 from tasker.controller.kube.resources.worker_pool import WorkerPoolSpec, WorkerPoolStatus
-from tasker.model.template import DefaultsSpec, TemplateSpec
+from tasker.model.template import DefaultsSpec, EnvironmentsSpec, TemplateSpec
 
 CRDS = Path(__file__).parents[2] / "crds"
 
@@ -26,6 +26,7 @@ MODELS: list[tuple[str, str, type[BaseModel]]] = [
     ("tasks", "status", TaskStatus),
     ("tasktemplates", "spec", TemplateSpec),
     ("tasktemplates", "spec.defaults", DefaultsSpec),
+    ("tasktemplates", "spec.environments", EnvironmentsSpec),
     ("tasktemplates", "status", TaskTemplateStatus),
     ("workerpools", "spec", WorkerPoolSpec),
     ("workerpools", "status", WorkerPoolStatus),
@@ -33,6 +34,7 @@ MODELS: list[tuple[str, str, type[BaseModel]]] = [
 
 NOT_IN_THE_MODEL = {
     ("tasktemplates", "spec.defaults"): "merged into the steps before the spec is checked; a model of its own",
+    ("tasktemplates", "spec.environments"): "merged over the steps after the spec is checked; a model of its own",
 }
 
 # What the CRD alone bounds: the engine takes larger graphs than a resource may hold, and a name that a step depends on
@@ -40,6 +42,7 @@ NOT_IN_THE_MODEL = {
 BOUND_BY_THE_CRD_ALONE = {
     ("tasktemplates", "spec.steps", "maxItems"),
     ("tasktemplates", "spec.steps[].dependsOn", "maxItems"),
+    ("tasktemplates", "spec.environments.*", "maxProperties"),
     ("tasktemplates", "spec.steps[].dependsOn[]", "minLength"),
     ("tasktemplates", "spec.steps[].dependsOn[]", "maxLength"),
     ("tasks", "status.state", "enum"),
@@ -94,6 +97,9 @@ def differences(
         return
     if "items" in crd and "items" in model:
         yield from differences(plural, f"{path}[]", crd["items"], schema.resolve(model["items"]), schema)
+    written, typed = crd.get("additionalProperties"), model.get("additionalProperties")
+    if isinstance(written, dict) and isinstance(typed, dict):
+        yield from differences(plural, f"{path}.*", written, schema.resolve(typed), schema)
     if "properties" in crd or "properties" in model:
         yield from field_differences(plural, path, crd, model, schema)
 
@@ -129,9 +135,9 @@ def default_differences(field: str, crd: dict[str, Any], model: dict[str, Any]) 
         return
     stated = re.search(r"Defaults to ([\w.]+)\.(?: |$)", crd["description"])
     expected = stated.group(1) if stated is not None else None
-    if field.startswith(("spec.steps", "spec.defaults")):
-        shown = None if value in (None, [], ()) else str(value).lower() if isinstance(value, bool) else str(value)
-        if not field.startswith("spec.defaults") and shown != expected:
+    if field.startswith(("spec.steps", "spec.defaults", "spec.environments")):
+        shown = None if value in (None, [], (), "") else str(value).lower() if isinstance(value, bool) else str(value)
+        if field.startswith("spec.steps") and shown != expected:
             yield f"{field}: the description states the default {expected}, the model has {shown}"
     elif value not in (None, [], (), ""):
         yield f"{field}: no default in the CRD, {value!r} in the model"
@@ -158,6 +164,10 @@ def test_the_outline_of_a_template_is_a_part_of_its_spec() -> None:
     ("change", "expected"),
     [
         (lambda crd: crd["properties"].pop("slots"), "spec.slots: only in the model"),
+        (
+            lambda crd: crd["properties"]["nodeSelector"]["additionalProperties"].update(type="integer"),
+            "spec.nodeSelector.*: type integer in the CRD, string in the model",
+        ),
         (lambda crd: crd["properties"].update(more={"type": "string"}), "spec.more: only in the CRD"),
         (
             lambda crd: crd["properties"]["slots"].update(default=11),

@@ -31,6 +31,8 @@
 {{- end }}
 - name: TASKER_INSTALLATION
   value: {{ printf "%s/%s" .Release.Namespace (include "tasker.fullname" .) | quote }}
+- name: TASKER_ENV
+  value: {{ .Values.environment }}
 - name: TASKER_MANAGED_POOL
   value: {{ include "tasker.defaultPool" . | quote }}
 - name: TASKER_HEALTH_PORT

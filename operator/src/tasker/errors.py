@@ -6,10 +6,12 @@ TaskerError
 │   ├── InvalidTemplate
 │   ├── InvalidTask
 │   │   └── InvalidContext    its context does not meet the inputSchema of the template
-│   └── InvalidResource       an object of the cluster that this release cannot read
+│   ├── InvalidResource       an object of the cluster that this release cannot read
+│   └── InvalidMessage
 ├── NotFound
 │   ├── TemplateNotFound
-│   └── TaskNotFound
+│   ├── TaskNotFound
+│   └── QueueNotFound
 ├── Busy                      not now: enough of the kind is under way for this namespace
 ├── IllegalTransition         the database refused a move that the state machine does not have
 └── StoreError                the database could not do what was asked
@@ -68,6 +70,10 @@ class InvalidResource(InvalidInput):
     """An object of the cluster is not one that this release can read."""
 
 
+class InvalidMessage(InvalidInput):
+    """A message, or what is asked about messages, cannot be accepted."""
+
+
 class NotFound(TaskerError):
     """What was asked for does not exist."""
 
@@ -78,6 +84,10 @@ class TemplateNotFound(NotFound):
 
 class TaskNotFound(NotFound):
     """No such task in this namespace."""
+
+
+class QueueNotFound(NotFound):
+    """No such queue of messages in this namespace."""
 
 
 class Busy(TaskerError):

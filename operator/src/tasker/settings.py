@@ -13,6 +13,9 @@ from tasker.errors import ConfigurationError
 
 Default = TypeVar("Default", float, float | None)
 
+ENVIRONMENTS = ("test", "development", "production")
+"""What an installation may be; its workers know the same."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionLimits:
@@ -148,6 +151,10 @@ class OperatorSettings:
     """Which installation of its cluster this is: the namespace that it belongs to and a name, with a slash between. The
     chart's release; by default the one of a cluster that has a single one, beside its own services."""
 
+    environment: str = "production"
+    """Of `ENVIRONMENTS`: which of a template's environments holds here. Workers are told, too. What is not said to be
+    something else is meant."""
+
     health_port: int = 8080
     """Port of /healthz, /readyz and /metrics; 0 takes a free one."""
 
@@ -196,6 +203,7 @@ class OperatorSettings:
             worker_image_pull_secrets=_names(environment, "TASKER_WORKER_IMAGE_PULL_SECRETS"),
             watch_namespaces=_names(environment, "TASKER_WATCH_NAMESPACES"),
             installation=_installation(environment, cls.installation),
+            environment=_choice(environment, "TASKER_ENV", cls.environment, ENVIRONMENTS),
             health_port=_integer(environment, "TASKER_HEALTH_PORT", cls.health_port, at_most=65535),
             health_host=environment.get("TASKER_HEALTH_HOST") or cls.health_host,
             log_level=_choice(environment, "TASKER_LOG", cls.log_level, ("debug", "info", "warning", "error")),

@@ -137,6 +137,8 @@ def test_the_operator_is_told_what_the_values_say(helm: Helm) -> None:
     assert settings("own-database").watch_namespaces == ()
     assert settings("own-database").worker_image == "tasker-worker:0.1.0"
     assert settings("some-namespaces").watch_namespaces == ("orders", "billing")
+    assert settings("some-namespaces").environment == "test"
+    assert environment(render(helm, "own-database"))["TASKER_ENV"] == "production"
     assert settings("images-by-hand").worker_image_pull_policy == "Never"
     assert settings("private-registry").worker_image_pull_secrets == ("registry", "registry-2")
     assert settings("private-registry").worker_image == f"registry.example:5000/tasker/worker@sha256:{'b' * 64}"

@@ -29,7 +29,12 @@ def pod_of(pool: dict[str, Any], settings: OperatorSettings | None = None) -> di
         pull_secrets=settings.worker_image_pull_secrets if settings else (),
     )
     made = manifests.deployment(
-        PoolIdentity.of(parsed), parsed.spec, defaults=defaults, replicas=1, handlers_hash="0" * 32
+        PoolIdentity.of(parsed),
+        parsed.spec,
+        defaults=defaults,
+        environment=settings.environment if settings else "production",
+        replicas=1,
+        handlers_hash="0" * 32,
     )
     pod: dict[str, Any] = made["spec"]["template"]["spec"]
     return pod

@@ -58,6 +58,12 @@ def test_wait_returns_when_the_task_succeeded_with_its_result(dev: Dev, diamond:
     assert status["result"] == {"average": {"value": 66.5}}
 
 
+@pytest.mark.usefixtures("diamond")
+def test_the_session_is_a_development_environment(dev: Dev) -> None:
+    [container] = dev.get("deployment", "tasker-worker-diamond")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "TASKER_ENV", "value": "development"} in container["env"]
+
+
 @pytest.mark.parity(187)
 def test_the_branches_of_the_diamond_run_side_by_side(dev: Dev, diamond: str) -> None:
     uuid = dev.get("task", diamond)["status"]["taskUuid"]
@@ -67,7 +73,7 @@ def test_the_branches_of_the_diamond_run_side_by_side(dev: Dev, diamond: str) ->
             select d.name, t.to_state::text
             from tasker.step_transitions t
             join tasker.steps s using (step_id)
-            join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position
+            join tasker.definitions d on d.definition_id = s.definition_id
             where tasker.task_of_step(s.step_id) = (select task_id from tasker.tasks where task_uuid = %s)
               and t.to_state in ('enqueued', 'in_progress', 'complete')
             order by t.transition_id

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 from support.dev_session import ROOT, Dev, copy_of, processes_of, run_dev, running_dev
-from support.waiting import eventually
+from support.waiting import PATIENCE, eventually
 
 SLOW_HANDLERS = """
 import time
@@ -99,7 +99,7 @@ def test_sigterm_stops_everything(tmp_path: Path) -> None:
     try:
         dev.await_ready()
         dev.process.send_signal(signal.SIGTERM)
-        assert dev.process.wait(timeout=10) == 0, dev.output
+        assert dev.process.wait(timeout=10 * PATIENCE) == 0, dev.output
         assert processes_of(dev.data) == {}
     finally:
         dev.kill()

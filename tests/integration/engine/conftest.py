@@ -15,8 +15,9 @@ import pytest
 from support.engine import Lab, open_lab
 from support.postgres import TestServer
 
-EMPTY = """truncate tasker.settings, tasker.templates, tasker.template_steps, tasker.template_edges, tasker.tasks,
+EMPTY = """truncate tasker.settings, tasker.templates, tasker.definitions, tasker.definition_edges, tasker.tasks,
     tasker.steps, tasker.ready_steps, tasker.leases, tasker.workers, tasker.pool_callables, tasker.timers,
+    tasker.step_batches,
     tasker.step_failures, tasker.task_log, tasker.step_log"""
 
 

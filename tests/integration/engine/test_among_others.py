@@ -232,9 +232,9 @@ async def test_what_nobody_handles_is_listed_in_order_however_it_was_found(lab: 
 async def test_five_hundred_of_a_kind_are_repaired_in_one_sweep(lab: Lab) -> None:
     await lab.clock.freeze()
     await lab.execute(
-        "insert into tasker.workers (name, namespace, pool, slots, version, callables, lease_seconds, lease_until,"
-        " registered_at) select 'w' || n, 'shop', 'default', 1, '1', '{}', 1, tasker.now() - interval '1 second',"
-        " tasker.now() from generate_series(1, 501) n"
+        "insert into tasker.workers (name, actor_id, namespace, pool, slots, version, callables, lease_seconds,"
+        " lease_until, registered_at) select 'w' || n, 1, 'shop', 'default', 1, '1', '{}', 1,"
+        " tasker.now() - interval '1 second', tasker.now() from generate_series(1, 501) n"
     )
     assert await lab.engine.workers.sweep() == {"workers_expired": 500}
     assert await lab.engine.workers.sweep() == {"workers_expired": 1}
@@ -263,7 +263,7 @@ async def test_a_settlement_claims_and_ends_nothing_of_others(lab: Lab) -> None:
 
 async def test_a_settlement_holds_its_runs_first_and_in_order_and_no_other(own_lab: Lab) -> None:
     lab = own_lab
-    settle = "tasker.settle_steps(text, text, bigint[], bigint[], text[], json[], integer)"
+    settle = "tasker.settle_steps"
     await lab.execute(f"alter function {settle} reset lock_timeout")  # however slow this machine is
     await lab.template(step("a"))
     worker = await lab.worker()
@@ -307,7 +307,7 @@ async def test_of_two_fences_of_a_step_in_one_call_the_current_one_counts(lab: L
 async def test_a_run_in_which_nothing_can_go_on_and_nothing_failed_waits_for_what_it_depends_on(lab: Lab) -> None:
     """No template of standard steps leads there; the row is put there as the database allows it."""
     task = await lab.run(step("a"), step("b", "a"))
-    await lab.execute("update tasker.steps set unmet_dependencies = 2 where state = 'pending'")
+    await lab.execute("update tasker.steps set open_edges = 2 where state = 'pending'")
     worker = await lab.worker()
     settlement = await worker.settle(success(await worker.claim_one()))
     assert (settlement.tasks_finished, await lab.state(task)) == (0, "waiting_for_dependencies")

@@ -66,7 +66,8 @@ async def test_a_step_row_takes_the_legal_jumps_and_no_other(own_lab: Lab) -> No
         "step",
         StepState,
         "update tasker.steps set state = %(state)s::text::tasker.step_state,"
-        " completed_at = case when %(state)s::text in ('complete', 'cancelled', 'resolved_manually') then now() end,"
+        " completed_at = case when %(state)s::text in ('complete', 'cancelled', 'resolved_manually', 'skipped')"
+        " then now() end,"
         " next_attempt_at = case when %(state)s::text = 'waiting_for_retry' then now() end",
     )
     assert jumps == STEP_JUMPS
@@ -76,15 +77,15 @@ async def test_a_row_cannot_begin_in_a_state_that_nothing_leads_to(lab: Lab) -> 
     await lab.run(step("a"))
     error = await refused(
         lab,
-        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, total_steps, remaining_steps,"
-        " correlation_id, created_at) select 99, gen_random_uuid(), namespace, template_id, 'waiting_for_retry', 1, 1,"
-        " 'x', now() from tasker.tasks",
+        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, next_place, total_steps,"
+        " remaining_steps, correlation_id, created_at) select 99, gen_random_uuid(), namespace, template_id,"
+        " 'waiting_for_retry', 1, 1, 1, 'x', now() from tasker.tasks",
     )
     assert error.diag.message_primary == "a task cannot go from nothing to waiting_for_retry"
     error = await refused(
         lab,
-        "insert into tasker.steps (step_id, template_id, template_position, state, unmet_dependencies, next_attempt_at)"
-        " select step_id + 1, template_id, 1, 'waiting_for_retry', 0, now() from tasker.steps",
+        "insert into tasker.steps (step_id, definition_id, attempts_allowed, state, open_edges, next_attempt_at)"
+        " select step_id + 1, definition_id, 1, 'waiting_for_retry', 0, now() from tasker.steps",
     )
     assert error.diag.message_primary == "a step cannot go from nothing to waiting_for_retry"
 
@@ -147,11 +148,13 @@ async def test_a_fence_is_new_at_each_claim_and_nobody_can_guess_the_next(lab: L
         ("update tasker.steps set completed_at = now()", "steps_end_with_a_time"),
         ("update tasker.steps set state = 'complete'", "steps_end_with_a_time"),
         ("update tasker.steps set next_attempt_at = now()", "steps_retry_at_a_time"),
-        ("update tasker.steps set unmet_dependencies = 1", "steps_wait_for_dependencies"),
-        ("update tasker.steps set unmet_dependencies = -1", "steps_unmet_dependencies_check"),
-        ("update tasker.steps set attempts = 101", "steps_attempts_check"),
-        ("update tasker.template_steps set max_attempts = 0", "template_steps_max_attempts_check"),
-        ("update tasker.template_steps set jitter = 2", "template_steps_jitter_check"),
+        ("update tasker.steps set open_edges = 1", "steps_wait_for_dependencies"),
+        ("update tasker.steps set open_edges = -1", "steps_open_edges_check"),
+        ("update tasker.steps set attempts = attempts_allowed + 1", "steps_attempts_check"),
+        ("update tasker.definitions set definition_id = definition_id + 1", "definitions_tell_their_template"),
+        ("update tasker.templates set batch_worker_count = 1", "templates_with_a_step_to_begin_with"),
+        ("update tasker.definitions set max_attempts = 0", "definitions_max_attempts_check"),
+        ("update tasker.definitions set jitter = 2", "definitions_jitter_check"),
         ("update tasker.workers set lease_seconds = 0", "workers_lease_seconds_check"),
         ("update tasker.workers set slots = 0", "workers_slots_check"),
         ("update tasker.timers set kind = 'alarm'", "timers_kind_check"),
@@ -169,11 +172,12 @@ async def test_rows_that_cannot_be_true_are_refused(lab: Lab, change: str, const
     "duplicate",
     [
         "insert into tasker.ready_steps select * from tasker.ready_steps",
-        "insert into tasker.leases (step_id, worker_id, attempt, fence, started_at, timeout_at)"
-        " select step_id, worker_id, attempt, fence + 1, started_at, timeout_at from tasker.leases",
-        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, total_steps, remaining_steps,"
-        " correlation_id, created_at, origin_uid) select task_id + 99, gen_random_uuid(), namespace, template_id, 1, 1,"
-        " 'x', now(), origin_uid from tasker.tasks",
+        "insert into tasker.leases (step_id, worker_id, attempt, fence, started_at, timeout_at, beginning, actor_id)"
+        " select step_id, worker_id, attempt, fence + 1, started_at, timeout_at, beginning, actor_id"
+        " from tasker.leases",
+        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, next_place, total_steps,"
+        " remaining_steps, correlation_id, created_at, origin_uid) select task_id + 99, gen_random_uuid(), namespace, template_id, 1, 1,"
+        " 1, 'x', now(), origin_uid from tasker.tasks",
     ],
 )
 async def test_a_step_is_queued_once_held_once_and_a_resource_has_one_run(lab: Lab, duplicate: str) -> None:
@@ -186,23 +190,28 @@ async def test_a_step_is_queued_once_held_once_and_a_resource_has_one_run(lab: L
     ("table", "column", "lowest", "highest", "by", "beside"),
     [
         ("templates", "step_count", 1, None, 1, ""),
-        ("template_steps", "position", 0, None, 1, ""),
-        ("template_steps", "length(name)", 1, 63, 1, ""),
-        ("template_steps", "dependency_count", 0, None, 1, ""),
-        ("template_steps", "max_attempts", 1, 100, 1, ""),
-        ("template_steps", "base_ms", 0, None, 1, ""),
-        ("template_steps", "max_ms", 0, None, 1, ""),
-        ("template_steps", "jitter", 0, 1, 0.001, ""),
-        ("template_steps", "timeout_ms", 1, None, 1, ""),
-        ("template_steps", "schedule_timeout_ms", 1, None, 1, ""),
+        ("definitions", "position", 0, None, 1, ""),
+        ("definitions", "length(name)", 1, 63, 1, ""),
+        ("definitions", "dependency_count", 0, None, 1, ""),
+        ("definitions", "max_attempts", 1, 100, 1, ""),
+        ("definitions", "base_ms", 0, None, 1, ""),
+        ("definitions", "max_ms", 0, None, 1, ""),
+        ("definitions", "jitter", 0, 1, 0.001, ""),
+        ("definitions", "timeout_ms", 1, None, 1, ""),
+        ("definitions", "schedule_timeout_ms", 1, None, 1, ""),
         ("tasks", "priority", -100, 100, 1, ""),
         ("tasks", "total_steps", 1, None, 1, ", remaining_steps = 0, active_steps = 0"),
         ("tasks", "active_steps", 0, None, 1, ""),
         ("tasks", "retrying_steps", 0, None, 1, ""),
         ("tasks", "failed_steps", 0, None, 1, ""),
         ("tasks", "cancelled_steps", 0, None, 1, ""),
-        ("steps", "unmet_dependencies", 0, None, 1, ""),
-        ("steps", "attempts", 0, 100, 1, ""),
+        ("tasks", "skipped_steps", 0, None, 1, ""),
+        ("tasks", "tolerated_steps", 0, None, 1, ""),
+        ("templates", "batch_worker_count", 0, None, 1, ", step_count = 9"),
+        ("steps", "open_edges", 0, None, 1, ""),
+        ("steps", "void_edges", 0, None, 1, ""),
+        ("steps", "attempts_allowed", 1, None, 1, ""),
+        ("steps", "attempts", 0, 3, 1, ""),
         ("workers", "length(name)", 1, 128, 1, ""),
         ("workers", "slots", 1, None, 1, ""),
         ("workers", "lease_seconds", 0.001, None, 0.001, ""),
@@ -238,13 +247,13 @@ async def test_steps_of_every_kind_count_towards_what_remains(lab: Lab) -> None:
 async def test_of_a_row_nothing_is_assumed_that_it_does_not_say(lab: Lab) -> None:
     registered = await lab.template(step("a"))
     await lab.execute(
-        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, total_steps, remaining_steps,"
-        " correlation_id, created_at) values (1, gen_random_uuid(), 'shop', %s, 1, 1, 'x', now())",
+        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, next_place, total_steps,"
+        " remaining_steps, correlation_id, created_at) values (1, gen_random_uuid(), 'shop', %s, 1, 1, 1, 'x', now())",
         registered.template_id,
     )
     assert await lab.rows(
-        "select state::text, suspended, priority, active_steps, retrying_steps, failed_steps, cancelled_steps, context,"
-        " tags from tasker.tasks"
+        "select state::text, suspended, priority, active_steps, retrying_steps, failed_steps, cancelled_steps,"
+        " skipped_steps, tolerated_steps, context, tags from tasker.tasks"
     ) == [
         {
             "state": "pending",
@@ -254,6 +263,8 @@ async def test_of_a_row_nothing_is_assumed_that_it_does_not_say(lab: Lab) -> Non
             "retrying_steps": 0,
             "failed_steps": 0,
             "cancelled_steps": 0,
+            "skipped_steps": 0,
+            "tolerated_steps": 0,
             "context": {},
             "tags": [],
         }

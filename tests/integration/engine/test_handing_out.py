@@ -52,7 +52,7 @@ async def test_who_asks_for_nothing_gets_nothing(lab: Lab, limit: int | None) ->
     (claim,) = await worker.claim(1)
     arguments = {**settle_arguments("worker-1", [success(claim)], 0), "claim_limit": limit}
     rows = await (await lab.connection.execute(SETTLE, arguments)).fetchall()
-    assert [row["kind"] for row in rows] == ["settled", "summary"]
+    assert [row["kind"] for row in rows] == ["summary"]
     assert len(await lab.queue()) == 2
 
 
@@ -105,7 +105,7 @@ async def test_a_success_without_a_result_has_null_for_one(lab: Lab) -> None:
     task = await lab.run(step("a"))
     worker = await lab.worker()
     claim = await worker.claim_one()
-    arguments = {**settle_arguments("worker-1", [success(claim)], 0), "payloads": ["{}"]}
+    arguments = {**settle_arguments("worker-1", [success(claim)], 0), "results": None}
     await lab.connection.execute(SETTLE, arguments)
     summary = await lab.engine.tasks.read(task)
     assert summary.leaf_results == {"a": None} and not summary.leaf_results_truncated

@@ -77,10 +77,8 @@ class Runner:
         self.tasks = [
             found["task_id"] for found in await self.call("select task_id from tasker.tasks where completed_at is null")
         ]
-        await self.call(
-            "select tasker.resume_task(task_id, 'person', 'me', 'x') from tasker.tasks"
-            " where completed_at is null and suspended"
-        )
+        for task_id in self.tasks:  # one by one: a statement over several would take them in no order
+            await self.call("select tasker.resume_task(%s, 'person', 'me', 'x')", task_id)
         await self.call("select tasker.undrain_workers(%s, %s)", NAMESPACE, self.names)
         self.claims += await self.worker.claim(4)
 

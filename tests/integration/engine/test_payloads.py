@@ -12,7 +12,7 @@ ODD = '{"z": 1e23, "a": -0.0, "n": null, "long": 12345678901234567890.10, "z2": 
 async def test_context_configuration_and_results_are_delivered_as_they_were_written(lab: Lab) -> None:
     odd = json.loads(ODD)
     await lab.template(step("a"), step("b", "a"))
-    await lab.execute("update tasker.template_steps set configuration = %s", ODD)
+    await lab.execute("update tasker.definitions set configuration = %s", ODD)
     await lab.value(
         "select task_uuid from tasker.submit_tasks('shop', %s)",
         f'[{{"template_name": "order", "context": {ODD}}}]',
@@ -26,10 +26,10 @@ async def test_context_configuration_and_results_are_delivered_as_they_were_writ
     claim = await worker.claim_one()
     await lab.execute(
         "select * from tasker.settle_steps('shop', 'worker-1', array[%s]::bigint[], array[%s]::bigint[],"
-        " array['success'], array[%s]::json[], 0)",
+        " array['complete'], array[%s]::json[], null, null, null, null, null, null, null, 0)",
         claim.step_id,
         claim.fence,
-        f'{{"result":{ODD},"metadata":{{}}}}',
+        ODD,
     )
     (second,) = await lab.rows(claimed.format("'shop', 'worker-1'"))
     assert ODD in second["dependency_results"]

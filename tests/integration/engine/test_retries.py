@@ -190,7 +190,7 @@ async def test_a_failure_that_says_nothing_else_is_retryable(lab: Lab) -> None:
     claim = await worker.claim_one()
     await lab.execute(
         "select * from tasker.settle_steps('shop', 'worker-1', array[%s]::bigint[], array[%s]::bigint[],"
-        " array['error'], array['{}'::json], 0)",
+        " array['fail'], null, null, null, null, null, null, null, null, 0)",
         claim.step_id,
         claim.fence,
     )

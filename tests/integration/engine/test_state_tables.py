@@ -17,6 +17,7 @@ from tasker.model.transitions import (
     FINAL_TASK_STATES,
     PASSING_STEP_STATES,
     PASSING_TASK_STATES,
+    STEP_BEGINNINGS,
     STEP_JUMPS,
     STEP_PASSAGES,
     STEP_TRANSITIONS,
@@ -37,6 +38,11 @@ MACHINES = {
 
 
 PASSAGES = {"task": TASK_PASSAGES, "step": STEP_PASSAGES}
+KINDS = {
+    "task": ("task_passage", TASK_PASSAGES),
+    "step": ("step_passage", STEP_PASSAGES),
+    "step_beginning": ("step_beginning", STEP_BEGINNINGS),
+}
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -51,14 +57,14 @@ async def test_the_database_has_the_states_and_events_of_the_model(lab: Lab, mac
     assert set(await labels(f"{machine}_event")) == {move.event for move in moves}
 
 
-@pytest.mark.parametrize("machine", PASSAGES)
-async def test_the_database_has_the_passages_of_the_model_and_their_moves(lab: Lab, machine: str) -> None:
-    passages = PASSAGES[machine]
-    labels = await lab.rows(f"select unnest(enum_range(null::tasker.{machine}_passage))::text as label")
+@pytest.mark.parametrize("name", KINDS)
+async def test_the_database_has_the_passages_of_the_model_and_their_moves(lab: Lab, name: str) -> None:
+    kind, passages = KINDS[name]
+    labels = await lab.rows(f"select unnest(enum_range(null::tasker.{kind}))::text as label")
     assert [row["label"] for row in labels] == [each.name for each in passages]
     hops = await lab.rows(
         f"""select passage::text, place, from_state::text as source, event::text, to_state::text as target
-        from tasker.{machine}_hops hop order by hop.passage, hop.place"""
+        from tasker.{name}_hops hop order by hop.passage, hop.place"""
     )
     assert hops == [
         {"passage": each.name, "place": place, **asdict(move)}
@@ -70,13 +76,14 @@ async def test_the_database_has_the_passages_of_the_model_and_their_moves(lab: L
 @pytest.mark.parametrize("machine", PASSAGES)
 def test_the_passages_are_paths_through_passing_states_and_have_every_move(machine: str) -> None:
     _, moves, jumps, _, passing = MACHINES[machine]
-    for each in filter(lambda passage: passage.moves, PASSAGES[machine]):
+    beginnings = STEP_BEGINNINGS if machine == "step" else ()
+    for each in filter(lambda passage: passage.moves, (*beginnings, *PASSAGES[machine])):
         for before, after in pairwise(each.moves):
             assert before.target == after.source and before.target in passing, each
         ends = (each.moves[0].source, each.moves[-1].target)
         assert ends in jumps or ends[0] == ends[1], each
-        assert len(each.moves) < 8, "the view numbers the moves of a passage in three bits"
-    assert {move for each in PASSAGES[machine] for move in each.moves} == moves
+        assert len(each.moves) < 6, "a passage and a beginning before it are numbered in three bits"
+    assert {move for each in (*beginnings, *PASSAGES[machine]) for move in each.moves} == moves
 
 
 def test_what_is_written_from_the_model_is_what_it_says() -> None:

@@ -20,7 +20,7 @@ async def test_a_run_has_its_steps_and_its_roots_are_in_the_queue(lab: Lab) -> N
     now = await lab.clock.freeze()
     task = await lab.run(*DIAMOND, context={"order": 7}, origin_uid="uid-1", origin_name="order-7")
     assert await lab.step_states(task) == {"a": "enqueued", "b": "pending", "c": "pending", "d": "pending"}
-    assert {name: row["unmet_dependencies"] for name, row in (await lab.steps(task)).items()} == {
+    assert {name: row["open_edges"] for name, row in (await lab.steps(task)).items()} == {
         "a": 0,
         "b": 1,
         "c": 1,
@@ -184,8 +184,8 @@ async def test_many_may_register_the_same_template_at_once(lab: Lab) -> None:
     registered = await asyncio.gather(*(lab.template(*DIAMOND) for _ in range(8)))
     assert len({each.template_id for each in registered}) == 1
     assert sum(each.created for each in registered) == 1
-    assert await lab.value("select count(*) from tasker.template_steps") == 4
-    assert await lab.value("select count(*) from tasker.template_edges") == 4
+    assert await lab.value("select count(*) from tasker.definitions") == 4
+    assert await lab.value("select count(*) from tasker.definition_edges") == 4
 
 
 async def test_a_new_run_gets_the_newest_activated_revision_and_one_under_way_keeps_its_own(lab: Lab) -> None:

@@ -100,7 +100,7 @@ async def test_renewing_waits_neither_for_a_settlement_nor_for_who_waits_for_one
     """A settlement that claims holds its worker's row for as long as it waits for a run that somebody else holds."""
     lab = own_lab
     # Here the one waits as long as it takes, and any wait of the other is an error.
-    settle = "tasker.settle_steps(text, text, bigint[], bigint[], text[], json[], integer)"
+    settle = "tasker.settle_steps"
     renew = "tasker.renew_worker(text, text, bigint[], bigint[], timestamptz)"
     for function in (settle, renew):
         await lab.execute(f"alter function {function} reset lock_timeout")

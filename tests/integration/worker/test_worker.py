@@ -156,7 +156,7 @@ async def test_what_handlers_do_wrong_is_recorded_with_its_exact_text(lab: Lab, 
         await ended(task, "error")
         failures = await lab.rows(
             "select d.name, f.error_type, f.message from tasker.step_failures f join tasker.steps s using (step_id)"
-            " join tasker.template_steps d on d.template_id = s.template_id and d.position = s.template_position"
+            " join tasker.definitions d on d.definition_id = s.definition_id"
         )
         assert {row["name"]: (row["error_type"], row["message"]) for row in failures} == {
             "raises": ("PermanentError", "no stock"),

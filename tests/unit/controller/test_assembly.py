@@ -147,6 +147,18 @@ async def test_a_task_goes_from_its_template_to_its_end_and_its_run_goes_with_it
         assert operator.value("reconciles_total", kind=kind, outcome="error") is None
 
 
+async def test_templates_and_workers_are_of_the_installations_environment() -> None:
+    operator = Operator(environment="test")
+    steps = [{"name": "a", "handler": {"callable": "a"}}]
+    environments = {name: {"a": {"timeoutSeconds": seconds}} for name, seconds in (("test", 7), ("production", 8))}
+    async with operator.working():
+        await operator.give(template(steps=steps, environments=environments))
+        [container] = operator.found("Deployment", NAME)["spec"]["template"]["spec"]["containers"]
+    [step] = operator.engine.registered_templates["default", "order"].steps
+    assert step.timeout_seconds == 7
+    assert {"name": "TASKER_ENV", "value": "test"} in container["env"]
+
+
 async def test_a_template_whose_tasks_move_shows_it_a_while_later() -> None:
     operator = Operator()
     async with operator.working():

@@ -45,6 +45,7 @@ def render(pool: dict[str, Any], *, replicas: int | None = 2) -> list[dict[str, 
             identity,
             WorkerPoolSpec.model_validate(pool["spec"]),
             defaults=manifests.ImageDefaults(image=IMAGE),
+            environment="test",
             replicas=replicas,
             handlers_hash="0" * 32 if has_handlers else None,
         ),
@@ -117,9 +118,11 @@ def test_the_handlers_have_the_grace_period_less_a_margin() -> None:
 
 def test_a_variable_of_the_operator_cannot_be_overridden() -> None:
     pool = load("pool-plain.yaml")
-    pool["spec"]["env"] = [{"name": "TASKER_SLOTS", "value": "999"}, {"name": "MINE", "value": "1"}]
+    taken = [{"name": "TASKER_SLOTS", "value": "999"}, {"name": "TASKER_ENV", "value": "production"}]
+    pool["spec"]["env"] = [*taken, {"name": "MINE", "value": "1"}]
     environment = [(variable["name"], variable.get("value")) for variable in pod_of(pool)["containers"][0]["env"]]
     assert ("TASKER_SLOTS", "999") not in environment
+    assert [value for name, value in environment if name == "TASKER_ENV"] == ["test"]
     assert ("MINE", "1") in environment
 
 
@@ -130,6 +133,7 @@ def test_how_the_default_image_is_pulled_is_for_pools_without_an_image_of_their_
         identity_of(plain),
         WorkerPoolSpec.model_validate(plain["spec"]),
         defaults=defaults,
+        environment="test",
         replicas=0,
         handlers_hash=None,
     )
@@ -139,7 +143,12 @@ def test_how_the_default_image_is_pulled_is_for_pools_without_an_image_of_their_
     own = load("pool-full.yaml")
     del own["spec"]["imagePullPolicy"], own["spec"]["imagePullSecrets"]
     made = manifests.deployment(
-        identity_of(own), WorkerPoolSpec.model_validate(own["spec"]), defaults=defaults, replicas=0, handlers_hash=None
+        identity_of(own),
+        WorkerPoolSpec.model_validate(own["spec"]),
+        defaults=defaults,
+        environment="test",
+        replicas=0,
+        handlers_hash=None,
     )
     pod = made["spec"]["template"]["spec"]
     assert "imagePullPolicy" not in pod["containers"][0]
@@ -196,6 +205,7 @@ def test_the_pull_secrets_of_a_pool_take_the_place_of_the_default_ones() -> None
         identity_of(plain),
         WorkerPoolSpec.model_validate(plain["spec"]),
         defaults=manifests.ImageDefaults(image=IMAGE, pull_secrets=("registry",)),
+        environment="test",
         replicas=0,
         handlers_hash=None,
     )

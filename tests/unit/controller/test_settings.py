@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tasker.errors import ConfigurationError
-from tasker.settings import DatabaseSettings, OperatorSettings
+from tasker.settings import ENVIRONMENTS, DatabaseSettings, OperatorSettings
+from tasker_worker.settings import ENVIRONMENTS as ENVIRONMENTS_OF_WORKERS
 
 
 def read(**environment: str) -> OperatorSettings:
@@ -19,7 +20,12 @@ def test_the_defaults() -> None:
     assert settings.worker_image == "tasker-worker:1.2.3"
     assert settings.worker_database_url == "postgresql://u:hunter2@h/d"
     assert settings.watch_namespaces == ()
+    assert settings.environment == "production"
     assert (settings.health_port, settings.log_level, settings.log_format) == (8080, "info", "json")
+
+
+def test_workers_know_every_environment_that_an_installation_may_be() -> None:
+    assert set(ENVIRONMENTS) == set(ENVIRONMENTS_OF_WORKERS)
 
 
 def test_the_environment_wins() -> None:
@@ -29,6 +35,7 @@ def test_the_environment_wins() -> None:
         TASKER_WORKER_IMAGE_PULL_POLICY="Never",
         TASKER_WORKER_IMAGE_PULL_SECRETS="a, b",
         TASKER_WATCH_NAMESPACES="one, two,",
+        TASKER_ENV="test",
         TASKER_HEALTH_PORT="0",
         TASKER_LOG="DEBUG",
         TASKER_RESYNC_SECONDS="60",
@@ -39,6 +46,7 @@ def test_the_environment_wins() -> None:
     assert settings.worker_image_pull_policy == "Never"
     assert settings.worker_image_pull_secrets == ("a", "b")
     assert settings.watch_namespaces == ("one", "two")
+    assert settings.environment == "test"
     assert (settings.health_port, settings.log_level, settings.resync_seconds) == (0, "debug", 60.0)
     assert settings.managed_pool_spec == {"handlers": ["x"]}
 
@@ -50,6 +58,7 @@ def test_the_environment_wins() -> None:
         ("TASKER_HEALTH_PORT", "70000", "TASKER_HEALTH_PORT='70000' is not a whole number from 0 to 65535"),
         ("TASKER_RESYNC_SECONDS", "0", "TASKER_RESYNC_SECONDS='0' is not a number above 0"),
         ("TASKER_SCALE_SECONDS", "nan", "TASKER_SCALE_SECONDS='nan' is not a number above 0"),
+        ("TASKER_ENV", "prod", "TASKER_ENV='prod' is none of test, development, production"),
         ("TASKER_LOG", "loud", "TASKER_LOG='loud' is none of debug, info, warning, error"),
         ("TASKER_WORKER_IMAGE_PULL_POLICY", "never", "is none of Always, IfNotPresent, Never"),
         ("TASKER_MANAGED_POOL", "[1]", "TASKER_MANAGED_POOL must be a JSON object"),

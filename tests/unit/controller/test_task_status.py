@@ -268,7 +268,9 @@ def test_the_conditions_of_each_state(
 
 
 def test_the_whole_status_of_a_run() -> None:
-    counts = StepCounts(total=28, pending=7, ready=1, running=2, waiting=3, complete=4, failed=5, cancelled=6)
+    counts = StepCounts(
+        total=37, pending=8, ready=1, running=2, waiting=3, complete=4, failed=5, skipped=7, cancelled=6
+    )
     status = status_of(summary(TaskState.ERROR, counts=counts, failures=(FAILED,)))
     shown = status.pop("conditions")
     assert {(each["observedGeneration"], each["lastTransitionTime"]) for each in shown} == {(3, "2031-05-06T07:08:09Z")}
@@ -278,14 +280,15 @@ def test_the_whole_status_of_a_run() -> None:
         "phase": "Failed",
         "taskUuid": RUN,
         "revision": "0123456789abcdef",
-        "progress": "4/28",
+        "progress": "11/37",
         "steps": {
-            "total": 28,
+            "total": 37,
             "ready": 1,
             "running": 2,
             "waiting": 3,
             "complete": 4,
             "failed": 5,
+            "skipped": 7,
             "cancelled": 6,
         },
         "startTime": "2031-05-06T07:08:01Z",
@@ -301,6 +304,13 @@ def test_the_whole_status_of_a_run() -> None:
             }
         ],
     }
+
+
+def test_what_was_skipped_is_done() -> None:
+    counts = StepCounts(total=5, pending=1, ready=1, running=0, waiting=0, complete=1, failed=0, skipped=2, cancelled=0)
+    status = status_of(summary(counts=counts))
+    assert status["progress"] == "3/5"
+    assert {message for _, _, _, message in conditions(status)[1:]} == {"3 of 5 steps are done."}
 
 
 def test_what_has_not_happened_is_not_shown() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,6 +139,19 @@ async def test_tasks_are_called_when_the_template_becomes_ready_and_not_each_tim
     assert setting.kit.queue("tasks").take() == []
 
 
+async def test_an_operator_of_another_environment_makes_another_revision_of_what_differs_there(
+    setting: Setting,
+) -> None:
+    made = await setting.give(steps=TWO_STEPS, environments={"test": {"ALL": {"timeoutSeconds": 5}}})
+    before = setting.revision()
+    setting.kit.settings = replace(setting.kit.settings, environment="test")
+    setting.templates = setting.kit.template_reconciler()
+    await setting.reconcile(made)
+    assert setting.status(made)["revision"] == setting.revision() != before
+    conditions = {each["type"]: each["message"] for each in setting.status(made)["conditions"]}
+    assert conditions["Ready"] == f"Revision {setting.revision()} is stored."
+
+
 async def test_a_template_that_goes_is_left_alone_and_one_of_its_name_is_registered_anew(setting: Setting) -> None:
     made = await setting.give(steps=TWO_STEPS)
     live = setting.kit.live(made)
@@ -168,9 +182,9 @@ def watch_parses(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
     """The threads in which specs are parsed, one a parse."""
     parse_spec, threads = TaskTemplate.parse_spec, list[threading.Thread]()
 
-    def parse(self: TaskTemplate) -> TemplateSpec:
+    def parse(self: TaskTemplate, *, environment: str) -> TemplateSpec:
         threads.append(threading.current_thread())
-        return parse_spec(self)
+        return parse_spec(self, environment=environment)
 
     monkeypatch.setattr(TaskTemplate, "parse_spec", parse)
     return threads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 
@@ -23,7 +23,7 @@ from tasker.engine import Engine
 from tasker.errors import InvalidContext
 from tasker.model import schemas
 from tasker.model.schemas import SchemaEnforcement, context_fault
-from tasker.model.template import parse_template_spec
+from tasker.model.template import StepType, parse_template_spec
 from tasker.settings import OperatorSettings
 
 ROOT = Path(__file__).parents[3]
@@ -82,6 +82,22 @@ async def test_every_part_is_documented_with_what_a_stall_of_it_is() -> None:
         assert f"a round takes {seconds:.0f} s longer than its period" in table
     assert f"more than {END_SECONDS:.0f} seconds" in README
     assert f"silent for {app.SILENT_DATABASE_SECONDS:.0f} seconds" in README
+
+
+def yaml_of(title: str) -> tuple[str, dict[str, Any]]:
+    """A section, and what its YAML says."""
+    section = README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return section, yaml.safe_load(section.partition("```yaml\n")[2].partition("```")[0])
+
+
+def test_what_shows_branches_conditions_and_environments_is_a_template() -> None:
+    section, steps = yaml_of("Branches and conditions")
+    _, environments = yaml_of("Environments")
+    spec = parse_template_spec(steps | environments, environment="production")
+    assert {step.type for step in spec.steps} == set(StepType)
+    assert {each for each in StepType if f"`type: {each}`" not in section} == {StepType.STANDARD}
+    assert any(step.when for step in spec.steps)
+    assert {step.timeout_seconds for step in spec.steps} == {60}
 
 
 def test_every_reason_of_an_event_is_documented() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tasker.errors import InvalidInput, InvalidTemplate
 from tasker.model.retry import Backoff
-from tasker.model.template import TemplateSpec, parse_template_spec
+from tasker.model.template import StepType, TemplateSpec, parse_template_spec
 
 
 def step(name: str, *after: str, **more: Any) -> dict[str, Any]:
@@ -167,6 +167,112 @@ def refusal(written: Any) -> str:
             "spec.steps[0].handler.callable: holds the character U+0000, which Postgres cannot store",
             id="nul-in-a-name",
         ),
+        pytest.param(
+            [step("a", description="no \0")],
+            "spec.steps[0].description: holds the character U+0000, which Postgres cannot store",
+            id="description-that-is-no-text",
+        ),
+        pytest.param(
+            [step("a", description="x" * 4097)],
+            "spec.steps[0].description: is longer than 4096 characters",
+            id="long-description",
+        ),
+        pytest.param(
+            [step("a", type="approval")],
+            "spec.steps[0].type: must be one of 'standard', 'decision', 'deferred_convergence', 'batchable' or"
+            " 'batch_worker'",
+            id="unknown-type",
+        ),
+        pytest.param(
+            [step("a", type=1)],
+            "spec.steps[0].type: must be one of 'standard', 'decision', 'deferred_convergence', 'batchable' or"
+            " 'batch_worker'",
+            id="type-of-another-type",
+        ),
+        pytest.param(
+            [step("a", type="batchable"), step("b", dependsOn=["a"])],
+            "spec.steps[0].type: a batchable step needs a batch_worker that depends on it: 'a' has none",
+            id="batchable-without-worker",
+        ),
+        pytest.param(
+            [
+                step("a", type="batchable"),
+                step("b", type="batch_worker", dependsOn=["a"]),
+                step("c", type="batch_worker", dependsOn=["a"]),
+            ],
+            "spec.steps[0].type: a batchable step has one batch_worker, and b, c depend on 'a'",
+            id="two-workers",
+        ),
+        pytest.param(
+            [
+                step("a", type="batchable", batch={"workerTemplate": "c"}),
+                step("b", type="batch_worker", dependsOn=["a"]),
+                step("c"),
+            ],
+            "spec.steps[0].batch.workerTemplate: 'c' is not the batch_worker 'b'",
+            id="other-worker",
+        ),
+        pytest.param(
+            [step("a"), step("b", type="batch_worker", dependsOn=["a"])],
+            "spec.steps[1].dependsOn: a batch_worker depends on one step, which is batchable",
+            id="worker-without-batchable",
+        ),
+        pytest.param(
+            [
+                step("a", type="batchable"),
+                step("b", type="batch_worker", dependsOn=["a", "c"]),
+                step("c"),
+            ],
+            "spec.steps[1].dependsOn: a batch_worker depends on one step, which is batchable",
+            id="worker-of-two",
+        ),
+        pytest.param(
+            [step("a", type="batchable"), step("w" * 58, type="batch_worker", dependsOn=["a"])],
+            "spec.steps[1].name: has 58 characters; a batch_worker has 57 at most, for numbers follow",
+            id="long-worker-name",
+        ),
+        pytest.param(
+            [step("a", batch={})],
+            "spec.steps[0].batch: is for batchable steps, and this is standard",
+            id="batch-of-a-standard-step",
+        ),
+        pytest.param(
+            [step("a"), step("route", "a", type="decision")],
+            "spec.steps[1].type: a decision needs steps to choose from, and none depends on 'route'",
+            id="decision-without-dependents",
+        ),
+        pytest.param(
+            [step("a"), step("join", type="deferred_convergence")],
+            "spec.steps[1].dependsOn: must not be empty: a deferred_convergence joins branches",
+            id="convergence-of-nothing",
+        ),
+        pytest.param(
+            [step("a", type="decision"), step("b", "a", "c")],
+            "spec.steps[1].dependsOn[1]: unknown step 'c'",
+            id="dependencies-before-types",
+        ),
+        pytest.param([step("a", when=True)], "spec.steps[0].when: must be a string", id="condition-of-another-type"),
+        pytest.param([step("a", when="")], "spec.steps[0].when: must not be empty", id="empty-condition"),
+        pytest.param(
+            [step("a", when=f"true{' ' * 4093}")],
+            "spec.steps[0].when: is longer than 4096 characters",
+            id="long-condition",
+        ),
+        pytest.param(
+            [step("a", when="context.text == '\0'")],
+            "spec.steps[0].when: holds the character U+0000, which Postgres cannot store",
+            id="condition-that-is-no-text",
+        ),
+        pytest.param(
+            [step("a"), step("b", "a", when="results.a.ok & context.ok")],
+            "spec.steps[1].when: is not CEL: line 1, column 14: Syntax error: token recognition error at: '& '",
+            id="condition-that-does-not-parse",
+        ),
+        pytest.param(
+            [step("a"), step("b", "a", when="steps.a.ok")],
+            "spec.steps[1].when: reads 'steps'; there are only 'context' and 'results'",
+            id="condition-over-another-variable",
+        ),
     ],
 )
 def test_steps_are_refused_with_the_place_and_the_reason(steps: list[Any], message: str) -> None:
@@ -244,6 +350,19 @@ def test_what_is_left_out_gets_the_documented_defaults() -> None:
     assert (only.retry.base_ms, only.retry.max_ms, only.retry.jitter) == (1_000, 30_000, 0.1)
     assert (only.timeout_seconds, only.schedule_timeout_seconds) == (300, None)
     assert (only.handler.method, only.handler.resolver, only.handler.initialization) == ("call", None, {})
+    assert (only.type, only.when, only.description) == (StepType.STANDARD, None, "")
+
+
+def test_a_template_of_branches_that_join_again() -> None:
+    spec = parse(
+        step("route", type="decision", description="Who is asked."),
+        step("approve", "route", type="standard", when=f"context.amount < 1000{' ' * 4075}"),
+        step("review", "route"),
+        step("done", "approve", "review", type="deferred_convergence"),
+    )
+    assert [each.type for each in spec.steps] == ["decision", "standard", "standard", "deferred_convergence"]
+    assert len(spec.steps[1].when or "") == 4096
+    assert spec.steps[0].description == "Who is asked."
 
 
 def test_defaults_are_merged_under_each_step_and_its_own_words_win() -> None:
@@ -295,6 +414,124 @@ def test_semantic_versions_are_accepted(version: str) -> None:
     assert parse(step("a"), version=version).version == version
 
 
+IN_EACH = {
+    "production": {
+        "ALL": {
+            "timeoutSeconds": 60,
+            "retry": {"maxAttempts": 9, "backoff": "linear"},
+            "handler": {"initialization": {"rate": 2, "shared": "x"}},
+        },
+        "own": {"timeoutSeconds": 7, "retry": {"maxAttempts": 1}, "handler": {"initialization": {"rate": 3}}},
+    },
+    "test": {"own": {"retry": {"retryable": False}}},
+}
+
+
+def in_environment(environment: str | None, **spec: Any) -> TemplateSpec:
+    plain = {"name": "plain", "handler": {"callable": "do", "method": "run", "initialization": {"rate": 1, "mine": 0}}}
+    own = step("own", "plain", timeoutSeconds=5)
+    return parse_template_spec({"steps": [plain, own], "environments": IN_EACH, **spec}, environment=environment)
+
+
+def test_what_an_environment_says_is_put_over_the_steps_first_of_all_and_then_of_one() -> None:
+    plain, own = in_environment("production").steps
+    assert (plain.timeout_seconds, own.timeout_seconds) == (60, 7)
+    assert (plain.retry.max_attempts, plain.retry.backoff, plain.retry.base_ms) == (9, Backoff.LINEAR, 1_000)
+    assert (own.retry.max_attempts, own.retry.backoff) == (1, Backoff.LINEAR)
+    assert plain.handler.initialization == {"rate": 2, "mine": 0, "shared": "x"}
+    assert own.handler.initialization == {"rate": 3, "shared": "x"}
+    assert (plain.handler.method, own.depends_on) == ("run", ("plain",))
+
+
+def test_what_an_environment_leaves_out_stays() -> None:
+    unchanged, own = in_environment("test").steps
+    assert unchanged == in_environment(None).steps[0]
+    assert own.retry == in_environment(None).steps[1].retry.model_copy(update={"retryable": False})
+    assert (own.timeout_seconds, own.handler.initialization) == (5, {})
+
+
+def test_an_environment_wins_over_defaults() -> None:
+    defaults = {"timeoutSeconds": 90, "handler": {"initialization": {"shared": "default", "other": 1}}}
+    plain, _ = in_environment("production", defaults=defaults).steps
+    assert plain.timeout_seconds == 60
+    assert plain.handler.initialization == {"rate": 2, "mine": 0, "shared": "x", "other": 1}
+
+
+def test_other_environments_change_nothing() -> None:
+    without = in_environment("development", environments={})
+    assert in_environment("production", environments=None) == without
+    assert in_environment("development") == in_environment(None) == without
+    assert in_environment("development").revision == in_environment(None).revision == without.revision
+    assert len({in_environment(name).revision for name in ("production", "test", "development")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("environments", "message"),
+    [
+        pytest.param([], "spec.environments: must be an object", id="not-an-object"),
+        pytest.param(
+            {"prod": {}},
+            "spec.environments.prod: must be one of test, development, production",
+            id="unknown-environment",
+        ),
+        pytest.param({"test": None}, "spec.environments.test: must be an object", id="environment-of-another-type"),
+        pytest.param({"test": {"ALL": 3}}, "spec.environments.test.ALL: must be an object", id="step-of-another-type"),
+        pytest.param({"test": {"b": {}}}, "spec.environments.test.b: unknown step 'b'", id="unknown-step"),
+        pytest.param({"test": {"all": {}}}, "spec.environments.test.all: unknown step 'all'", id="all-is-in-capitals"),
+        pytest.param(
+            {"test": {"a": {"dependsOn": []}}},
+            "spec.environments.test.a.dependsOn: is not a known field",
+            id="what-no-environment-changes",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"handler": {"callable": "other"}}}},
+            "spec.environments.test.ALL.handler.callable: is not a known field",
+            id="nor-the-callable",
+        ),
+        pytest.param(
+            {"test": {"a": {"retry": {"maxAttempts": 0}}}},
+            "spec.environments.test.a.retry.maxAttempts: must be at least 1",
+            id="no-attempts",
+        ),
+        pytest.param(
+            {"test": {"a": {"timeoutSeconds": None}}},
+            "spec.environments.test.a.timeoutSeconds: must be a whole number",
+            id="null",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"handler": {"initialization": {"to": float("inf")}}}}},
+            "spec.environments.test.ALL.handler.initialization.to: is inf, which JSON does not have",
+            id="initialization-that-is-not-json",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"retry": {"baseMs": 30_001}}, "a": {"timeoutSeconds": 1}}},
+            "spec.environments.test.ALL.retry: makes maxMs 30000 less than baseMs 30001 for step 'a'",
+            id="base-over-the-steps-maximum",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"retry": {"baseMs": 50}}, "a": {"retry": {"maxMs": 49}}}},
+            "spec.environments.test.a.retry: makes maxMs 49 less than baseMs 50 for step 'a'",
+            id="maximum-under-the-base-of-all",
+        ),
+        pytest.param(
+            {"test": {"ALL": {"retry": {"maxMs": 2_000}}, "a": {"retry": {"baseMs": 2_001}}}},
+            "spec.environments.test.a.retry: makes maxMs 2000 less than baseMs 2001 for step 'a'",
+            id="base-over-the-maximum-of-all",
+        ),
+    ],
+)
+def test_environments_are_refused_with_the_place_and_the_reason_wherever_one_is(
+    environments: Any, message: str
+) -> None:
+    assert refusal({"steps": [step("a")], "environments": environments}) == message
+
+
+def test_what_is_wrong_of_all_may_be_put_right_for_each() -> None:
+    written = {"ALL": {"retry": {"baseMs": 60_000}}, "a": {"retry": {"maxMs": 90_000}}}
+    spec = parse_template_spec({"steps": [step("a")], "environments": {"test": written}}, environment="test")
+    assert (spec.steps[0].retry.base_ms, spec.steps[0].retry.max_ms) == (60_000, 90_000)
+
+
 def test_the_revision_is_the_same_for_the_same_content_however_it_is_written() -> None:
     plain = parse(step("a"), step("b", "a"))
     reordered = parse_template_spec(
@@ -304,7 +541,7 @@ def test_the_revision_is_the_same_for_the_same_content_however_it_is_written() -
     by_default = parse(step("a"), step("b", "a"), defaults={"timeoutSeconds": 300})
     assert len({plain.revision, reordered.revision, spelled_out.revision, by_default.revision}) == 1
     # Pinned, because it is stored: another value here makes every template of every installation a new revision.
-    assert plain.revision == "c74e460d3954ecfa"
+    assert plain.revision == "d7e6c60d1c9f0120"
 
 
 @pytest.mark.parametrize(
@@ -316,6 +553,8 @@ def test_the_revision_is_the_same_for_the_same_content_however_it_is_written() -
         pytest.param(parse(step("a", timeoutSeconds=301), step("b", "a")), id="a-timeout"),
         pytest.param(parse(step("a", retry={"maxAttempts": 4}), step("b", "a")), id="a-retry"),
         pytest.param(parse(step("b", "a"), step("a")), id="the-order-of-the-steps"),
+        pytest.param(parse(step("a", type="decision"), step("b", "a")), id="a-type"),
+        pytest.param(parse(step("a"), step("b", "a", when="true")), id="a-condition"),
     ],
 )
 def test_the_revision_changes_with_what_runs(changed: TemplateSpec) -> None:
@@ -323,7 +562,8 @@ def test_the_revision_changes_with_what_runs(changed: TemplateSpec) -> None:
 
 
 def test_the_revision_does_not_change_with_what_does_not_run() -> None:
-    assert parse(step("a"), description="new words", ttlSecondsAfterFinished=60).revision == parse(step("a")).revision
+    described = parse(step("a", description="old words"), description="new words", ttlSecondsAfterFinished=60)
+    assert described.revision == parse(step("a")).revision
 
 
 def test_a_template_of_10000_steps_is_parsed_in_under_a_second() -> None:

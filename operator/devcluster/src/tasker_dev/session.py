@@ -188,6 +188,7 @@ class DevSession:
         environment = {
             "DATABASE_URL": database_url,
             "KUBECONFIG": str(self.kubeconfig),
+            "TASKER_ENV": "development",
             "TASKER_HEALTH_HOST": "127.0.0.1",
             "TASKER_HEALTH_PORT": "0",
             "TASKER_LOG_FORMAT": "text",

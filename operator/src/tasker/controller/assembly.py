@@ -116,6 +116,7 @@ def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metri
         engine_templates=engine.templates,
         statuses=statuses,
         events=events,
+        environment=settings.environment,
     )
     templates = WorkQueue("TaskTemplate", template_reconciler.reconcile, concurrency=4, metrics=metrics)
     pools = WorkQueue(
@@ -135,6 +136,7 @@ def assemble(cluster: Cluster, engine: Engine, settings: OperatorSettings, metri
                 pull_policy=settings.worker_image_pull_policy,
                 pull_secrets=settings.worker_image_pull_secrets,
             ),
+            environment=settings.environment,
             worker_database_url=settings.worker_database_url,
         ).reconcile,
         concurrency=4,

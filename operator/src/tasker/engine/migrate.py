@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 FUNCTIONS = "functions"
 """The name under which the bundle of all functions is noted."""
 
-CONTRACT = 1
+CONTRACT = 2
 """What this release relies on, by the number that ``tasker.contract()`` tells of the functions in a database."""
 
 RELEASE = version("tasker")

@@ -28,6 +28,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tasker.errors import (
     ConfigurationError,
     IllegalTransition,
+    QueueNotFound,
     StoreError,
     StoreUnavailable,
     TemplateNotFound,
@@ -318,6 +319,8 @@ def _translate(error: psycopg.Error) -> Exception:
             return TemplateNotFound(message)
         case "TK002":
             return IllegalTransition(message)
+        case "TK010":
+            return QueueNotFound(message)
         case None if isinstance(error, psycopg.OperationalError):
             return StoreUnavailable(f"the database cannot be reached: {message}")
         case "57014":

@@ -151,6 +151,7 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
     state = TaskState(row["state"])
     remaining, active, running = row["remaining_steps"], row["active_steps"], row["running_steps"]
     retrying, failed, cancelled = row["retrying_steps"], row["failed_steps"], row["cancelled_steps"]
+    skipped, tolerated = row["skipped_steps"], row["tolerated_steps"]
     return TaskSummary(
         namespace=row["namespace"],
         task_uuid=row["task_uuid"],
@@ -170,8 +171,9 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
             ready=active - running,
             running=running,
             waiting=retrying,
-            complete=row["total_steps"] - remaining - cancelled,
-            failed=failed,
+            complete=row["total_steps"] - remaining - skipped - cancelled - tolerated,
+            failed=failed + tolerated,
+            skipped=skipped,
             cancelled=cancelled,
         ),
         failures=tuple(StepFailure(**failure) for failure in row["failures"]),

@@ -19,6 +19,8 @@ SCHEMA_BYTES = 65_536
 """A JSON Schema, as JSON text: it goes with every claim of its step, and what it asks of a value takes time."""
 JSON_DEPTH = 32
 """Nesting of contexts and results: bounds the recursion of every reader."""
+CONDITION_LENGTH = 4096
+"""Characters of a step's `when`: its parser bounds nesting by itself, and reads so much in some milliseconds."""
 NAME_LENGTH = 63
 """As a Kubernetes label value, so that names can be labels."""
 DEADLINE_SECONDS = 31_536_000

@@ -92,7 +92,10 @@ class SubmittedTask:
 
 @dataclass(frozen=True, kw_only=True)
 class StepCounts:
-    """How many steps of a run are where. `ready` waits for a worker, `waiting` for a retry."""
+    """How many steps of a run are where. `ready` waits for a worker, `waiting` for a retry.
+
+    `complete` counts those that a person resolved, too; `skipped` those that a condition or a decision left out.
+    """
 
     total: int
     pending: int
@@ -101,7 +104,13 @@ class StepCounts:
     waiting: int
     complete: int
     failed: int
+    skipped: int = 0
     cancelled: int
+
+    @property
+    def done(self) -> int:
+        """Steps that the run needs nothing more of."""
+        return self.complete + self.skipped
 
 
 @dataclass(frozen=True, kw_only=True)

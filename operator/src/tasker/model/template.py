@@ -10,23 +10,33 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, assert_never
 
 import semver
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from tasker.errors import InvalidTemplate
-from tasker.model import limits
+from tasker.model import batches, limits
+from tasker.model.batches import FailureStrategy
+from tasker.model.conditions import condition_fault
 from tasker.model.graph import find_cycle
 from tasker.model.retry import Backoff
 from tasker.model.schemas import SchemaEnforcement, check_schema
 from tasker.model.validation import first_fault
+from tasker.settings import ENVIRONMENTS
+
+EVERY_STEP = "ALL"
+"""In an environment, in place of a step's name; no step can be called so."""
 
 STEP_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 
 TimeoutSeconds = Annotated[int, Field(ge=1, le=604_800)]
 """Up to a week."""
+
+Description = Annotated[str, Field(max_length=4096)]
+"""Words for people; no part of the revision."""
 
 TtlSeconds = Annotated[int, Field(ge=0, le=2_147_483_647)]
 """How long a finished Task resource is kept."""
@@ -86,24 +96,67 @@ class DefaultsSpec(_Spec):
     handler: HandlerDefaultsSpec = HandlerDefaultsSpec()
 
 
+class OverrideSpec(DefaultsSpec):
+    """What one environment says of a step, or of every step. Only what was written counts."""
+
+
+class EnvironmentsSpec(RootModel[dict[str, dict[str, OverrideSpec]]]):
+    """By environment, and in it by step or `EVERY_STEP`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, json_schema_extra={"maxProperties": len(ENVIRONMENTS)})
+
+
+class StepType(StrEnum):
+    """How a step stands to branches: whether it chooses between them, and whether it runs when some were skipped."""
+
+    STANDARD = "standard"
+    """Runs when all that it depends on is complete; skipped when any of it was."""
+    DECISION = "decision"
+    """A standard step whose outcome names those of its direct dependents that run; the others are skipped."""
+    DEFERRED_CONVERGENCE = "deferred_convergence"
+    """Runs when each step that it depends on is complete or was skipped; skipped only when all were."""
+    BATCHABLE = "batchable"
+    """A standard step whose outcome divides the work: for each part there is a worker."""
+    BATCH_WORKER = "batch_worker"
+    """What each worker of the one batchable step does that it depends on. Complete when all of them have ended."""
+
+
+class BatchSpec(_Spec):
+    """How a batchable step's work is divided. Its handler keeps to it; the engine to `parallelism`, `failure_strategy`.
+
+    `worker_template` may be left out where just one batch_worker depends on the step. Without `parallelism` all workers
+    may run at once.
+    """
+
+    batch_size: Annotated[int, Field(ge=1, le=2_147_483_647)] = 1_000
+    parallelism: Annotated[int, Field(ge=1, le=batches.MAXIMUM)] | None = None
+    cursor_field: Annotated[str, Field(min_length=1, max_length=253)] = "id"
+    worker_template: Annotated[str, Field(min_length=1, max_length=limits.NAME_LENGTH)] | None = None
+    failure_strategy: Annotated[FailureStrategy, Field(strict=False)] = FailureStrategy.CONTINUE_ON_FAILURE
+
+
 class StepSpec(_Spec):
-    """One node of the graph."""
+    """One node of the graph. `when` is CEL over `CONDITION_VARIABLES`: where it is false the step is skipped."""
 
     name: Annotated[str, Field(min_length=1, max_length=limits.NAME_LENGTH)]
+    type: Annotated[StepType, Field(strict=False)] = StepType.STANDARD
+    description: Description = ""
     handler: HandlerSpec
     depends_on: tuple[str, ...] = Field(default=(), strict=False)
+    when: Annotated[str, Field(min_length=1, max_length=limits.CONDITION_LENGTH)] | None = None
     retry: RetrySpec = RetrySpec()
     timeout_seconds: TimeoutSeconds = 300
     schedule_timeout_seconds: TimeoutSeconds | None = None
     result_schema: dict[str, Any] | None = None
     """JSON Schema, Draft 2020-12, of the result that is recorded."""
+    batch: BatchSpec | None = None
 
 
 class TemplateSpec(_Spec):
     """A checked template: names are unique, what steps depend on exists, there is no cycle."""
 
     version: VersionText = "1.0.0"
-    description: Annotated[str, Field(max_length=4096)] = ""
+    description: Description = ""
     steps: tuple[StepSpec, ...] = Field(min_length=1, max_length=limits.STEPS_PER_TASK, strict=False)
     ttl_seconds_after_finished: TtlSeconds | None = None
     input_schema: dict[str, Any] | None = None
@@ -113,7 +166,10 @@ class TemplateSpec(_Spec):
     @cached_property
     def revision(self) -> str:
         """The content hash: the first 16 hexadecimal digits of SHA-256 over the canonical JSON of what runs."""
-        content = self.model_dump(mode="json", exclude={"description", "ttl_seconds_after_finished"})
+        content = self.model_dump(
+            mode="json",
+            exclude={"description": True, "ttl_seconds_after_finished": True, "steps": {"__all__": {"description"}}},
+        )
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -123,19 +179,37 @@ class TemplateSpec(_Spec):
         positions = {step.name: position for position, step in enumerate(self.steps)}
         return [[positions[name] for name in step.depends_on] for step in self.steps]
 
+    @cached_property
+    def worker_positions(self) -> dict[int, int]:
+        """For each batchable step, by position, the position of its batch_worker."""
+        return {
+            parent: position
+            for position, parents in enumerate(self.dependency_positions)
+            if self.steps[position].type is StepType.BATCH_WORKER
+            for parent in parents
+        }
 
-def parse_template_spec(spec: Mapping[str, Any]) -> TemplateSpec:
-    """Checks a TaskTemplate's ``spec`` (camelCase keys, as written) and returns it with ``defaults`` merged in.
 
-    Raises `InvalidTemplate` with the path and reason of the first fault.
+def parse_template_spec(spec: Mapping[str, Any], *, environment: str | None = None) -> TemplateSpec:
+    """Checks a TaskTemplate's ``spec`` (camelCase keys, as written) and returns it as it is run in `environment`.
+
+    ``defaults`` are merged under each step, and what ``environments`` say of this one over it; None is none of them.
+    Raises `InvalidTemplate` with the path and reason of the first fault, in whichever environment it is.
     """
     if not isinstance(spec, Mapping):
         raise InvalidTemplate("spec", "must be an object")
-    template = _validated(TemplateSpec, _with_defaults(spec), "spec")
+    written = dict(spec)
+    environments = _read_environments(written.pop("environments", None))
+    template = _validated(TemplateSpec, _with_defaults(written), "spec")
     _check_version(template)
     _check_steps(template)
     _check_schemas(template)
-    return template
+    chosen = template
+    for name, overrides in environments.items():
+        overridden = _in_environment(template, name, overrides)
+        if name == environment:
+            chosen = overridden
+    return chosen
 
 
 def _validated(model: type[_Model], written: object, path: str) -> _Model:
@@ -174,6 +248,55 @@ def _merge(into: dict[str, Any], key: str, shared: Mapping[str, Any]) -> None:
         into[key] = {**shared, **own}
 
 
+def _read_environments(written: object) -> Mapping[str, Mapping[str, OverrideSpec]]:
+    if written is None:
+        return {}
+    for name in written if isinstance(written, Mapping) else ():
+        if name not in ENVIRONMENTS:
+            raise InvalidTemplate(f"spec.environments.{name}", f"must be one of {', '.join(ENVIRONMENTS)}")
+    return _validated(EnvironmentsSpec, written, "spec.environments").root
+
+
+def _in_environment(template: TemplateSpec, environment: str, overrides: Mapping[str, OverrideSpec]) -> TemplateSpec:
+    """The template with what an environment says put over each step: first of every step, then of this one."""
+    names = {EVERY_STEP, *(step.name for step in template.steps)}
+    for name, override in overrides.items():
+        path = f"spec.environments.{environment}.{name}"
+        if name not in names:
+            raise InvalidTemplate(path, f"unknown step {name!r}")
+        fault = limits.json_fault(override.handler.initialization, f"{path}.handler.initialization")
+        if fault is not None:
+            raise InvalidTemplate(*fault)
+    steps = []
+    for step in template.steps:
+        overridden = step
+        for name in (EVERY_STEP, step.name):
+            overridden = _overridden(overridden, overrides[name]) if name in overrides else overridden
+        retry = overridden.retry
+        if retry.max_ms < retry.base_ms:
+            own = overrides.get(step.name, OverrideSpec()).retry.model_fields_set
+            name = EVERY_STEP if own.isdisjoint({"base_ms", "max_ms"}) else step.name
+            raise InvalidTemplate(
+                f"spec.environments.{environment}.{name}.retry",
+                f"makes maxMs {retry.max_ms} less than baseMs {retry.base_ms} for step {step.name!r}",
+            )
+        steps.append(overridden)
+    return template.model_copy(update={"steps": tuple(steps)})
+
+
+def _overridden(step: StepSpec, override: OverrideSpec) -> StepSpec:
+    initialization = {**step.handler.initialization, **override.handler.initialization}
+    return step.model_copy(
+        update={
+            "retry": step.retry.model_copy(update=override.retry.model_dump(exclude_unset=True)),
+            "handler": step.handler.model_copy(update={"initialization": initialization}),
+            "timeout_seconds": override.timeout_seconds
+            if "timeout_seconds" in override.model_fields_set
+            else step.timeout_seconds,
+        }
+    )
+
+
 def _check_version(template: TemplateSpec) -> None:
     if not semver.Version.is_valid(template.version):
         raise InvalidTemplate("spec.version", f"{template.version!r} is not a semantic version like 1.0.0")
@@ -208,12 +331,17 @@ def _check_steps(template: TemplateSpec) -> None:
         fault = limits.json_fault(step.handler.initialization, f"{path}.handler.initialization")
         for field in ("callable", "method", "resolver"):
             fault = fault or limits.json_fault(getattr(step.handler, field), f"{path}.handler.{field}")
+        for field in ("description", "when"):
+            fault = fault or limits.json_fault(getattr(step, field), f"{path}.{field}")
         if fault is not None:
             raise InvalidTemplate(*fault)
         if step.retry.max_ms < step.retry.base_ms:
             raise InvalidTemplate(
                 f"{path}.retry.maxMs", f"{step.retry.max_ms} is less than baseMs {step.retry.base_ms}"
             )
+        reason = None if step.when is None else condition_fault(step.when)
+        if reason is not None:
+            raise InvalidTemplate(f"{path}.when", reason)
     for position, step in enumerate(template.steps):
         named: set[str] = set()
         for place, name in enumerate(step.depends_on):
@@ -229,3 +357,61 @@ def _check_steps(template: TemplateSpec) -> None:
     if cycle is not None:
         names = " → ".join(template.steps[position].name for position in cycle)
         raise InvalidTemplate("spec.steps", f"dependencies form a cycle: {names}")
+    _check_types(template)
+
+
+def _check_types(template: TemplateSpec) -> None:
+    depended_on = {name for step in template.steps for name in step.depends_on}
+    for position, step in enumerate(template.steps):
+        match step.type:
+            case StepType.STANDARD:
+                pass
+            case StepType.DECISION:
+                if step.name not in depended_on:
+                    raise InvalidTemplate(
+                        f"spec.steps[{position}].type",
+                        f"a decision needs steps to choose from, and none depends on {step.name!r}",
+                    )
+            case StepType.DEFERRED_CONVERGENCE:
+                if not step.depends_on:
+                    raise InvalidTemplate(
+                        f"spec.steps[{position}].dependsOn", "must not be empty: a deferred_convergence joins branches"
+                    )
+            case StepType.BATCHABLE:
+                _check_batchable(template, position)
+            case StepType.BATCH_WORKER:
+                _check_batch_worker(template, position)
+            case _:
+                assert_never(step.type)
+        if step.batch is not None and step.type is not StepType.BATCHABLE:
+            raise InvalidTemplate(f"spec.steps[{position}].batch", f"is for batchable steps, and this is {step.type}")
+
+
+def _check_batchable(template: TemplateSpec, position: int) -> None:
+    name, path = template.steps[position].name, f"spec.steps[{position}]"
+    workers = [step.name for step in template.steps if step.type is StepType.BATCH_WORKER and name in step.depends_on]
+    if not workers:
+        raise InvalidTemplate(
+            f"{path}.type", f"a batchable step needs a batch_worker that depends on it: {name!r} has none"
+        )
+    if len(workers) > 1:
+        raise InvalidTemplate(
+            f"{path}.type", f"a batchable step has one batch_worker, and {', '.join(workers)} depend on {name!r}"
+        )
+    batch = template.steps[position].batch
+    if batch is not None and batch.worker_template not in (None, workers[0]):
+        raise InvalidTemplate(
+            f"{path}.batch.workerTemplate", f"{batch.worker_template!r} is not the batch_worker {workers[0]!r}"
+        )
+
+
+def _check_batch_worker(template: TemplateSpec, position: int) -> None:
+    step, path = template.steps[position], f"spec.steps[{position}]"
+    parents = [template.steps[parent] for parent in template.dependency_positions[position]]
+    if len(parents) != 1 or parents[0].type is not StepType.BATCHABLE:
+        raise InvalidTemplate(f"{path}.dependsOn", "a batch_worker depends on one step, which is batchable")
+    if len(step.name) > batches.NAME_LENGTH:
+        raise InvalidTemplate(
+            f"{path}.name",
+            f"has {len(step.name)} characters; a batch_worker has {batches.NAME_LENGTH} at most, for numbers follow",
+        )

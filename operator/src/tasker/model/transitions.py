@@ -33,7 +33,7 @@ class TaskState(StrEnum):
 
 
 class StepState(StrEnum):
-    """Where a step of a run is. The last three are final."""
+    """Where a step of a run is. The last four are final."""
 
     PENDING = "pending"
     ENQUEUED = "enqueued"
@@ -45,12 +45,13 @@ class StepState(StrEnum):
     COMPLETE = "complete"
     CANCELLED = "cancelled"
     RESOLVED_MANUALLY = "resolved_manually"
+    SKIPPED = "skipped"
 
 
 FINAL_TASK_STATES = frozenset({TaskState.COMPLETE, TaskState.ERROR, TaskState.CANCELLED, TaskState.RESOLVED_MANUALLY})
-FINAL_STEP_STATES = frozenset({StepState.COMPLETE, StepState.CANCELLED, StepState.RESOLVED_MANUALLY})
+FINAL_STEP_STATES = frozenset({StepState.COMPLETE, StepState.CANCELLED, StepState.RESOLVED_MANUALLY, StepState.SKIPPED})
 SATISFYING_STEP_STATES = frozenset({StepState.COMPLETE, StepState.RESOLVED_MANUALLY})
-"""A dependent may start once all it depends on are in one of these."""
+"""What a dependent needs: a standard step of all it depends on, a deferred convergence of one, once all have ended."""
 
 PASSING_TASK_STATES = frozenset(
     {
@@ -91,6 +92,13 @@ def _from_each(sources: Iterable[StrEnum], event: str, target: StrEnum) -> list[
 
 _OPEN_TASK_STATES = [state for state in TaskState if state not in FINAL_TASK_STATES]
 _OPEN_STEP_STATES = [state for state in StepState if state not in FINAL_STEP_STATES]
+_SKIPPABLE_STEP_STATES = [
+    StepState.PENDING,
+    StepState.ENQUEUED,
+    StepState.IN_PROGRESS,
+    StepState.WAITING_FOR_RETRY,
+    StepState.ERROR,
+]
 
 TASK_TRANSITIONS: frozenset[Transition] = frozenset(
     [
@@ -135,6 +143,7 @@ STEP_TRANSITIONS: frozenset[Transition] = frozenset(
         *_from_each(_OPEN_STEP_STATES, "cancel", StepState.CANCELLED),
         *_from_each(_OPEN_STEP_STATES, "resolve_manually", StepState.RESOLVED_MANUALLY),
         *_from_each(_OPEN_STEP_STATES, "complete_manually", StepState.COMPLETE),
+        *_from_each(_SKIPPABLE_STEP_STATES, "skip", StepState.SKIPPED),
     ]
 )
 
@@ -209,10 +218,14 @@ TASK_PASSAGES: tuple[Passage, ...] = (
     Passage("let_go", ()),
 )
 
+STEP_BEGINNINGS: tuple[Passage, ...] = (
+    _path("claimed", "enqueued", ("start", "in_progress")),
+    _path("handed_out", "pending", ("enqueue", "enqueued"), ("start", "in_progress")),
+)
+"""How an attempt may begin. While it lasts its lease tells of that, and then the passage that ends it does."""
+
 STEP_PASSAGES: tuple[Passage, ...] = (
     _path("queued", "pending", ("enqueue", "enqueued")),
-    _path("handed_out", "pending", ("enqueue", "enqueued"), ("start", "in_progress")),
-    _path("claimed", "enqueued", ("start", "in_progress")),
     _path("completed", "in_progress", ("submit_result", "enqueued_for_orchestration"), ("complete", "complete")),
     _path("refused", "in_progress", ("submit_result", "enqueued_for_orchestration"), ("fail", "error")),
     _path("released", "in_progress", ("released", "enqueued")),
@@ -229,6 +242,7 @@ STEP_PASSAGES: tuple[Passage, ...] = (
     *_each_alone("cancelled", STEP_TRANSITIONS, "cancel"),
     *_each_alone("resolved", STEP_TRANSITIONS, "resolve_manually"),
     *_each_alone("completed_by_hand", STEP_TRANSITIONS, "complete_manually"),
+    *_each_alone("skipped", STEP_TRANSITIONS, "skip"),
 )
-"""Every move is in at least one passage. The names are stored: one that a released schema has is never given another
-meaning."""
+"""Every move is in at least one passage, or in one of the beginnings. The names are stored: one that a released schema
+has is never given another meaning."""

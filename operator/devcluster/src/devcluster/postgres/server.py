@@ -107,9 +107,7 @@ class EmbeddedPostgres:
                 start_lock.lock("exclusive", _WAIT_SECONDS)
                 # When the supervisor has this one exclusively it is stopping the server: it will let go.
                 self._users.lock("shared", STOP_SECONDS + 10)
-                if self._is_supervised():
-                    self._join()
-                else:
+                if not (self._is_supervised() and self._join()):
                     self._reap()
                     self._launch(find_binaries(self._environment))
         except BaseException:
@@ -196,12 +194,15 @@ class EmbeddedPostgres:
             return {}
         return facts
 
-    def _join(self) -> None:
-        """Use the server that runs. It may be in the middle of a restart after a crash: wait for it."""
+    def _join(self) -> bool:
+        """Use the server that runs. It may be in the middle of a restart after a crash: wait for it.
+
+        False when it ended instead: it was being stopped, or another's start of it had failed.
+        """
         deadline = time.monotonic() + START_SECONDS
         while not ((facts := self._facts()) and is_ready(self._data, int(facts["server"]))):
             if not self._is_supervised():
-                raise EmbeddedError(f"the embedded PostgreSQL ended while it was being joined\n{self._log_tail()}")
+                return False
             if time.monotonic() > deadline:
                 raise EmbeddedError(
                     f"the embedded PostgreSQL was not ready in {START_SECONDS:.0f} s\n{self._log_tail()}"
@@ -219,6 +220,7 @@ class EmbeddedPostgres:
                 f"{', '.join(differing)}. End what uses it, or use another data folder"
             )
         self._socket_folder = Path(facts["socket_folder"])
+        return True
 
     def _launch(self, binaries: PostgresBinaries) -> None:
         """Run the supervisor and wait for its word. Needs start.lock and users.lock."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.console_blocks import Shell, difference, read_blocks, read_commands
+from support.waiting import PATIENCE
 
 README = Path(__file__).parents[3] / "README.md"
 SERVERS = ("python -m devcluster.apiserver ", "python -m devcluster.node ")
@@ -40,7 +41,7 @@ def servers() -> Iterator[list[subprocess.Popen[str]]]:
     yield started
     for process in reversed(started):
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=20 * PATIENCE)
         assert process.returncode == 0
 
 

@@ -18,9 +18,10 @@ import psycopg
 import pytest
 
 from devcluster.errors import EmbeddedError
+from devcluster.locks import FileLock
 from devcluster.postgres import EmbeddedPostgres, database_url, find_binaries
 from devcluster.postgres.supervisor import server_processes
-from support.waiting import eventually
+from support.waiting import PATIENCE, eventually
 
 FAST = {"fsync": "off", "max_connections": "30"}
 
@@ -71,7 +72,7 @@ def sharer(folder: Path) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> None:
     """Let a sharer leave, and wait for it."""
-    process.communicate(timeout=20)
+    process.communicate(timeout=20 * PATIENCE)
 
 
 def test_runs_queries_over_a_private_unix_socket_only(server: EmbeddedPostgres) -> None:
@@ -114,7 +115,7 @@ def test_server_ends_when_its_last_user_is_killed(cluster: Path) -> None:
     process = sharer(cluster)
     assert server_processes(cluster / "data")
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=10 * PATIENCE)
     eventually(lambda: not server_processes(cluster / "data"), what="the server ends")
 
 
@@ -122,7 +123,7 @@ def test_killed_sharer_does_not_disturb_the_others(server: EmbeddedPostgres) -> 
     began = one(server.url(), "select pg_postmaster_start_time()::text")
     process = sharer(server.data_folder)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=10 * PATIENCE)
     with EmbeddedPostgres(server.data_folder) as third:
         assert one(third.url(), "select pg_postmaster_start_time()::text") == began
     assert one(server.url(), "select pg_postmaster_start_time()::text") == began
@@ -199,6 +200,20 @@ def test_server_that_cannot_start_shows_the_end_of_its_log(cluster: Path) -> Non
         EmbeddedPostgres(cluster, {"work_mem": "plenty"}).start()
     assert str(cluster / "postgres.log") in str(refused.value)
     assert server_processes(cluster / "data") == []
+
+
+def test_one_that_ends_while_it_is_joined_is_started_anew(cluster: Path) -> None:
+    ending = FileLock(cluster / "supervisor.lock")
+    ending.lock("exclusive", 1.0)  # as a supervisor does that is on its way out
+
+    class Joining(EmbeddedPostgres):
+        def _join(self) -> bool:
+            ending.release()
+            return super()._join()
+
+    with Joining(cluster, FAST) as server:
+        assert not ending.is_open
+        assert one(server.url(), "select 1") == 1
 
 
 def test_data_of_another_major_version_is_refused_with_the_way_out(tmp_path: Path, cluster: Path) -> None:

@@ -184,10 +184,11 @@ def deployment(
     spec: WorkerPoolSpec,
     *,
     defaults: ImageDefaults,
+    environment: str,
     replicas: int | None,
     handlers_hash: str | None,
 ) -> Manifest:
-    """The workers. `replicas` None leaves the number to whoever owns it (an autoscaler)."""
+    """The workers, which are told `environment`. `replicas` None leaves the number to its owner (an autoscaler)."""
     body: dict[str, Any] = {
         "revisionHistoryLimit": 3,
         "selector": {"matchLabels": pool.selector},
@@ -198,7 +199,7 @@ def deployment(
                 "labels": pool.labels,
                 "annotations": _pod_annotations(handlers_hash),
             },
-            "spec": _pod_spec(pool, spec, defaults),
+            "spec": _pod_spec(pool, spec, defaults, environment),
         },
     }
     template = body["template"]
@@ -235,7 +236,7 @@ def _pod_annotations(handlers_hash: str | None) -> dict[str, str]:
     return annotations
 
 
-def _pod_spec(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults) -> dict[str, Any]:
+def _pod_spec(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults, environment: str) -> dict[str, Any]:
     body: dict[str, Any] = {
         "serviceAccountName": spec.service_account_name or pool.object_name,
         "automountServiceAccountToken": False,
@@ -248,7 +249,7 @@ def _pod_spec(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults)
             "fsGroup": WORKER_UID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(pool, spec, defaults)],
+        "containers": [_container(pool, spec, defaults, environment)],
         "volumes": _volumes(spec),
     }
     pull_secrets = [reference.name for reference in spec.image_pull_secrets]
@@ -264,11 +265,11 @@ def _pod_spec(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults)
     return body | {field: value for field, value in optional.items() if value}
 
 
-def _container(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults) -> dict[str, Any]:
+def _container(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults, environment: str) -> dict[str, Any]:
     body: dict[str, Any] = {
         "name": "worker",
         "image": spec.image or defaults.image,
-        "env": _environment(pool, spec),
+        "env": _variables(pool, spec, environment),
         "ports": [{"name": "http", "containerPort": HEALTH_PORT, "protocol": "TCP"}],
         "startupProbe": _probe("/health/live", period_seconds=1, failure_threshold=START_SECONDS),
         "livenessProbe": _probe("/health/live", period_seconds=10),
@@ -292,13 +293,14 @@ def _container(pool: PoolIdentity, spec: WorkerPoolSpec, defaults: ImageDefaults
     return body | {field: value for field, value in optional.items() if value}
 
 
-def _environment(pool: PoolIdentity, spec: WorkerPoolSpec) -> list[dict[str, Any]]:
+def _variables(pool: PoolIdentity, spec: WorkerPoolSpec, environment: str) -> list[dict[str, Any]]:
     own = spec.database.secret_ref if spec.database is not None else None
     secret_key = {"name": own.name, "key": own.key} if own else {"name": DATABASE_SECRET, "key": DATABASE_KEY}
     grace = max(1, spec.termination_grace_period_seconds - GRACE_MARGIN_SECONDS)
     ours: list[dict[str, Any]] = [
         {"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": secret_key}},
         {"name": "PORT", "value": str(HEALTH_PORT)},
+        {"name": "TASKER_ENV", "value": environment},
         {"name": "TASKER_NAMESPACE", "value": pool.namespace},
         {"name": "TASKER_POOL", "value": pool.name},
         {"name": "TASKER_SHUTDOWN_GRACE_SECONDS", "value": str(grace)},

@@ -61,6 +61,7 @@ class PoolReconciler:
         statuses: StatusWriter,
         events: EventRecorder,
         image_defaults: ImageDefaults,
+        environment: str,
         worker_database_url: str,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
@@ -75,6 +76,7 @@ class PoolReconciler:
         self._statuses = statuses
         self._events = events
         self._image_defaults = image_defaults
+        self._environment = environment
         self._worker_database_url = worker_database_url
         self._clock = clock
         self._now = now
@@ -151,7 +153,12 @@ class PoolReconciler:
         if replicas is None:
             replicas, version = await self._replicas_to_leave(pool, identity)
         manifest = manifests.deployment(
-            identity, pool.spec, defaults=self._image_defaults, replicas=replicas, handlers_hash=handlers_hash
+            identity,
+            pool.spec,
+            defaults=self._image_defaults,
+            environment=self._environment,
+            replicas=replicas,
+            handlers_hash=handlers_hash,
         )
         state.template_hash = manifests.template_hash(manifest)
         applied = await self._apply(state, DEPLOYMENT, manifest, version=version)

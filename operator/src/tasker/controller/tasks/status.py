@@ -55,7 +55,7 @@ def build_status(summary: TaskSummary, *, previous: TaskStatus, generation: int,
         "phase": phase,
         "taskUuid": str(summary.task_uuid),
         "revision": summary.revision,
-        "progress": f"{summary.counts.complete}/{summary.counts.total}",
+        "progress": f"{summary.counts.done}/{summary.counts.total}",
         "steps": _steps(summary.counts),
     }
     if summary.started_at is not None:
@@ -141,6 +141,7 @@ def _steps(counts: StepCounts) -> dict[str, int]:
         "waiting": counts.waiting,
         "complete": counts.complete,
         "failed": counts.failed,
+        "skipped": counts.skipped,
         "cancelled": counts.cancelled,
     }
 
@@ -160,7 +161,7 @@ def _conditions(summary: TaskSummary, phase: str) -> list[Condition]:
             return [accepted, *_settled("Cancelled", message, stalled=False, succeeded=False)]
         case _:
             reason = "Suspended" if summary.suspended else phase
-            message = f"{summary.counts.complete} of {summary.counts.total} steps are done."
+            message = f"{summary.counts.done} of {summary.counts.total} steps are done."
             return [
                 accepted,
                 Condition(type="Reconciling", status="True", reason=reason, message=message),

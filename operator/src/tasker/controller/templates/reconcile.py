@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from tasker.controller.kube.client import TASK_TEMPLATE, Manifest
@@ -63,6 +64,7 @@ class TemplateReconciler:
         engine_templates: Templates,
         statuses: StatusWriter,
         events: EventRecorder,
+        environment: str,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._templates = templates
@@ -71,6 +73,7 @@ class TemplateReconciler:
         self._engine_templates = engine_templates
         self._statuses = statuses
         self._events = events
+        self._environment = environment
         self._now = now
         self._registered: dict[ObjectKey, _Registered] = {}
 
@@ -103,8 +106,9 @@ class TemplateReconciler:
         known = self._registered.get(key)
         if known is not None and known.is_of(template) and template.is_ready:
             return known
+        parse = partial(template.parse_spec, environment=self._environment)
         # Schemas of a template may take seconds to check.
-        spec = await asyncio.to_thread(template.parse_spec) if template.has_schemas else template.parse_spec()
+        spec = await asyncio.to_thread(parse) if template.has_schemas else parse()
         registered = await self._engine_templates.register(key.namespace, key.name, spec)
         made = _Registered(
             uid=metadata.uid, generation=metadata.generation, revision=registered.revision, steps=len(spec.steps)

@@ -1,13 +1,13 @@
 -- The whole schema of the engine, as it is. `migrations/` builds the same step by step; a test holds the two equal.
 -- The functions that work on it are in `functions/`, one story a file.
 --
--- How it works, in one breath. A template revision is data: `templates`, its nodes in `template_steps`, its arrows in
--- `template_edges`. A run is one row in `tasks` and one row a step in `steps`. A step whose dependencies are all
+-- How it works, in one breath. A template revision is data: `templates`, its nodes in `definitions`, its arrows in
+-- `definition_edges`. A run is one row in `tasks` and one row a step in `steps`. A step whose dependencies are all
 -- satisfied gets a row in `ready_steps`, the queue. A worker takes it from there (`claim_steps`) under a lease with a
--- fence, and hands its outcome back (`settle_steps`); that call records the outcome, counts down the dependents, puts
--- those that became ready into the queue or straight into the caller's hands, and moves the task. Nobody else need be
--- alive for a run to go on. What only time can do (leases that ran out, retries that are due, deadlines) is done by
--- `sweep`, which any process may call as often as it likes.
+-- fence, and hands its outcome back (`settle_steps`); that call records the outcome, resolves the arrows that lead on,
+-- puts steps that became ready into the queue or straight into the caller's hands, skips those that are not to run, and
+-- moves the task. Nobody else need be alive for a run to go on. What only time can do (leases that ran out, retries that
+-- are due, deadlines) is done by `sweep`, which any process may call as often as it likes.
 --
 -- Hot and cold. `ready_steps`, `leases` and `workers` are small and change all the time: rows are narrow, rewritten in
 -- place where possible, and vacuumed early. `tasks` and `steps` change a few times a row; no index covers a column that
@@ -15,7 +15,16 @@
 -- and one day dropped by partition.
 --
 -- A step's id holds its task's: step_id = task_id * 2^20 + its place in the task. The steps of a task are one range of
--- the primary key, and no second index is needed. 2^20 is just above the limit of 1,000,000 steps a task.
+-- the primary key, and no second index is needed. 2^20 is just above the limit of 1,000,000 steps a task. A definition's
+-- id holds its template's in the same way, so that one column finds it.
+--
+-- An arrow of a run resolves once: it is satisfied when the step it comes from completes, and void when that is skipped, or
+-- is a decision that chose others. A step counts the arrows that are open and those that are void. When none is open, a
+-- standard step runs if none is void, a deferred convergence if not all are; else it is skipped, and its own are void.
+--
+-- A batchable step says how the work is divided. Its workers' node has no row of its own: each batch gets a row in
+-- `step_batches` and a range of places behind the nodes, one a worker, and an arrow from that node is resolved when the batch
+-- has nothing open any more.
 --
 -- Locks are taken in one order everywhere: worker, tasks by id, ready_steps, steps, leases. Whoever holds a task's row
 -- may change its steps; the one exception, a claim, holds the step's row of `ready_steps`, which nobody else then has.
@@ -40,13 +49,22 @@ create type tasker.task_event as enum (
 
 create type tasker.step_state as enum (
     'pending', 'enqueued', 'in_progress', 'enqueued_for_orchestration', 'enqueued_as_error_for_orchestration',
-    'waiting_for_retry', 'error', 'complete', 'cancelled', 'resolved_manually'
+    'waiting_for_retry', 'error', 'complete', 'cancelled', 'resolved_manually', 'skipped'
 );
 
 create type tasker.step_event as enum (
     'enqueue', 'start', 'submit_result', 'submit_error', 'lease_expired', 'released', 'complete', 'fail',
-    'wait_for_retry', 'retry', 'reset_for_retry', 'cancel', 'resolve_manually', 'complete_manually'
+    'wait_for_retry', 'retry', 'reset_for_retry', 'cancel', 'resolve_manually', 'complete_manually', 'skip'
 );
+
+create type tasker.step_type as enum ('standard', 'decision', 'deferred_convergence', 'batchable', 'batch_worker');
+
+-- What the failure of a batch's worker means once it has no attempt left.
+create type tasker.failure_strategy as enum ('continue_on_failure', 'isolate', 'fail_fast');
+
+-- When an arrow resolves: with its step; when a decision has chosen; never by itself (from a batchable to its workers'
+-- node); or, from a batchable to what comes after its workers, only when there are none.
+create type tasker.edge_kind as enum ('plain', 'choice', 'batch', 'without_batch');
 
 create type tasker.hold as enum ('resource', 'person');
 
@@ -67,7 +85,7 @@ create type tasker.task_passage as enum (
 );
 
 create type tasker.step_passage as enum (
-    'queued', 'handed_out', 'claimed', 'completed', 'refused', 'released', 'lost', 'failed_to_retry', 'failed',
+    'queued', 'completed', 'refused', 'released', 'lost', 'failed_to_retry', 'failed',
     'retried', 'reset', 'cancelled_enqueued', 'cancelled_enqueued_as_error_for_orchestration',
     'cancelled_enqueued_for_orchestration', 'cancelled_error', 'cancelled_in_progress', 'cancelled_pending',
     'cancelled_waiting_for_retry', 'resolved_enqueued', 'resolved_enqueued_as_error_for_orchestration',
@@ -75,15 +93,18 @@ create type tasker.step_passage as enum (
     'resolved_waiting_for_retry', 'completed_by_hand_enqueued',
     'completed_by_hand_enqueued_as_error_for_orchestration', 'completed_by_hand_enqueued_for_orchestration',
     'completed_by_hand_error', 'completed_by_hand_in_progress', 'completed_by_hand_pending',
-    'completed_by_hand_waiting_for_retry'
+    'completed_by_hand_waiting_for_retry', 'skipped_enqueued', 'skipped_error', 'skipped_in_progress', 'skipped_pending',
+    'skipped_waiting_for_retry'
 );
+
+-- How an attempt may begin: out of the queue, or straight from the call that made it ready.
+create type tasker.step_beginning as enum ('claimed', 'handed_out');
 
 -- From which state to which a row may therefore go.
 
 create function tasker.task_jump_is_legal(source tasker.task_state, target tasker.task_state)
-returns boolean language plpgsql immutable parallel safe as $$
-begin
-    return case source
+returns boolean language sql immutable parallel safe as $$
+    select case source
         when 'pending' then target in ('initializing', 'enqueuing_steps', 'steps_in_process', 'waiting_for_dependencies',
             'complete', 'error', 'cancelled', 'resolved_manually')
         when 'initializing' then target in ('enqueuing_steps', 'steps_in_process', 'waiting_for_dependencies',
@@ -103,26 +124,26 @@ begin
             'waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures', 'complete', 'cancelled',
             'resolved_manually')
         else false
-    end;
-end $$;
+    end
+$$;
 
 create function tasker.step_jump_is_legal(source tasker.step_state, target tasker.step_state)
-returns boolean language plpgsql immutable parallel safe as $$
-begin
-    return case source
-        when 'pending' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually')
-        when 'enqueued' then target in ('in_progress', 'complete', 'cancelled', 'resolved_manually')
+returns boolean language sql immutable parallel safe as $$
+    select case source
+        when 'pending' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually', 'skipped')
+        when 'enqueued' then target in ('in_progress', 'complete', 'cancelled', 'resolved_manually', 'skipped')
         when 'in_progress' then target in ('enqueued', 'enqueued_for_orchestration',
             'enqueued_as_error_for_orchestration', 'waiting_for_retry', 'error', 'complete', 'cancelled',
-            'resolved_manually')
+            'resolved_manually', 'skipped')
         when 'enqueued_for_orchestration' then target in ('error', 'complete', 'cancelled', 'resolved_manually')
         when 'enqueued_as_error_for_orchestration' then target in ('waiting_for_retry', 'error', 'complete', 'cancelled',
             'resolved_manually')
-        when 'waiting_for_retry' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually')
-        when 'error' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually')
+        when 'waiting_for_retry' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually',
+            'skipped')
+        when 'error' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually', 'skipped')
         else false
-    end;
-end $$;
+    end
+$$;
 
 create function tasker.refuse_move() returns trigger language plpgsql as $$
 begin
@@ -152,27 +173,48 @@ create table tasker.templates (
     version text not null,
     revision text not null,
     spec json not null,
+    -- Of nodes, and of those among them that have no step of their own.
     step_count integer not null check (step_count > 0),
+    batch_worker_count integer not null default 0 check (batch_worker_count >= 0),
     created_at timestamptz not null default clock_timestamp(),
     -- The newest activation of a name is what a new task gets; going back to an older text activates its revision anew.
     activated_at timestamptz not null default clock_timestamp(),
-    unique (namespace, name, revision)
+    unique (namespace, name, revision),
+    constraint templates_with_a_step_to_begin_with check (batch_worker_count < step_count)
 );
 create index templates_by_activation on tasker.templates (namespace, name, activated_at desc);
 comment on table tasker.templates is 'Template revisions. A revision never changes.';
 
-create table tasker.template_steps (
+create function tasker.first_definition_id(template_id bigint) returns bigint language sql immutable parallel safe as $$
+    select template_id << 20
+$$;
+
+create table tasker.definitions (
+    definition_id bigint primary key,
     template_id bigint not null references tasker.templates on delete cascade,
-    position integer not null check (position >= 0),
+    -- The place of its step in a run.
+    position integer not null check (position between 0 and 1048575),
     name text not null check (length(name) between 1 and 63),
+    type tasker.step_type not null,
     callable text not null,
     method text not null,
     resolver text,
     configuration json not null,
+    -- CEL over context and results; false: the step is skipped. The worker evaluates it.
+    condition text,
+    -- JSON Schema of the result. The worker checks it.
+    result_schema json,
     dependency_count integer not null check (dependency_count >= 0),
     is_leaf boolean not null,
     -- Steps whose results a claim carries: all ancestors when they are few, else the direct parents.
     result_positions integer[] not null,
+    -- Nodes of batch workers among these; null when there are none.
+    batch_positions integer[],
+    -- Of a batchable step: what its handler is told, and what the engine keeps to.
+    batch json,
+    worker_position integer,
+    parallelism integer check (parallelism > 0),
+    failure_strategy tasker.failure_strategy,
     max_attempts integer not null check (max_attempts between 1 and 100),
     backoff tasker.backoff not null,
     base_ms integer not null check (base_ms >= 0),
@@ -180,18 +222,18 @@ create table tasker.template_steps (
     jitter double precision not null check (jitter between 0 and 1),
     timeout_ms integer not null check (timeout_ms > 0),
     schedule_timeout_ms integer check (schedule_timeout_ms > 0),
-    primary key (template_id, position),
-    -- With the name first: an index that began with the template too would be taken for looking a step up by its
-    -- position, and all of the template's steps read, when the statistics only know small templates.
-    unique (name, template_id)
+    unique (template_id, name),
+    constraint definitions_tell_their_template
+        check (definition_id = tasker.first_definition_id(template_id) + position)
 );
-comment on column tasker.template_steps.max_attempts is '1 for a step that is not retryable.';
+comment on table tasker.definitions is 'The nodes of template revisions.';
+comment on column tasker.definitions.max_attempts is '1 for a step that is not retryable.';
 
-create table tasker.template_edges (
-    template_id bigint not null references tasker.templates on delete cascade,
-    from_position integer not null,
-    to_position integer not null,
-    primary key (template_id, from_position, to_position)
+create table tasker.definition_edges (
+    from_definition_id bigint not null references tasker.definitions on delete cascade,
+    to_definition_id bigint not null,
+    kind tasker.edge_kind not null,
+    primary key (from_definition_id, to_definition_id, kind)
 );
 
 create sequence tasker.task_ids;
@@ -213,6 +255,11 @@ create table tasker.tasks (
     retrying_steps integer not null default 0 check (retrying_steps >= 0),
     failed_steps integer not null default 0 check (failed_steps >= 0),
     cancelled_steps integer not null default 0 check (cancelled_steps >= 0),
+    skipped_steps integer not null default 0 check (skipped_steps >= 0),
+    -- Batch workers that failed for good where that is put up with: they do not remain.
+    tolerated_steps integer not null default 0 check (tolerated_steps >= 0),
+    -- Where the next batch's workers go.
+    next_place integer not null,
     context json not null default '{}' check (json_typeof(context) = 'object'),
     error jsonb,
     correlation_id text not null,
@@ -236,39 +283,47 @@ create table tasker.tasks (
 ) with (fillfactor = 70);
 create index tasks_open on tasker.tasks (namespace, task_id) where completed_at is null;
 create index tasks_by_template on tasker.tasks (template_id);
-create trigger tasks_refuse_move before update on tasker.tasks for each row
+create trigger tasks_refuse_move after update on tasker.tasks for each row
     when (old.state <> new.state and not tasker.task_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a task');
-create trigger tasks_refuse_start before insert on tasker.tasks for each row
+create trigger tasks_refuse_start after insert on tasker.tasks for each row
     when (new.state <> 'pending' and not tasker.task_jump_is_legal('pending', new.state))
     execute function tasker.refuse_move('a task');
 
 create table tasker.steps (
     step_id bigint primary key,
-    template_id bigint not null,
-    template_position integer not null,
-    state tasker.step_state not null default 'pending',
-    unmet_dependencies integer not null check (unmet_dependencies >= 0),
-    attempts integer not null default 0 check (attempts between 0 and 100),
+    definition_id bigint not null,
     step_uuid uuid not null default gen_random_uuid(),
+    -- Those of the definition, and what people gave it beside.
+    attempts_allowed smallint not null check (attempts_allowed > 0),
+    attempts smallint not null default 0,
+    state tasker.step_state not null default 'pending',
+    -- Arrows to it that have not resolved, and those that are void.
+    open_edges integer not null check (open_edges >= 0),
+    void_edges integer not null default 0 check (void_edges >= 0),
     enqueued_at timestamptz,
     started_at timestamptz,
     completed_at timestamptz,
     next_attempt_at timestamptz,
+    -- Of the last outcome that a worker handed in: said again, it is known and not stale.
+    settled_fence bigint,
+    result_bytes integer,
     inputs json,
     result json,
     metadata json,
-    error jsonb,
+    error json,
+    checkpoint json,
+    constraint steps_attempts_check check (attempts between 0 and attempts_allowed),
     constraint steps_end_with_a_time
-        check ((completed_at is not null) = (state in ('complete', 'cancelled', 'resolved_manually'))),
+        check ((completed_at is not null) = (state in ('complete', 'cancelled', 'resolved_manually', 'skipped'))),
     constraint steps_wait_for_dependencies
-        check (unmet_dependencies = 0 or state in ('pending', 'cancelled', 'resolved_manually', 'complete')),
+        check (open_edges = 0 or state in ('pending', 'cancelled', 'resolved_manually', 'complete', 'skipped')),
     constraint steps_retry_at_a_time check ((next_attempt_at is not null) = (state = 'waiting_for_retry'))
 ) with (fillfactor = 60);
-create trigger steps_refuse_move before update on tasker.steps for each row
+create trigger steps_refuse_move after update on tasker.steps for each row
     when (old.state <> new.state and not tasker.step_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a step');
-create trigger steps_refuse_start before insert on tasker.steps for each row
+create trigger steps_refuse_start after insert on tasker.steps for each row
     when (new.state <> 'pending' and not tasker.step_jump_is_legal('pending', new.state))
     execute function tasker.refuse_move('a step');
 
@@ -280,16 +335,46 @@ create function tasker.task_of_step(step_id bigint) returns bigint language sql 
     select step_id >> 20
 $$;
 
+create function tasker.place_of(id bigint) returns integer language sql immutable parallel safe as $$
+    select (id & 1048575)::integer
+$$;
+
+create table tasker.step_batches (
+    task_id bigint not null,
+    first_place integer not null,
+    size integer not null check (size > 0),
+    batchable_step_id bigint not null,
+    -- Of the workers.
+    definition_id bigint not null,
+    strategy tasker.failure_strategy not null,
+    -- It stands for no work at all.
+    is_no_op boolean not null,
+    parallelism integer not null check (parallelism > 0),
+    -- The first that was never in the queue.
+    next_place integer not null check (next_place between first_place and first_place + size),
+    at_once integer not null check (at_once between 0 and parallelism),
+    -- Retries whose time has come and that wait for a place.
+    due integer not null default 0 check (due >= 0),
+    open integer not null check (open between 0 and size),
+    failed integer not null default 0 check (failed between 0 and size),
+    primary key (task_id, first_place)
+) with (fillfactor = 70);
+comment on table tasker.step_batches is
+    'The workers of a batchable step: a range of places. at_once are queued or held, open neither done nor failed for good.';
+
 create view tasker.step_edges as
-    select t.task_id, (t.task_id << 20) + e.from_position as from_step_id, (t.task_id << 20) + e.to_position as to_step_id
-    from tasker.tasks t join tasker.template_edges e using (template_id);
+    select t.task_id, tasker.first_step_id(t.task_id) + tasker.place_of(e.from_definition_id) as from_step_id,
+        tasker.first_step_id(t.task_id) + tasker.place_of(e.to_definition_id) as to_step_id
+    from tasker.tasks t
+    join tasker.definition_edges e on e.from_definition_id >= tasker.first_definition_id(t.template_id)
+        and e.from_definition_id < tasker.first_definition_id(t.template_id + 1)
+    where e.kind in ('plain', 'choice', 'batch');
 comment on view tasker.step_edges is 'The arrows of every run: those of its template.';
 
 create table tasker.ready_steps (
     step_id bigint primary key,
     namespace text not null,
     callable text not null,
-    priority smallint not null,
     ready_at timestamptz not null,
     -- When the run was created, moved by priority: one point is worth six seconds, so that nothing waits for ever. The same
     -- for all steps of a run: runs that began earlier end earlier.
@@ -298,14 +383,20 @@ create table tasker.ready_steps (
 create index ready_steps_in_order on tasker.ready_steps (namespace, callable, order_at, step_id);
 comment on table tasker.ready_steps is 'The queue: a row lives from ready to claim.';
 
+create sequence tasker.step_log_ids;
+
 create table tasker.leases (
     step_id bigint primary key,
     worker_id bigint not null,
-    attempt integer not null,
     -- New at each claim, drawn at random.
     fence bigint not null,
+    -- Of the row that the end of the attempt writes.
+    log_id bigint not null default nextval('tasker.step_log_ids'),
     started_at timestamptz not null,
-    timeout_at timestamptz not null
+    timeout_at timestamptz not null,
+    attempt smallint not null,
+    beginning tasker.step_beginning not null,
+    actor_id integer not null
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
 create index leases_by_worker on tasker.leases (worker_id);
 comment on table tasker.leases is 'A row lives from claim to settle; it is current as long as it is here.';
@@ -313,6 +404,7 @@ comment on table tasker.leases is 'A row lives from claim to settle; it is curre
 create table tasker.workers (
     worker_id bigint generated always as identity primary key,
     name text not null check (length(name) between 1 and 128),
+    actor_id integer not null,
     namespace text not null,
     pool text not null,
     slots integer not null check (slots > 0),
@@ -342,9 +434,7 @@ create table tasker.timers (
     due_at timestamptz not null,
     kind text not null check (kind in ('retry', 'deadline', 'schedule_timeout')),
     task_id bigint not null,
-    step_id bigint,
-    -- The step's attempt count when the timer was set: an older timer says nothing about a newer attempt.
-    attempts integer
+    step_id bigint
 );
 create index timers_by_time on tasker.timers (kind, due_at);
 create index timers_by_task on tasker.timers (task_id);
@@ -399,16 +489,19 @@ create index task_log_by_task on tasker.task_log (task_id, log_id);
 create index task_log_by_transaction on tasker.task_log (transaction_id, task_id);
 create table tasker.task_log_default partition of tasker.task_log default;
 
-create sequence tasker.step_log_ids;
 create table tasker.step_log (
     log_id bigint not null default nextval('tasker.step_log_ids'),
     step_id bigint not null,
     at timestamptz not null,
     passage tasker.step_passage not null,
     actor_id integer not null,
-    -- The attempt that began or ended; null where none did.
-    attempt integer,
-    metadata jsonb
+    -- Of the attempt that it ends; null where it ends none.
+    attempt smallint,
+    beginning tasker.step_beginning,
+    -- Null when it was the one who ended it.
+    began_by integer,
+    began_at timestamptz,
+    metadata json
 ) partition by range (at);
 create index step_log_by_step on tasker.step_log (step_id, log_id);
 create table tasker.step_log_default partition of tasker.step_log default;
@@ -422,9 +515,25 @@ create trigger task_log_append_only before update or delete on tasker.task_log
 create trigger step_log_append_only before update or delete on tasker.step_log
     for each row execute function tasker.refuse_change();
 
+-- What the functions hand to each other. An outcome that was recorded:
+create type tasker.settlement as (
+    step_id bigint,
+    fence bigint,
+    definition_id bigint,
+    attempt integer,
+    outcome text,
+    state tasker.step_state,
+    retry_at timestamptz,
+    is_tolerated boolean,           -- a batch's worker that failed for good, and the batch puts up with it
+    chosen integer[]                -- of a decision: places of the steps that are to run
+);
+
+-- How many steps of a run were cancelled with their batch, and what these were.
+create type tasker.cancellation as (task_id bigint, every integer, active integer, retrying integer);
+
 -- What claim_steps and settle_steps answer with; a column that a kind of row does not have is null.
 create type tasker.worker_row as (
-    kind text,                      -- settled, stale, claim, summary
+    kind text,                      -- stale, claim, summary
     step_id bigint,
     fence bigint,
     task_uuid uuid,
@@ -433,6 +542,7 @@ create type tasker.worker_row as (
     template_name text,
     template_version text,
     step_name text,
+    step_type tasker.step_type,
     callable text,
     method text,
     resolver text,
@@ -446,6 +556,47 @@ create type tasker.worker_row as (
     inputs json,
     context json,
     dependency_results json,
+    results_left text[],            -- steps whose results did not fit: read_results has them
+    condition text,
+    result_schema json,
+    dependents text[],              -- what a decision may choose
+    batch json,                     -- how a batchable step is to divide
+    checkpoint json,                -- what an earlier attempt has saved
     ready_left integer,             -- summary: became ready and was not handed to the caller
     tasks_finished integer          -- summary: reached a final state in this call
 );
+
+-- Messages: queues of JSON for whoever wants to tell somebody something. `functions/65_messages.sql` works on them, and
+-- is their only writer. Steps do not travel here but in ready_steps.
+
+create table tasker.message_queues (
+    queue_id bigint generated always as identity primary key,
+    namespace text not null check (namespace ~ '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$' and length(namespace) <= 63),
+    name text not null check (name ~ '^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$' and length(name) <= 63),
+    created_at timestamptz not null,
+    unique (namespace, name)
+);
+
+create sequence tasker.message_ids;
+
+create table tasker.messages (
+    message_id bigint primary key,
+    queue_id bigint not null,
+    -- Until then nobody receives it: it is delayed, or in somebody's hands.
+    visible_at timestamptz not null,
+    read_count integer not null default 0 check (read_count >= 0),
+    -- Whose hands: new at each reading, drawn at random; null while in nobody's.
+    receipt uuid,
+    enqueued_at timestamptz not null,
+    -- Of the text in UTF-8, so that a reader's budget is counted without reading the text.
+    body_bytes integer not null check (body_bytes <= 1048576),
+    body json not null,
+    -- Of a message that was given up: the queue it came from, why, and after how many readings.
+    dead_from text,
+    dead_reason text check (length(dead_reason) <= 1024),
+    dead_reads integer,
+    constraint messages_are_dead_or_not
+        check ((dead_from is null) = (dead_reason is null) and (dead_from is null) = (dead_reads is null))
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+create index messages_in_order on tasker.messages (queue_id, visible_at, message_id);
+comment on table tasker.messages is 'A row lives from send to acknowledgement.';

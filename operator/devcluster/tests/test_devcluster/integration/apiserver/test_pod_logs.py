@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.apiserver import Api, Kubectl, RunningApiServer
+from support.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_following_ends_with_the_pod(api: Api, kubectl: Kubectl, namespace: str,
             file.write("two\n")
         assert following.stdout.readline() == "two\n"
         api.merge(f"/api/v1/namespaces/{namespace}/pods/a/status", {"status": {"phase": "Succeeded"}})
-        assert following.wait(timeout=10) == 0
+        assert following.wait(timeout=10 * PATIENCE) == 0
 
 
 def test_a_reader_that_goes_away_does_no_harm(api: Api, kubectl: Kubectl, log: Path) -> None:

@@ -48,6 +48,7 @@ class TaskStepCounts(ResourcePart):
     waiting: int | None = None
     complete: int | None = None
     failed: int | None = None
+    skipped: int | None = None
     cancelled: int | None = None
 
 

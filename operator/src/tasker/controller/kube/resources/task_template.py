@@ -43,9 +43,12 @@ class TaskTemplate(KubernetesObject):
     spec: TemplateOutline
     status: TaskTemplateStatus = TaskTemplateStatus()
 
-    def parse_spec(self) -> TemplateSpec:
-        """The whole spec, checked. Raises `InvalidTemplate` with the path and reason of the first fault."""
-        return parse_template_spec(self.manifest["spec"])
+    def parse_spec(self, *, environment: str) -> TemplateSpec:
+        """The whole spec, checked, as it is run in `environment`.
+
+        Raises `InvalidTemplate` with the path and reason of the first fault.
+        """
+        return parse_template_spec(self.manifest["spec"], environment=environment)
 
     @property
     def has_schemas(self) -> bool:

@@ -62,19 +62,9 @@ create or replace view tasker.task_hops as select * from (values
     ('resolved_waiting_for_retry', 1, 'waiting_for_retry', 'manual_resolution', 'resolved_manually')
 ) as hop(passage, place, from_state, event, to_state);
 
-create or replace view tasker.task_transitions as
-    select log.log_id * 8 + hop.place as transition_id, log.task_id, hop.from_state, hop.event, hop.to_state,
-        actor.name as actor, log.at, log.metadata, log.transaction_id
-    from tasker.task_log log
-    join tasker.task_hops hop on hop.passage = log.passage
-    left join tasker.actors actor on actor.actor_id = log.actor_id;
-
 create or replace view tasker.step_hops as select * from (values
     ('queued'::tasker.step_passage, 1, 'pending'::tasker.step_state,
         'enqueue'::tasker.step_event, 'enqueued'::tasker.step_state),
-    ('handed_out', 1, 'pending', 'enqueue', 'enqueued'),
-    ('handed_out', 2, 'enqueued', 'start', 'in_progress'),
-    ('claimed', 1, 'enqueued', 'start', 'in_progress'),
     ('completed', 1, 'in_progress', 'submit_result', 'enqueued_for_orchestration'),
     ('completed', 2, 'enqueued_for_orchestration', 'complete', 'complete'),
     ('refused', 1, 'in_progress', 'submit_result', 'enqueued_for_orchestration'),
@@ -107,12 +97,43 @@ create or replace view tasker.step_hops as select * from (values
     ('completed_by_hand_error', 1, 'error', 'complete_manually', 'complete'),
     ('completed_by_hand_in_progress', 1, 'in_progress', 'complete_manually', 'complete'),
     ('completed_by_hand_pending', 1, 'pending', 'complete_manually', 'complete'),
-    ('completed_by_hand_waiting_for_retry', 1, 'waiting_for_retry', 'complete_manually', 'complete')
+    ('completed_by_hand_waiting_for_retry', 1, 'waiting_for_retry', 'complete_manually', 'complete'),
+    ('skipped_enqueued', 1, 'enqueued', 'skip', 'skipped'),
+    ('skipped_error', 1, 'error', 'skip', 'skipped'),
+    ('skipped_in_progress', 1, 'in_progress', 'skip', 'skipped'),
+    ('skipped_pending', 1, 'pending', 'skip', 'skipped'),
+    ('skipped_waiting_for_retry', 1, 'waiting_for_retry', 'skip', 'skipped')
 ) as hop(passage, place, from_state, event, to_state);
 
+create or replace view tasker.step_beginning_hops as select * from (values
+    ('claimed'::tasker.step_beginning, 1, 'enqueued'::tasker.step_state,
+        'start'::tasker.step_event, 'in_progress'::tasker.step_state),
+    ('handed_out', 1, 'pending', 'enqueue', 'enqueued'),
+    ('handed_out', 2, 'enqueued', 'start', 'in_progress')
+) as hop(passage, place, from_state, event, to_state);
+
+create or replace view tasker.task_transitions as
+    select log.log_id * 8 + hop.place as transition_id, log.task_id, hop.from_state, hop.event, hop.to_state,
+        actor.name as actor, log.at, log.metadata, log.transaction_id
+    from tasker.task_log log
+    join tasker.task_hops hop on hop.passage = log.passage
+    left join tasker.actors actor on actor.actor_id = log.actor_id;
+
+-- An attempt's beginning is told by the passage that ends it, and by its lease until then.
 create or replace view tasker.step_transitions as
-    select log.log_id * 8 + hop.place as transition_id, log.step_id, hop.from_state, hop.event, hop.to_state,
+    select log.log_id * 8 + 2 + hop.place as transition_id, log.step_id, hop.from_state, hop.event, hop.to_state,
         actor.name as actor, log.at, log.metadata, log.attempt
     from tasker.step_log log
     join tasker.step_hops hop on hop.passage = log.passage
-    left join tasker.actors actor on actor.actor_id = log.actor_id;
+    left join tasker.actors actor on actor.actor_id = log.actor_id
+    union all
+    select began.log_id * 8 + hop.place, began.step_id, hop.from_state, hop.event, hop.to_state, actor.name, began.at,
+        null, began.attempt
+    from (
+        select log_id, step_id, beginning, began_at, coalesce(began_by, actor_id), attempt
+        from tasker.step_log where beginning is not null
+        union all
+        select log_id, step_id, beginning, started_at, actor_id, attempt from tasker.leases
+    ) as began(log_id, step_id, beginning, at, actor_id, attempt)
+    join tasker.step_beginning_hops hop on hop.passage = began.beginning
+    left join tasker.actors actor on actor.actor_id = began.actor_id;

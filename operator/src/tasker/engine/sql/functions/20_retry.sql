@@ -19,3 +19,13 @@ create or replace function tasker.retry_delay(
             end) * (1 - p_jitter + 2 * p_jitter * random())
     end * interval '1 millisecond'
 $$;
+
+-- How long a step waits that failed for the n-th time.
+create or replace function tasker.step_retry_delay(p_definition_id bigint, p_failures integer, p_retry_after_ms bigint)
+returns interval language plpgsql volatile as $$
+begin
+    return (
+        select tasker.retry_delay(d.backoff, d.base_ms, d.max_ms, d.jitter, p_failures, p_retry_after_ms)
+        from tasker.definitions d where d.definition_id = p_definition_id
+    );
+end $$;

@@ -4,13 +4,14 @@ create or replace function tasker.register_worker(
     p_namespace text, p_worker text, p_pool text, p_slots integer, p_version text, p_callables text[],
     p_lease_seconds double precision, p_template_hash text default ''
 ) returns void language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s'
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_now timestamptz := tasker.now();
 begin
-    perform tasker.actor_id(p_worker);
-    insert into tasker.workers (name, namespace, pool, slots, version, callables, lease_seconds, lease_until, registered_at)
-    values (p_worker, p_namespace, p_pool, p_slots, p_version, p_callables, p_lease_seconds,
+    insert into tasker.workers (name, actor_id, namespace, pool, slots, version, callables, lease_seconds, lease_until,
+        registered_at)
+    values (p_worker, tasker.actor_id(p_worker), p_namespace, p_pool, p_slots, p_version, p_callables, p_lease_seconds,
         v_now + p_lease_seconds * interval '1 second', v_now)
     on conflict (namespace, name) do update set
         pool = excluded.pool, slots = excluded.slots, version = excluded.version,
@@ -21,7 +22,8 @@ end $$;
 -- A process that begins under a name holds nothing yet: what an earlier one of that name (a container started anew in its
 -- pod) has left expires at once. Called before the first register. Returns how many steps that were.
 create or replace function tasker.expire_predecessor(p_namespace text, p_worker text) returns integer language plpgsql
-set enable_seqscan = off set lock_timeout = '2s' as $$
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s'
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_worker_id bigint;
     v_step_ids bigint[];
@@ -41,7 +43,7 @@ create or replace function tasker.unhandled_callables(p_namespace text, p_worker
         select distinct on (t.name) t.template_id from tasker.templates t
         where t.namespace = w.namespace order by t.name, t.activated_at desc
     ) as newest on true
-    join tasker.template_steps d on d.template_id = newest.template_id
+    join tasker.definitions d on d.template_id = newest.template_id
     where w.namespace = p_namespace and w.name = p_worker and d.callable <> all (w.callables)
     order by 1
 $$;
@@ -60,7 +62,8 @@ create or replace function tasker.renew_worker(
     known boolean, draining boolean, lost_fences bigint[], unknown_step_ids bigint[], unknown_fences bigint[],
     renewed_at timestamptz
 ) language plpgsql
-set enable_seqscan = off set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s' as $$
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s'
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_now timestamptz := tasker.now();
     v_worker tasker.workers;
@@ -85,7 +88,9 @@ begin
 end $$;
 
 -- Marks a worker as draining: it gets no new step. False when there is no such worker.
-create or replace function tasker.drain_worker(p_namespace text, p_worker text) returns boolean language plpgsql as $$
+create or replace function tasker.drain_worker(p_namespace text, p_worker text) returns boolean language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     -- The lock that a claim under way keeps off; the update alone would pass it by.
     perform from tasker.workers where namespace = p_namespace and name = p_worker for update;
@@ -97,7 +102,8 @@ end $$;
 -- row to its end, so one that is seen idle here stays idle. One whose row is held is not idle, and is not waited for:
 -- the others, whose rows are held here by then, could not renew.
 create or replace function tasker.drain_idle_workers(p_namespace text, p_names text[]) returns setof text language plpgsql
-set enable_seqscan = off as $$
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_ids bigint[];
 begin
@@ -112,7 +118,9 @@ begin
 end $$;
 
 -- Takes the mark back, for workers that are wanted after all.
-create or replace function tasker.undrain_workers(p_namespace text, p_names text[]) returns setof text language plpgsql as $$
+create or replace function tasker.undrain_workers(p_namespace text, p_names text[]) returns setof text language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_ids bigint[];
 begin
@@ -126,7 +134,8 @@ end $$;
 
 -- Ends a worker that leaves by itself: what it still holds is released unharmed. Returns how many steps that were.
 create or replace function tasker.deregister_worker(p_namespace text, p_worker text) returns integer language plpgsql
-set enable_seqscan = off set lock_timeout = '2s' as $$
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s'
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_worker_id bigint;
     v_step_ids bigint[];
@@ -140,10 +149,9 @@ begin
     select array_agg(step_id), array_agg(fence) into v_step_ids, v_fences
     from tasker.leases where worker_id = v_worker_id;
     if v_step_ids is not null then
-        select count(*) into v_released from tasker.apply_outcomes(p_worker, v_step_ids, v_fences,
-            array_fill('release'::text, array[cardinality(v_step_ids)]),
-            array_fill(null::json, array[cardinality(v_step_ids)]))
-        where kind = 'settled';
+        select cardinality(v_step_ids) - count(*) filter (where kind = 'stale') into v_released
+        from tasker.apply_outcomes(tasker.actor_id(p_worker), v_step_ids, v_fences,
+            array_fill('release'::text, array[cardinality(v_step_ids)]));
     end if;
     delete from tasker.workers where worker_id = v_worker_id;
     return v_released;
@@ -154,29 +162,30 @@ create or replace function tasker.expire_leases(
     p_actor text, p_step_ids bigint[], p_fences bigint[], p_reason text, p_error_type text default 'worker_crash_loop'
 ) returns integer language plpgsql as $$
 declare
-    v_payloads json[];
-    v_expired integer;
+    v_count integer := cardinality(p_step_ids);
+    v_messages text[];
+    v_stale integer;
 begin
     if p_step_ids is null then
         return 0;
     end if;
-    select array_agg(json_build_object('error_type', p_error_type, 'message',
-            format('worker %s was lost during attempt %s: %s', coalesce(w.name, 'unknown'), l.attempt, p_reason))
-            order by given.place) into v_payloads
+    select array_agg(format('worker %s was lost during attempt %s: %s', coalesce(w.name, 'unknown'), l.attempt, p_reason)
+            order by given.place) into v_messages
     from unnest(p_step_ids) with ordinality as given(step_id, place)
     left join tasker.leases l on l.step_id = given.step_id
     left join tasker.workers w on w.worker_id = l.worker_id;
-    select count(*) into v_expired from tasker.apply_outcomes(p_actor, p_step_ids, p_fences,
-        array_fill('expired'::text, array[cardinality(p_step_ids)]), v_payloads)
-    where kind = 'settled';
-    return v_expired;
+    select count(*) filter (where kind = 'stale') into v_stale
+    from tasker.apply_outcomes(tasker.actor_id(p_actor), p_step_ids, p_fences, array_fill('expire'::text, array[v_count]),
+        p_messages => v_messages, p_error_types => array_fill(p_error_type, array[v_count]));
+    return v_count - v_stale;
 end $$;
 
 -- Ends workers that are gone, with the reason: their leases expire at once. Returns how many steps they held.
 create or replace function tasker.expire_workers(
     p_actor text, p_worker_ids bigint[], p_reason text, p_error_type text default 'worker_crash_loop'
 ) returns integer language plpgsql
-set enable_seqscan = off as $$
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_gone bigint[];
     v_step_ids bigint[];

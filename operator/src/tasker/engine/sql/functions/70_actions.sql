@@ -2,9 +2,8 @@
 
 -- Ends a run: what has not ended is cancelled, claims become void. The caller holds the task's row.
 create or replace function tasker.stop_steps(
-    p_task_id bigint, p_actor_id integer, p_now timestamptz, p_metadata jsonb
-) returns integer language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+    p_task_id bigint, p_actor_id integer, p_now timestamptz, p_metadata json
+) returns integer language plpgsql as $$
 declare
     v_first bigint := tasker.first_step_id(p_task_id);
     v_next bigint := tasker.first_step_id(p_task_id + 1);
@@ -21,18 +20,24 @@ begin
         update tasker.steps s set state = 'cancelled', completed_at = p_now, next_attempt_at = null
         from open_steps o where s.step_id = o.step_id
         returning s.step_id, o.state
+    ), ended as (
+        delete from tasker.leases where step_id >= v_first and step_id < v_next returning *
     ), logged as (
-        insert into tasker.step_log (step_id, at, passage, actor_id, metadata)
-        select step_id, p_now, ('cancelled_' || state)::tasker.step_passage, p_actor_id, p_metadata from stopped
+        insert into tasker.step_log (log_id, step_id, at, passage, actor_id, attempt, beginning, began_by, began_at, metadata)
+        select coalesce(e.log_id, nextval('tasker.step_log_ids')), s.step_id, p_now,
+            ('cancelled_' || s.state)::tasker.step_passage, p_actor_id, e.attempt, e.beginning,
+            nullif(e.actor_id, p_actor_id), e.started_at, p_metadata
+        from stopped s left join ended e on e.step_id = s.step_id
     )
     select count(*) into v_stopped from stopped;
-    delete from tasker.leases where step_id >= v_first and step_id < v_next;
     return v_stopped;
 end $$;
 
 -- Cancels a run for good. False when it had ended already.
 create or replace function tasker.cancel_task(p_task_id bigint, p_actor text, p_reason text)
-returns boolean language plpgsql as $$
+returns boolean language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_actor_id integer := tasker.actor_id(p_actor);
     v_now timestamptz;
@@ -44,7 +49,7 @@ begin
         return false;
     end if;
     v_now := tasker.now();
-    v_stopped := tasker.stop_steps(p_task_id, v_actor_id, v_now, jsonb_build_object('reason', p_reason));
+    v_stopped := tasker.stop_steps(p_task_id, v_actor_id, v_now, json_build_object('reason', p_reason));
     update tasker.tasks set state = 'cancelled', completed_at = v_now, active_steps = 0, retrying_steps = 0,
         remaining_steps = remaining_steps - v_stopped, cancelled_steps = v_stopped,
         error = jsonb_build_object('reason', 'cancelled', 'message', p_reason)
@@ -57,7 +62,9 @@ end $$;
 
 -- Ends a run in error for a reason of its own (its deadline passed): what has not ended is cancelled.
 create or replace function tasker.fail_task(p_task_id bigint, p_actor text, p_reason text, p_message text)
-returns boolean language plpgsql as $$
+returns boolean language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_actor_id integer := tasker.actor_id(p_actor);
     v_now timestamptz;
@@ -69,7 +76,7 @@ begin
         return false;
     end if;
     v_now := tasker.now();
-    v_stopped := tasker.stop_steps(p_task_id, v_actor_id, v_now, jsonb_build_object('reason', p_reason));
+    v_stopped := tasker.stop_steps(p_task_id, v_actor_id, v_now, json_build_object('reason', p_reason));
     update tasker.tasks set state = 'error', completed_at = v_now, active_steps = 0, retrying_steps = 0,
         remaining_steps = remaining_steps - v_stopped, cancelled_steps = v_stopped,
         error = jsonb_build_object('reason', p_reason, 'message', p_message)
@@ -87,7 +94,9 @@ end $$;
 -- Holds a run back: what runs may end, nothing new starts. The resource that asked for it and people each have a hold of
 -- their own. False when it had ended or was held so already.
 create or replace function tasker.suspend_task(p_task_id bigint, p_hold tasker.hold, p_actor text, p_reason text)
-returns boolean language plpgsql as $$
+returns boolean language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_actor_id integer := tasker.actor_id(p_actor);
 begin
@@ -106,7 +115,9 @@ end $$;
 -- Takes a hold back. When it was the last, steps that are ready and not in anybody's hands go into the queue. False when
 -- the run had ended or was not held so.
 create or replace function tasker.resume_task(p_task_id bigint, p_hold tasker.hold, p_actor text, p_reason text)
-returns boolean language plpgsql as $$
+returns boolean language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     v_actor_id integer := tasker.actor_id(p_actor);
     v_suspended boolean;

@@ -8,14 +8,15 @@
 
 -- Puts steps whose retry is due back into the queue; the caller holds their tasks' rows. Returns how many.
 create or replace function tasker.retry_steps(p_step_ids bigint[], p_actor_id integer, p_now timestamptz)
-returns integer language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+returns integer language plpgsql as $$
 declare
+    v_placed bigint[] := tasker.take_places(array(
+        select s.step_id from tasker.steps s where s.step_id = any (p_step_ids) and s.next_attempt_at <= p_now));
     v_due bigint[];
 begin
     with due as (
         update tasker.steps set state = 'enqueued', enqueued_at = p_now, next_attempt_at = null
-        where step_id = any (p_step_ids) and next_attempt_at <= p_now
+        where step_id = any (v_placed)
         returning step_id
     )
     select array_agg(step_id) into v_due from due;
@@ -45,13 +46,11 @@ end $$;
 -- Fails steps that waited in the queue longer than their template allows, without running them; the caller holds their
 -- tasks' rows. The log shows the attempt that was never given to a worker as started and failed in one moment.
 create or replace function tasker.expire_queued_steps(p_step_ids bigint[], p_actor text, p_now timestamptz)
-returns integer language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+returns integer language plpgsql as $$
 declare
     v_nobody tasker.workers;
     v_taken bigint[];
     v_fences bigint[];
-    v_failed integer;
 begin
     with taken as (
         delete from tasker.ready_steps where step_id = any (p_step_ids) returning step_id
@@ -61,15 +60,17 @@ begin
         return 0;
     end if;
     v_nobody.worker_id := 0;
-    perform 1 from tasker.start_steps(v_nobody, tasker.actor_id(p_actor), v_taken, null, p_now);
+    v_nobody.actor_id := tasker.actor_id(p_actor);
+    perform 1 from tasker.start_steps(v_nobody, v_taken, null, p_now);
     select array_agg(step_id), array_agg(fence) into v_taken, v_fences
     from tasker.leases where step_id = any (v_taken);
-    select count(*) into v_failed from tasker.apply_outcomes(p_actor, v_taken, v_fences,
-        array_fill('error'::text, array[cardinality(v_taken)]),
-        array_fill(json_build_object('error_type', 'schedule_timeout', 'retryable', false, 'message',
-            'no worker took the step within its scheduleTimeoutSeconds'), array[cardinality(v_taken)]))
-    where kind = 'settled';
-    return v_failed;
+    perform from tasker.apply_outcomes(v_nobody.actor_id, v_taken, v_fences,
+        array_fill('fail'::text, array[cardinality(v_taken)]),
+        p_error_types => array_fill('schedule_timeout'::text, array[cardinality(v_taken)]),
+        p_messages => array_fill(
+            'no worker took the step within its scheduleTimeoutSeconds'::text, array[cardinality(v_taken)]),
+        p_retryable => array_fill(false, array[cardinality(v_taken)]));
+    return cardinality(v_taken);
 end $$;
 
 -- Keeps partitions for the next eight days (of UTC), so that the default partitions stay empty, and for each day of which
@@ -141,8 +142,7 @@ begin
 end $$;
 
 -- Locks those of the given runs that nobody else holds, in order, and returns them. Time is to be read after it.
-create or replace function tasker.lock_free_tasks(p_task_ids bigint[]) returns bigint[] language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+create or replace function tasker.lock_free_tasks(p_task_ids bigint[]) returns bigint[] language plpgsql as $$
 declare
     v_locked bigint[];
 begin
@@ -160,8 +160,7 @@ $$;
 -- Workers that did not renew in time, those that hold steps or those that hold none. After the server was away nobody
 -- could renew: for half a lease from then on nobody is late.
 create or replace function tasker.due_workers(p_holding boolean, p_repair text, p_limit integer, p_now timestamptz)
-returns bigint[] language sql stable
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+returns bigint[] language sql stable as $$
     select array_agg(worker_id) from (
         select w.worker_id from tasker.workers w
         where w.lease_until < p_now and p_now > tasker.reachable_since() + w.lease_seconds / 2 * interval '1 second'
@@ -175,8 +174,7 @@ create or replace function tasker.due_leases_expired(p_limit integer, p_now time
 language sql stable as $$ select tasker.due_workers(true, 'leases_expired', p_limit, p_now) $$;
 
 create or replace function tasker.repair_leases_expired(p_worker_ids bigint[], p_actor text) returns integer
-language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+language plpgsql as $$
 declare
     v_workers bigint[];
     v_tasks bigint[];
@@ -199,8 +197,7 @@ create or replace function tasker.due_workers_expired(p_limit integer, p_now tim
 language sql stable as $$ select tasker.due_workers(false, 'workers_expired', p_limit, p_now) $$;
 
 create or replace function tasker.repair_workers_expired(p_worker_ids bigint[], p_actor text) returns integer
-language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+language plpgsql as $$
 declare
     v_locked bigint[];
     v_gone integer;
@@ -217,7 +214,7 @@ end $$;
 
 -- Attempts far over their time, whose worker should have ended them and did not, though it could reach the database.
 create or replace function tasker.due_attempts_timed_out(p_limit integer, p_now timestamptz) returns bigint[]
-language sql stable set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+language sql stable as $$
     select array_agg(step_id) from (
         select step_id from tasker.leases
         where greatest(timeout_at, tasker.reachable_since())
@@ -228,8 +225,7 @@ language sql stable set plan_cache_mode = force_generic_plan set jit = off set e
 $$;
 
 create or replace function tasker.repair_attempts_timed_out(p_step_ids bigint[], p_actor text) returns integer
-language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+language plpgsql as $$
 declare
     v_tasks bigint[] := tasker.lock_free_tasks(array(select tasker.task_of_step(id) from unnest(p_step_ids) as given(id)));
     v_step_ids bigint[];
@@ -243,8 +239,7 @@ end $$;
 
 -- Timers of a kind that are due: a retry, a run past its deadline, a step that may have waited too long in the queue.
 create or replace function tasker.due_timers(p_timer_kind text, p_repair text, p_limit integer, p_now timestamptz)
-returns bigint[] language sql stable
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+returns bigint[] language sql stable as $$
     select array_agg(timer_id) from (
         select timer_id from tasker.timers
         where due_at <= p_now and kind = p_timer_kind and not tasker.is_parked(p_repair, timer_id, p_now)
@@ -255,8 +250,7 @@ $$;
 create or replace function tasker.due_retries_due(p_limit integer, p_now timestamptz) returns bigint[]
 language sql stable as $$ select tasker.due_timers('retry', 'retries_due', p_limit, p_now) $$;
 
-create or replace function tasker.repair_retries_due(p_timer_ids bigint[], p_actor text) returns integer language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+create or replace function tasker.repair_retries_due(p_timer_ids bigint[], p_actor text) returns integer language plpgsql as $$
 declare
     v_tasks bigint[] := tasker.lock_free_tasks(array(
         select task_id from tasker.timers where timer_id = any (p_timer_ids)));
@@ -275,8 +269,7 @@ language sql stable as $$ select tasker.due_timers('schedule_timeout', 'schedule
 -- A timer says nothing about a step that has left the queue since, and perhaps come back: released, tried again, or its
 -- run was suspended.
 create or replace function tasker.repair_schedule_timeouts(p_timer_ids bigint[], p_actor text) returns integer
-language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+language plpgsql as $$
 declare
     v_tasks bigint[] := tasker.lock_free_tasks(array(
         select task_id from tasker.timers where timer_id = any (p_timer_ids)));
@@ -288,12 +281,9 @@ begin
     )
     select array_agg(r.step_id) into v_step_ids
     from due
-    cross join lateral (select * from tasker.ready_steps f where f.step_id = due.step_id offset 0) r
-    cross join lateral (select * from tasker.steps f where f.step_id = r.step_id offset 0) s
-    cross join lateral (
-        select * from tasker.template_steps f
-        where f.template_id = s.template_id and f.position = s.template_position offset 0
-    ) d
+    join tasker.ready_steps r on r.step_id = due.step_id
+    join tasker.steps s on s.step_id = r.step_id
+    join tasker.definitions d on d.definition_id = s.definition_id
     where r.ready_at + d.schedule_timeout_ms * interval '1 millisecond' <= due.due_at;
     return tasker.expire_queued_steps(v_step_ids, p_actor, tasker.now());
 end $$;
@@ -316,9 +306,7 @@ end $$;
 -- Steps of the given runs that are enqueued with neither a row of ready_steps nor a lease, and have been for a while.
 -- A run's steps are read only when its count of active steps says that some are missing.
 create or replace function tasker.find_lost_steps(p_task_ids bigint[], p_now timestamptz)
-returns bigint[] language sql stable
-set plan_cache_mode = force_generic_plan set jit = off
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+returns bigint[] language sql stable as $$
     select array_agg(s.step_id)
     from unnest(p_task_ids) as looked_at(task_id)
     join tasker.tasks t on t.task_id = looked_at.task_id
@@ -337,8 +325,7 @@ $$;
 -- Steps that could run and are in nobody's hands. There should never be one; a hundred open runs are looked at each
 -- time, in turn, and from the first again after the last.
 create or replace function tasker.due_lost_steps_requeued(p_limit integer, p_now timestamptz) returns bigint[]
-language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off as $$
+language plpgsql as $$
 declare
     v_looked_at bigint[];
 begin
@@ -373,7 +360,8 @@ end $$;
 
 create or replace function tasker.sweep(p_limit integer)
 returns table (repair text, repaired integer) language plpgsql
-set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set lock_timeout = '2s' as $$
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s'
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := tasker.now();

@@ -47,7 +47,7 @@ where completed_at is null and origin_uid is not null and (%(namespace)s::text i
 select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as template_name,
     template.version as template_version, template.revision, t.state::text as state, t.holds::text[] as holds, t.created_at,
     t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
-    t.cancelled_steps, t.error,
+    t.cancelled_steps, t.skipped_steps, t.tolerated_steps, t.error,
     coalesce((
         select jsonb_agg(jsonb_build_object('callable', missing.callable, 'steps', missing.steps, 'since', missing.since))
         from (
@@ -70,22 +70,22 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
         select jsonb_agg(jsonb_build_object('step', recent.name, 'attempt', recent.attempt, 'error_type',
             recent.error_type, 'message', recent.message, 'final', recent.final, 'at', recent.at))
         from (
-            select d.name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
+            select tasker.step_name(d.name, d.definition_id, s.step_id) as name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
             from tasker.step_failures f
-            join tasker.template_steps d on d.template_id = t.template_id
-                and d.position = f.step_id - tasker.first_step_id(t.task_id)
+            join tasker.steps s on s.step_id = f.step_id
+            join tasker.definitions d on d.definition_id = s.definition_id
             where f.task_id = t.task_id
             order by f.failure_id desc limit 20
         ) as recent
     ), '[]') as failures,
     case when t.state = 'complete' then (
-        select case when sum(octet_length(leaf.result::text)) <= %(leaf_results_limit)s
-            then json_object_agg(leaf.name, leaf.result) end
+        select case when coalesce(sum(leaf.result_bytes), 0) <= %(leaf_results_limit)s
+            then coalesce(json_object_agg(leaf.name, leaf.result), '{}') end
         from (
-            select d.name, s.result
-            from tasker.template_steps d
+            select d.name, s.result, s.result_bytes
+            from tasker.definitions d
             join tasker.steps s on s.step_id = tasker.first_step_id(t.task_id) + d.position
-            where d.template_id = t.template_id and d.is_leaf
+            where d.template_id = t.template_id and d.is_leaf and s.state <> 'skipped'
         ) as leaf
     ) end as leaf_results
 from tasker.tasks t
