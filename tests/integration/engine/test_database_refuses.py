@@ -176,8 +176,8 @@ async def test_rows_that_cannot_be_true_are_refused(lab: Lab, change: str, const
         " select step_id, worker_id, attempt, fence + 1, started_at, timeout_at, beginning, actor_id"
         " from tasker.leases",
         "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, next_place, total_steps,"
-        " remaining_steps, correlation_id, created_at, origin_uid) select task_id + 99, gen_random_uuid(), namespace, template_id, 1, 1,"
-        " 1, 'x', now(), origin_uid from tasker.tasks",
+        " remaining_steps, correlation_id, created_at, origin_uid) select task_id + 99, gen_random_uuid(), namespace,"
+        " template_id, 1, 1, 1, 'x', now(), origin_uid from tasker.tasks",
     ],
 )
 async def test_a_step_is_queued_once_held_once_and_a_resource_has_one_run(lab: Lab, duplicate: str) -> None:
