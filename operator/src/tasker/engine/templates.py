@@ -52,7 +52,8 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
     dependencies = spec.dependency_positions
     has_dependents = {parent for parents in dependencies for parent in parents}
     ancestors = bounded_ancestors(dependencies, limits.DELIVERED_ANCESTORS)
-    schemas_hold = spec.schema_enforcement is not SchemaEnforcement.OFF
+    # A worker enforces every schema that it is given: it cannot only warn.
+    schemas_hold = spec.schema_enforcement is SchemaEnforcement.ENFORCE
     results = [
         sorted(parents) if every is None else every for parents, every in zip(dependencies, ancestors, strict=True)
     ]
@@ -77,7 +78,6 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
             "timeout_ms": step.timeout_seconds * 1000,
             "schedule_timeout_ms": step.schedule_timeout_seconds and step.schedule_timeout_seconds * 1000,
             "result_schema": step.result_schema if schemas_hold else None,
-            "schema_enforcement": spec.schema_enforcement.value,
         }
         for position, step in enumerate(spec.steps)
     ]
