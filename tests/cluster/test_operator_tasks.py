@@ -195,6 +195,21 @@ def test_a_failing_step_is_told_with_its_error_and_the_task_is_failed(namespace:
     eventually(lambda: {"StepFailed", "TaskFailed"} <= namespace.event_reasons("bad"))
 
 
+def test_a_result_against_the_schema_fails_its_step_unless_the_template_does_not_look(namespace: Namespace) -> None:
+    pay = step("pay", resultSchema={"required": ["receipt"]}, retry={"retryable": False})
+    namespace.apply(
+        handlers(),
+        pool(),
+        template("strict", pay),
+        template("lenient", pay, schemaEnforcement="off"),
+        task("bad", "strict"),
+        task("good", "lenient"),
+    )
+    namespace.wait("condition=Succeeded=False", "task/bad")
+    assert "receipt" in namespace.status("task", "bad")["failures"][0]["message"]
+    namespace.wait(SUCCEEDED, "task/good")
+
+
 def test_a_flaky_step_is_retried_and_the_failed_attempts_stay_visible(namespace: Namespace) -> None:
     flaky = step("call", "flaky", retry={"maxAttempts": 5, "baseMs": 50, "backoff": "none"})
     namespace.apply(handlers(), pool(), template("flaky", flaky), task("patient", "flaky"))
