@@ -2,6 +2,14 @@
 -- Creates runs, all or none.
 select task_uuid, created from tasker.submit_tasks(%(namespace)s, %(requests)s) order by place;
 
+-- name: templates_of_runs
+-- Which revisions runs were created from.
+select task_uuid, template_id from tasker.tasks where task_uuid = any (%(task_uuids)s);
+
+-- name: origins_with_run
+-- Which of these resources have a run.
+select origin_uid from tasker.tasks where origin_uid = any (%(origin_uids)s);
+
 -- name: task_ids_by_uuid
 -- The internal id of a run.
 select task_id from tasker.tasks where task_uuid = %(task_uuid)s;
