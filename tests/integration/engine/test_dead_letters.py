@@ -126,6 +126,46 @@ async def test_success_makes_no_call_for_dead_letters(own_lab: Lab) -> None:
     assert await lab.state(task) == "complete"
 
 
+@pytest.mark.parametrize(
+    ("strategy", "state", "made"),
+    [("continue_on_failure", "steps_in_process", []), ("isolate", "steps_in_process", ["work_002"])],
+)
+async def test_a_batch_that_goes_on_without_a_worker_makes_one_only_where_somebody_is_to_look(
+    lab: Lab, strategy: str, state: str, made: list[str]
+) -> None:
+    task, worker = await failed_batch(lab, strategy)
+    assert await lab.state(task) == state
+    assert [entry.step for entry in (await lab.engine.dead_letters.read_page()).items] == made
+    assert await check_invariants(lab.connection) == []
+    assert await worker.run_all() == ["end"]
+    assert await lab.state(task) == "complete"
+    assert await check_invariants(lab.connection) == []
+
+
+async def test_a_batch_that_fails_with_a_worker_makes_one_of_that(lab: Lab) -> None:
+    task, _ = await failed_batch(lab, "fail_fast")
+    assert await lab.state(task) == "error"
+    found = await details(lab)
+    assert (found.entry.step, found.snapshot["step"]["name"]) == ("work_002", "work_002")
+    assert found.snapshot["failures"][0]["step"] == "work_002"
+    with pytest.raises(IllegalTransition, match="step work_002 is a worker of a batch, which does not run again by it"):
+        await lab.engine.dead_letters.put_back(found.entry.entry_uuid, actor="ann")
+    assert await check_invariants(lab.connection) == []
+
+
+async def failed_batch(lab: Lab, strategy: str) -> tuple[UUID, SimulatedWorker]:
+    """A run of two batches, the second of which has failed for good."""
+    task = await lab.run(
+        step("divide", type="batchable", batch={"failureStrategy": strategy}),
+        step("work", "divide", type="batch_worker"),
+        step("end", "work", type="deferred_convergence"),
+    )
+    worker = await lab.worker()
+    first, second = (await worker.create_batches(await worker.claim_one(), 2, claim_limit=2)).claims
+    await worker.settle(success(first), failure(second, retryable=False))
+    return task, worker
+
+
 async def test_somebody_takes_one_up_notes_and_resolves_it_and_the_run_stays_as_it_is(lab: Lab) -> None:
     task, _, entry = await failed_run(lab)
     letters = lab.engine.dead_letters

@@ -1,5 +1,5 @@
--- Dead letters: what a person should look at. Every step that fails for good makes one, in the transaction that settles it;
--- so does a run that a limit of its template has found to be stale (76_lifecycle.sql), and a person who wants one.
+-- Dead letters: what a person should look at. Every step that fails for good makes one, in the transaction that settles it,
+-- unless it is a worker of a batch that goes on without it (continue_on_failure); so does a run that a limit of its template has found to be stale (76_lifecycle.sql), and a person who wants one.
 --
 -- A step, or a run as itself, has at most one that is open: when it fails again that one tells of it. Rows of dead_letters
 -- are locked last, after those of the run.
@@ -17,13 +17,15 @@ begin
                 'retrying_steps', t.retrying_steps, 'failed_steps', t.failed_steps,
                 'cancelled_steps', t.cancelled_steps, 'skipped_steps', t.skipped_steps),
             'step', (
-                select json_build_object('step_uuid', s.step_uuid, 'name', d.name, 'type', d.type, 'callable', d.callable,
+                select json_build_object('step_uuid', s.step_uuid, 'name', tasker.step_name(d.name, d.definition_id, s.step_id),
+                    'type', d.type, 'callable', d.callable,
                     'state', s.state, 'attempts', s.attempts, 'attempts_allowed', s.attempts_allowed,
                     'enqueued_at', s.enqueued_at, 'started_at', s.started_at)
                 from tasker.steps s join tasker.definitions d on d.definition_id = s.definition_id
                 where s.step_id = p_step_id),
             'failures', coalesce((
-                select json_agg(json_build_object('step', d.name, 'attempt', f.attempt, 'error_type', f.error_type,
+                select json_agg(json_build_object('step', tasker.step_name(d.name, d.definition_id, s.step_id),
+                    'attempt', f.attempt, 'error_type', f.error_type,
                     'message', left(f.message, 1024), 'final', f.final, 'at', f.at) order by f.failure_id desc)
                 from (
                     select * from (
@@ -88,7 +90,9 @@ begin
         from unnest(p_settled) d
         join unnest(p_step_ids, p_fences, p_error_types, p_retryable) as given(step_id, fence, error_type, retryable)
             on given.step_id = d.step_id and given.fence = d.fence
-        where d.state = 'error'
+        where d.state = 'error' and (not d.is_tolerated or exists (
+            select from tasker.definitions node
+            where node.definition_id = d.definition_id and node.failure_strategy = 'isolate'))
     ) as failed
     having count(*) > 0;
 end $$;
@@ -181,6 +185,8 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as
 declare
     v_actor_id integer := tasker.actor_id(p_actor);
     v_entry tasker.dead_letters;
+    v_step_name text;
+    v_of_batch boolean;
     v_now timestamptz;
 begin
     select * into v_entry from tasker.dead_letters where entry_uuid = p_entry_uuid;
@@ -195,21 +201,20 @@ begin
     if v_entry.step_id is null then
         raise exception 'the entry is of the whole run, which has no step to put back' using errcode = 'TK002';
     end if;
+    select tasker.step_name(d.name, d.definition_id, s.step_id), tasker.is_of_batch(d.definition_id, s.step_id)
+        into v_step_name, v_of_batch
+    from tasker.steps s join tasker.definitions d on d.definition_id = s.definition_id where s.step_id = v_entry.step_id;
+    if v_of_batch then
+        raise exception 'step % is a worker of a batch, which does not run again by itself', v_step_name
+            using errcode = 'TK002';
+    end if;
     v_now := tasker.now();
     update tasker.dead_letters set state = 'put_back', updated_at = v_now where entry_id = v_entry.entry_id;
     insert into tasker.dead_letter_changes (entry_id, at, state, actor_id, notes)
     values (v_entry.entry_id, v_now, 'put_back', v_actor_id, p_notes);
     -- The one line that says how a failed step is made to run again: what takes a run, a step's name, who and why.
-    perform tasker.run_failed_step_again(v_entry.task_id, tasker.step_name(v_entry.step_id), p_actor, p_notes);
+    perform tasker.run_failed_step_again(v_entry.task_id, v_step_name, p_actor, p_notes);
     return true;
-end $$;
-
-create or replace function tasker.step_name(p_step_id bigint) returns text language plpgsql stable as $$
-begin
-    return (
-        select d.name from tasker.steps s join tasker.definitions d on d.definition_id = s.definition_id
-        where s.step_id = p_step_id
-    );
 end $$;
 
 -- Puts a step that failed for good into the queue, and its run under way again.

@@ -1,8 +1,9 @@
 -- name: dead_letters
 -- Entries, newest first, from a place on; a filter that is null lets all through.
 select e.entry_id, e.entry_uuid, e.namespace, t.task_uuid, template.name as template_name,
-    template.version as template_version, d.name as step, e.reason::text as reason, e.state::text as state, e.created_at,
-    e.updated_at
+    template.version as template_version,
+    case when e.step_id is not null then tasker.step_name(d.name, d.definition_id, s.step_id) end as step,
+    e.reason::text as reason, e.state::text as state, e.created_at, e.updated_at
 from tasker.dead_letters e
 join tasker.tasks t on t.task_id = e.task_id
 join tasker.templates template on template.template_id = t.template_id
