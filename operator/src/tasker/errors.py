@@ -5,10 +5,13 @@ TaskerError
 ├── InvalidInput              what a person wrote cannot be accepted; `path` says where
 │   ├── InvalidTemplate
 │   ├── InvalidTask
+│   ├── InvalidAction
 │   └── InvalidResource       an object of the cluster that this release cannot read
 ├── NotFound
 │   ├── TemplateNotFound
-│   └── TaskNotFound
+│   ├── TaskNotFound
+│   └── StepNotFound
+├── ActionRefused             a run or step is not in a state in which people may do this to it
 ├── IllegalTransition         the database refused a move that the state machine does not have
 └── StoreError                the database could not do what was asked
     ├── StoreUnavailable      it cannot be reached now; trying again may work
@@ -50,6 +53,10 @@ class InvalidTask(InvalidInput):
     """A Task cannot be accepted."""
 
 
+class InvalidAction(InvalidInput):
+    """What somebody wants done to a run cannot be accepted."""
+
+
 class InvalidResource(InvalidInput):
     """An object of the cluster is not one that this release can read."""
 
@@ -64,6 +71,14 @@ class TemplateNotFound(NotFound):
 
 class TaskNotFound(NotFound):
     """No such task in this namespace."""
+
+
+class StepNotFound(NotFound):
+    """The task has no such step."""
+
+
+class ActionRefused(TaskerError):
+    """The task or step is not in a state in which this can be done to it."""
 
 
 class IllegalTransition(TaskerError):

@@ -26,10 +26,13 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from tasker.errors import (
+    ActionRefused,
     ConfigurationError,
     IllegalTransition,
+    StepNotFound,
     StoreError,
     StoreUnavailable,
+    TaskNotFound,
     TemplateNotFound,
 )
 from tasker.settings import ConnectionLimits, DatabaseSettings
@@ -294,6 +297,12 @@ def _translate(error: psycopg.Error) -> Exception:
             return TemplateNotFound(message)
         case "TK002":
             return IllegalTransition(message)
+        case "TK020":
+            return StepNotFound(message)
+        case "TK021":
+            return ActionRefused(message)
+        case "TK022":
+            return TaskNotFound(message)
         case None if isinstance(error, psycopg.OperationalError):
             return StoreUnavailable(f"the database cannot be reached: {message}")
         case "57014":

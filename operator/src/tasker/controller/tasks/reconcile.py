@@ -36,7 +36,7 @@ from tasker.engine.actions import Actions
 from tasker.engine.tasks import Tasks
 from tasker.errors import InvalidInput, InvalidResource, InvalidTask, TemplateNotFound
 from tasker.model.limits import CONTEXT_BYTES_IN_RESOURCE, json_size
-from tasker.model.task import Hold, TaskRequest, TaskSummary
+from tasker.model.task import CANCELLED_BY_RESOURCE, Hold, TaskRequest, TaskSummary
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class TaskReconciler:
     async def _steer(self, task: Task, summary: TaskSummary) -> TaskSummary:
         """Makes the run do what the spec says; the run as it is after that."""
         if task.spec.cancel:
-            await self._engine_actions.cancel(summary.task_uuid, actor=ACTOR, reason="spec.cancel was set")
+            await self._engine_actions.cancel(summary.task_uuid, actor=ACTOR, reason=CANCELLED_BY_RESOURCE)
         elif task.spec.suspend and Hold.RESOURCE not in summary.holds:
             await self._engine_actions.suspend(
                 summary.task_uuid, hold=Hold.RESOURCE, actor=ACTOR, reason="spec.suspend was set"

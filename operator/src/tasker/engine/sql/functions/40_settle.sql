@@ -274,6 +274,7 @@ begin
             settled_fence = case when f.outcome in ('release', 'expire') then s.settled_fence else f.fence end,
             result = case when f.outcome in ('complete', 'decide') then coalesce(f.result, 'null') end,
             result_bytes = case when f.outcome in ('complete', 'decide') then octet_length(coalesce(f.result::text, 'null')) end,
+            chosen = case when f.outcome = 'decide' then f.chosen::integer[] end,
             metadata = f.metadata,
             error = case
                 when f.outcome in ('fail', 'expire') then json_build_object('error_type', f.error_type, 'message',

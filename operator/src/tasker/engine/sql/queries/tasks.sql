@@ -22,6 +22,40 @@ select tasker.suspend_task(%(task_id)s, %(hold)s::tasker.hold, %(actor)s, %(reas
 -- A suspended run goes on when nobody else holds it.
 select tasker.resume_task(%(task_id)s, %(hold)s::tasker.hold, %(actor)s, %(reason)s);
 
+-- name: reset_step
+-- A step that failed, or waits for its retry, runs again at once.
+select tasker.reset_step(%(task_id)s, %(step)s, %(actor)s, %(reason)s, %(deadline_seconds)s);
+
+-- name: resolve_step
+-- What depends on a step goes on without a result of it.
+select tasker.resolve_step(%(task_id)s, %(step)s, %(actor)s, %(reason)s, %(deadline_seconds)s);
+
+-- name: complete_step
+-- A step gets a result by hand.
+select tasker.complete_step(%(task_id)s, %(step)s, %(result)s, %(branches)s::text[], %(actor)s, %(reason)s,
+    %(deadline_seconds)s);
+
+-- name: skip_step
+-- A step is left out, and what only it leads to.
+select tasker.skip_step(%(task_id)s, %(step)s, %(actor)s, %(reason)s, %(deadline_seconds)s);
+
+-- name: rerun_from
+-- A run goes again from a step.
+select tasker.rerun_from(%(task_id)s, %(step)s, %(actor)s, %(reason)s, %(deadline_seconds)s);
+
+-- name: cancelled_because
+-- Whether a run of a resource was cancelled for this reason.
+select exists (
+    select from tasker.tasks
+    where task_id = %(task_id)s and state = 'cancelled' and origin_uid is not null and error ->> 'message' = %(reason)s
+);
+
+-- name: result_schema
+-- What a step's result must be, as the template of its run says.
+select d.result_schema
+from tasker.tasks t join tasker.definitions d on d.template_id = t.template_id
+where t.task_id = %(task_id)s and d.name = %(step)s;
+
 -- name: open_task_ids_of_namespace
 -- All runs of a namespace that have not ended.
 select task_id from tasker.tasks
