@@ -46,8 +46,8 @@ class Actions:
             await hint_ready(self._database)
         return resumed
 
-    # What people do to single steps. A run that ended in error goes on by it, with all back that its end cancelled; when
-    # its deadline has passed, it needs a new one: `deadline_seconds` from now. Each wakes the run, and raises
+    # What people do to single steps. A run that ended in error goes on by it, with all back that its end cancelled.
+    # Once its deadline has passed it needs a new one: `deadline_seconds` from now. Each wakes the run, and raises
     # `TaskNotFound`, `StepNotFound`, and `ActionRefused` when the run or the step is not in a state for it.
 
     async def reset_step(

@@ -265,6 +265,8 @@ create table tasker.tasks (
     created_at timestamptz not null,
     started_at timestamptz,
     completed_at timestamptz,
+    -- When it last went on after it had ended.
+    taken_up_at timestamptz,
     constraint tasks_end_with_a_time
         check ((completed_at is not null) = (state in ('complete', 'error', 'cancelled', 'resolved_manually'))),
     constraint tasks_counts_add_up
@@ -273,6 +275,7 @@ create table tasker.tasks (
 ) with (fillfactor = 70);
 create index tasks_open on tasker.tasks (namespace, task_id) where completed_at is null;
 create index tasks_by_template on tasker.tasks (template_id);
+create index tasks_taken_up on tasker.tasks (task_id) where taken_up_at is not null;
 create trigger tasks_refuse_move after update on tasker.tasks for each row
     when (old.state <> new.state and not tasker.task_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a task');

@@ -68,7 +68,8 @@ begin
         raise exception 'the deadline of task % passed at % UTC: it needs a new one', p_task.task_uuid,
             to_char(v_deadline at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') using errcode = 'TK021';
     end if;
-    update tasker.tasks set state = 'steps_in_process', completed_at = null, error = null, deadline = v_deadline
+    update tasker.tasks set state = 'steps_in_process', completed_at = null, error = null, deadline = v_deadline,
+        taken_up_at = case when completed_at is null then taken_up_at else p_now end
     where task_id = p_task.task_id;
     if p_task.completed_at is not null or p_deadline_seconds is not null then
         delete from tasker.timers where task_id = p_task.task_id and kind = 'deadline';

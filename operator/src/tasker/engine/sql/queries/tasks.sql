@@ -154,6 +154,10 @@ select pg_current_snapshot()::text as snapshot, tasker.server_timeline() as time
         where t.origin_uid is not null
     ) as origin_uids;
 
+-- name: origins_taken_up
+-- Resources whose runs went on after they had ended, whatever became of them.
+select origin_uid from tasker.tasks where taken_up_at is not null and origin_uid is not null;
+
 -- name: origins_waiting_for_worker
 -- Resources whose runs have a ready step that no worker offers to run, those that have waited longest first.
 select t.origin_uid
