@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from support.engine import NO_DELAY, Claim, Lab, SimulatedWorker, decision, failure, step, success
+from support.engine import NO_DELAY, Claim, Lab, Outcome, SimulatedWorker, decision, failure, step, success
 from support.invariants import check_invariants
 from tasker.errors import ActionRefused, InvalidAction, StepNotFound, TaskNotFound
 
@@ -652,6 +654,95 @@ async def test_a_large_run_goes_again_in_a_moment(lab: Lab) -> None:
     assert await scene.act("rerun", "s7") == 902
     await scene.worker.run_all()
     assert await lab.state(scene.task) == "complete"
+
+
+async def test_what_people_do_is_a_change_of_the_run(lab: Lab) -> None:
+    scene = await open_scene(lab, origin_uid="uid-1")
+    await waiting_for_retry(scene)
+    place = await lab.engine.changes.read(None)
+    assert place.origin_uids == frozenset()
+    for action in ("reset_step", "rerun", "complete_step"):
+        await scene.act(action)
+        changes = await lab.engine.changes.read(place.cursor)
+        assert changes.origin_uids == {"uid-1"}
+        place = changes
+    assert await scene.end() == "complete"
+    assert (await lab.engine.changes.read(None)).origin_uids == frozenset(), "it has not gone on after its end"
+    await scene.act("rerun")
+    assert (await lab.engine.changes.read(None)).origin_uids == {"uid-1"}
+    assert await scene.end() == "complete"
+    assert (await lab.engine.changes.read(None)).origin_uids == {"uid-1"}, "an earlier end may be shown"
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_whatever_is_done_to_a_run_what_must_hold_does_and_it_can_be_brought_to_its_end(
+    lab: Lab, seed: int
+) -> None:
+    chance = random.Random(seed)
+    names = [f"s{place}" for place in range(chance.randint(3, 14))]
+    parents = [chance.sample(names[:place], min(place, chance.choice([0, 1, 1, 2, 3]))) for place in range(len(names))]
+    children = {name: [names[at] for at, each in enumerate(parents) if name in each] for name in names}
+    types = {
+        name: chance.choice(
+            ["standard", *(["decision"] * bool(children[name])), *(["deferred_convergence"] * bool(above))]
+        )
+        for name, above in zip(names, parents, strict=True)
+    }
+    graph = [
+        step(name, *above, type=types[name], retry={"maxAttempts": 2, "backoff": "linear", "jitter": 0})
+        for name, above in zip(names, parents, strict=True)
+    ]
+    scene = await open_scene(lab, *graph, deadline_seconds=1000)
+
+    def outcome(name: str) -> Outcome:
+        claim = scene.held.pop(name)
+        if chance.random() < 0.3:
+            return failure(claim, retryable=chance.random() < 0.5)
+        if types[name] == "decision":
+            return decision(claim, *chance.sample(children[name], chance.randint(0, len(children[name]))))
+        return success(claim)
+
+    async def act(action: str, name: str) -> None:
+        more: dict[str, Any] = {"deadline_seconds": chance.choice([None, 2000])}
+        if action == "complete_step" and types[name] == "decision":
+            more["branches"] = chance.sample(children[name], chance.randint(0, len(children[name])))
+        with suppress(ActionRefused):
+            await scene.act(action, name, **more)
+
+    for _ in range(50):
+        match chance.randint(0, 9):
+            case 0 | 1 | 2:
+                await scene.claim()
+            case 3 | 4:
+                handed_in = chance.sample(sorted(scene.held), chance.randint(0, len(scene.held)))
+                await scene.worker.settle(*(outcome(name) for name in handed_in))
+            case 5:
+                await lab.clock.advance(chance.choice([5, 100]))
+                await lab.engine.workers.sweep()
+            case 6 if chance.random() < 0.3:
+                await lab.engine.actions.cancel(scene.task, **BY)
+            case 7:
+                switch = lab.engine.actions.suspend if chance.random() < 0.4 else lab.engine.actions.resume
+                await switch(scene.task, **BY)
+            case _:
+                await act(chance.choice(list(BECOMES)), chance.choice(names))
+        assert await check_invariants(lab.connection) == []
+    await lab.engine.actions.resume(scene.task, **BY)
+    for name in names:  # a root by then is nothing that is left out because of another
+        if not parents[names.index(name)]:
+            await scene.act("rerun", name, deadline_seconds=2000)
+    await lab.engine.actions.resume(scene.task, **BY)
+    scene.held.clear()
+    while claims := await scene.worker.claim():
+        await scene.worker.settle(
+            *(
+                decision(each, *children[each.step]) if types[each.step] == "decision" else success(each)
+                for each in claims
+            )
+        )
+    assert await lab.state(scene.task) == "complete"
+    assert set((await scene.states()).values()) == {"complete"}
+    assert await check_invariants(lab.connection) == []
 
 
 # What enters.
