@@ -295,6 +295,21 @@ async def test_cancelling_and_resuming(large: Lab) -> None:
     account.assert_modest(150)
 
 
+async def test_repairing_a_run(large: Lab) -> None:
+    """An open one and one that has ended."""
+    async with accounting(large) as (connection, account):
+        for action in (
+            "complete_step(3, 's0', '1', null, 'me', 'x')",
+            "skip_step(3, 's1', 'me', 'x')",
+            "rerun_from(3, 's0', 'me', 'x')",
+            "resolve_step(3, 's0', 'me', 'x')",
+            "rerun_from(4, 's2', 'me', 'x')",
+        ):
+            (row,) = await (await connection.execute(f"select tasker.{action} as done".encode())).fetchall()
+            assert row["done"]
+    account.assert_modest(400)
+
+
 async def test_a_large_template_is_not_read_from_end_to_end_when_the_statistics_only_know_small_ones(
     own_lab: Lab,
 ) -> None:

@@ -10,10 +10,24 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from psycopg.types.json import Json
 
-from support.engine import NO_DELAY, Claim, Lab, Outcome, SimulatedWorker, decision, failure, step, success
+from support.engine import (
+    NO_DELAY,
+    Claim,
+    Lab,
+    Outcome,
+    SimulatedWorker,
+    decision,
+    failure,
+    open_database,
+    step,
+    success,
+)
 from support.invariants import check_invariants
+from tasker.engine.actions import Actions
 from tasker.errors import ActionRefused, InvalidAction, StepNotFound, TaskNotFound
+from tasker.settings import DatabaseSettings
 
 BY: dict[str, Any] = {"actor": "ann", "reason": "a wrong price"}
 
@@ -786,3 +800,22 @@ async def test_a_run_that_its_resource_cancelled_is_not_run_again(lab: Lab) -> N
                 await scene.act("rerun", "a")
         else:
             assert await scene.act("rerun", "a") == 4
+
+
+async def test_a_result_is_held_against_the_schema_of_its_step_where_that_can_be(lab: Lab) -> None:
+    asked: list[tuple[Any, Any]] = []
+
+    def fault(schema: Any, result: Any) -> tuple[str, str] | None:
+        asked.append((schema, result))
+        return None if "price" in result else ("/price", "is missing")
+
+    schema = {"type": "object", "required": ["price"]}
+    scene = await open_scene(lab, *GRAPH)
+    await lab.execute("update tasker.definitions set result_schema = %s where name = 'x'", Json(schema))
+    async with open_database(DatabaseSettings(url=lab.url)) as database:
+        actions = Actions(database, result_fault=fault)
+        with pytest.raises(InvalidAction, match="result/price: is missing"):
+            await actions.complete_step(scene.task, "x", {"cost": 7}, **BY)
+        assert await actions.complete_step(scene.task, "x", {"price": 7}, **BY)
+        assert await actions.complete_step(scene.task, "y", 7, **BY), "it has none"
+    assert asked == [(schema, {"cost": 7}), (schema, {"price": 7})]
