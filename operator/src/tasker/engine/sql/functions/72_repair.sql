@@ -86,7 +86,7 @@ begin
         end::tasker.task_passage, p_actor_id, p_metadata);
 end $$;
 
--- Ends what is under way of the given steps: claims become void, and nobody waits for a retry.
+-- Ends what is under way of the given steps of a run: claims become void, and nobody waits for a retry.
 create or replace function tasker.interrupt_steps(
     p_step_ids bigint[], p_actor_id integer, p_now timestamptz, p_metadata json
 ) returns void language sql as $$
@@ -106,8 +106,7 @@ create or replace function tasker.interrupt_steps(
         ('cancelled_' || s.state)::tasker.step_passage, p_actor_id, e.attempt, e.beginning, nullif(e.actor_id, p_actor_id),
         e.started_at, p_metadata
     from stopped s left join ended e on e.step_id = s.step_id;
-    delete from tasker.timers
-    where task_id in (select tasker.task_of_step(id) from unnest(p_step_ids) as given(id)) and step_id = any (p_step_ids);
+    delete from tasker.timers where task_id = tasker.task_of_step(p_step_ids[1]) and step_id = any (p_step_ids);
 $$;
 
 -- Sends steps that have ended or failed back to where they began, with all their attempts beside those that they had.
