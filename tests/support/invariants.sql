@@ -34,6 +34,7 @@ group by s.step_id, t.task_id
 having (count(r.step_id) > 0) <> (s.state = 'enqueued' and not t.suspended and t.completed_at is null)
     or (count(l.step_id) > 0) <> (s.state = 'in_progress')
     or (count(x.step_id) > 0) <> (s.state = 'waiting_for_retry' and t.completed_at is null)
+        and not (count(x.step_id) = 0 and tasker.is_of_batch(s.definition_id, s.step_id))
     or s.state in ('enqueued_for_orchestration', 'enqueued_as_error_for_orchestration')
     or t.completed_at is not null and s.state in ('enqueued', 'in_progress', 'waiting_for_retry');
 
@@ -43,10 +44,12 @@ with counted as (
     select tasker.task_of_step(step_id) as task_id, count(*) as total,
         count(*) filter (where state in ('enqueued', 'in_progress')) as active,
         count(*) filter (where state = 'waiting_for_retry') as retrying,
-        count(*) filter (where state = 'error') as failed,
+        count(*) filter (where state = 'error' and not tasker.is_tolerated(definition_id, step_id)) as failed,
+        count(*) filter (where state = 'error' and tasker.is_tolerated(definition_id, step_id)) as tolerated,
         count(*) filter (where state = 'cancelled') as cancelled,
         count(*) filter (where state = 'skipped') as skipped,
-        count(*) filter (where state not in ('complete', 'resolved_manually', 'cancelled', 'skipped')) as remaining
+        count(*) filter (where state not in ('complete', 'resolved_manually', 'cancelled', 'skipped')
+            and not (state = 'error' and tasker.is_tolerated(definition_id, step_id))) as remaining
     from tasker.steps group by 1
 )
 select format('task %s says %s: total %s, remaining %s, active %s, retrying %s, failed %s, cancelled %s, skipped %s; '
@@ -55,9 +58,10 @@ select format('task %s says %s: total %s, remaining %s, active %s, retrying %s, 
     c.skipped) as violation
 from tasker.tasks t left join counted c using (task_id)
 where (t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps, t.cancelled_steps,
-        t.skipped_steps)
-        is distinct from (c.total, c.remaining, c.active, c.retrying, c.failed, c.cancelled, c.skipped)
-    or (t.state = 'complete') <> (c.remaining = 0 and c.cancelled = 0)
+        t.skipped_steps, t.tolerated_steps)
+        is distinct from (c.total, c.remaining, c.active, c.retrying, c.failed, c.cancelled, c.skipped, c.tolerated)
+    or t.state = 'complete' and c.remaining > 0
+    or c.remaining = 0 and c.cancelled = 0 and t.state <> 'complete'
     or t.state = 'steps_in_process' and c.active = 0
     or t.state = 'waiting_for_retry' and (c.active > 0 or c.retrying = 0)
     or t.state in ('pending', 'initializing', 'enqueuing_steps', 'evaluating_results', 'blocked_by_failures')
@@ -70,13 +74,23 @@ select format('step %s is %s with %s unmet dependencies, %s void; %s of its pare
     s.state, s.open_edges, s.void_edges, parents.open, parents.void) as violation
 from tasker.steps s
 cross join lateral (
-    select count(*) filter (where p.state not in ('complete', 'resolved_manually', 'skipped')) as open,
-        count(*) filter (where p.state = 'skipped' or e.is_choice and p.state in ('complete', 'resolved_manually')
-            and tasker.place_of(s.step_id) <> all (coalesce(p.chosen, '{}'))) as void
-    from tasker.definition_edges e
-    join tasker.steps p
-        on p.step_id = tasker.first_step_id(tasker.task_of_step(s.step_id)) + tasker.place_of(e.from_definition_id)
-    where e.to_definition_id = s.definition_id
+    select count(*) filter (where arrow.is_open) as open, count(*) filter (where arrow.is_void and not arrow.is_open) as void
+    from (
+        select p.state not in ('complete', 'resolved_manually', 'skipped') or d.type = 'batch_worker' and batches.open > 0
+                as is_open,
+            p.state = 'skipped' or d.type = 'batch_worker' and batches.every = 0 or e.kind = 'choice'
+                and tasker.place_of(s.step_id) <> all (coalesce(p.chosen, '{}')) as is_void
+        from tasker.definition_edges e
+        join tasker.definitions d on d.definition_id = e.from_definition_id
+        left join tasker.definition_edges b on b.to_definition_id = e.from_definition_id and b.kind = 'batch'
+        join tasker.steps p on p.step_id = tasker.first_step_id(tasker.task_of_step(s.step_id))
+            + tasker.place_of(case when d.type = 'batch_worker' then b.from_definition_id else e.from_definition_id end)
+        cross join lateral (
+            select count(*) as every, coalesce(sum(x.open), 0) as open from tasker.step_batches x
+            where x.task_id = tasker.task_of_step(s.step_id) and x.definition_id = d.definition_id
+        ) as batches
+        where e.to_definition_id = s.definition_id and e.kind in ('plain', 'choice')
+    ) as arrow
 ) as parents
 cross join lateral (
     select coalesce((
@@ -84,17 +98,44 @@ cross join lateral (
         where x.step_id = s.step_id order by x.log_id desc limit 1
     ), false) as by_hand
 ) as last
-where s.state <> 'cancelled' and case
+where s.state <> 'cancelled' and not tasker.is_of_batch(s.definition_id, s.step_id) and case
     when last.by_hand and s.state in ('complete', 'resolved_manually', 'skipped') then s.open_edges <> 0
     else s.open_edges <> parents.open or s.void_edges <> parents.void
         or (s.state = 'pending') <> (parents.open > 0) end;
+
+-- name: I1_a_batch_counts_its_workers
+-- Those queued or held, no more than its parallelism; those open; those failed; retries that wait for a place; and what was
+-- never in the queue is what lies at the end. A place that is free is wanted by nobody.
+select format('batch %s of task %s (%s places from %s on, %s at once of %s, due %s, open %s, failed %s, next %s) has %s at '
+    'once, due %s, open %s, failed %s, %s never queued', b.definition_id, b.task_id, b.size, b.first_place, b.at_once,
+    b.parallelism, b.due, b.open, b.failed, b.next_place, c.at_once, c.due, c.open, c.failed, c.fresh) as violation
+from tasker.step_batches b
+join tasker.tasks t using (task_id)
+cross join lateral (
+    select count(*) as size, count(*) filter (where s.state in ('enqueued', 'in_progress')) as at_once,
+        count(*) filter (where s.state = 'error') as failed,
+        count(*) filter (where s.state = 'pending') as fresh,
+        count(*) filter (where s.state = 'waiting_for_retry' and not exists (
+            select from tasker.timers x where x.step_id = s.step_id and x.kind = 'retry')) as due,
+        count(*) filter (where s.state not in ('complete', 'skipped', 'cancelled', 'resolved_manually')
+            and not (s.state = 'error' and b.strategy <> 'fail_fast')) as open
+    from tasker.steps s
+    where s.step_id >= tasker.first_step_id(b.task_id) + b.first_place
+        and s.step_id < tasker.first_step_id(b.task_id) + b.first_place + b.size
+        and s.definition_id = b.definition_id
+) as c
+where c.size <> b.size or t.completed_at is null and (
+    (b.at_once, b.due, b.open, b.failed, b.first_place + b.size - b.next_place)
+        is distinct from (c.at_once, c.due, c.open, c.failed, c.fresh)
+    or b.at_once > b.parallelism or b.at_once < b.parallelism and (b.due > 0 or c.fresh > 0));
 
 -- name: I3_a_step_runs_or_is_skipped_as_its_arrows_say
 -- Once all it depends on has ended: a standard step runs when no arrow is void, a deferred convergence when one is
 -- satisfied; one that was skipped while it waited was not to run. People may end a step as they like.
 select format('step %s, %s, is %s with %s of %s arrows void', s.step_id, d.type, s.state, s.void_edges, d.dependency_count)
     as violation
-from tasker.steps s join tasker.definitions d using (definition_id)
+from tasker.steps s join tasker.definitions d
+    on d.definition_id = s.definition_id and not tasker.is_of_batch(s.definition_id, s.step_id)
 cross join lateral (
     select s.void_edges = 0 or d.type = 'deferred_convergence' and s.void_edges < d.dependency_count as runs
 ) as rule
@@ -166,7 +207,8 @@ select format('step %s has %s at %s, its parent %s is %s then', starts.step_id, 
 from hops starts
 join tasker.tasks t on t.task_id = tasker.task_of_step(starts.step_id)
 join tasker.definition_edges e on e.to_definition_id = tasker.first_definition_id(t.template_id)
-    + tasker.place_of(starts.step_id)
+    + tasker.place_of(starts.step_id) and e.kind in ('plain', 'choice')
+join tasker.definitions d on d.definition_id = e.from_definition_id and d.type <> 'batch_worker'
 left join hops parent on parent.step_id = tasker.first_step_id(t.task_id) + tasker.place_of(e.from_definition_id)
     and parent.transition_id < starts.transition_id
     and (parent.until is null or starts.transition_id < parent.until)
@@ -228,10 +270,19 @@ left join (
 ) as last on last.step_id = s.step_id
 where coalesce(last.to_state, 'pending') <> s.state;
 
+-- name: I12_open_runs_are_noted
+-- All that have not ended, in their namespace, and no other.
+select format('task %s of namespace %s ended at %s and is noted as open in %s', coalesce(t.task_id, o.task_id), t.namespace,
+    t.completed_at, o.namespace) as violation
+from tasker.tasks t full join tasker.open_tasks o using (task_id)
+where (t.completed_at is null) <> (o.task_id is not null) or t.task_id is null or o.namespace <> t.namespace;
+
 -- name: I12_every_row_belongs_to_a_run
 -- A run has the steps of its template; nothing is queued, held or timed for a run that has ended or never was.
 select format('task %s has %s steps, its template %s', t.task_id, t.total_steps, p.step_count) as violation
-from tasker.tasks t join tasker.templates p using (template_id) where t.total_steps <> p.step_count
+from tasker.tasks t join tasker.templates p using (template_id)
+where t.total_steps <> p.step_count - p.batch_worker_count + coalesce((
+    select sum(b.size) from tasker.step_batches b where b.task_id = t.task_id), 0)
 union all
 select format('a row of %s for step %s, whose task has ended or does not exist', stray.source, stray.step_id)
 from (

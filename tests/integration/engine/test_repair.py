@@ -10,7 +10,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from psycopg.types.json import Json
 
 from support.engine import (
     NO_DELAY,
@@ -20,14 +19,11 @@ from support.engine import (
     SimulatedWorker,
     decision,
     failure,
-    open_database,
     step,
     success,
 )
 from support.invariants import check_invariants
-from tasker.engine.actions import Actions
 from tasker.errors import ActionRefused, InvalidAction, StepNotFound, TaskNotFound
-from tasker.settings import DatabaseSettings
 
 BY: dict[str, Any] = {"actor": "ann", "reason": "a wrong price"}
 
@@ -759,6 +755,68 @@ async def test_whatever_is_done_to_a_run_what_must_hold_does_and_it_can_be_broug
     assert await check_invariants(lab.connection) == []
 
 
+# Batches.
+
+DIVIDED = [
+    step("divide", type="batchable"),
+    step("work", "divide", type="batch_worker", retry={"maxAttempts": 1}),
+    step("x", "work", type="deferred_convergence"),
+    step("y", "x"),
+]
+
+
+@pytest.mark.parametrize(("action", "rest"), [("resolve_step", "resolved_manually"), ("skip_step", "skipped")])
+async def test_a_batchable_step_that_is_ended_by_hand_has_no_batch_and_what_waits_for_it_is_left_out(
+    lab: Lab, action: str, rest: str
+) -> None:
+    scene = await open_scene(lab, *DIVIDED)
+    assert await scene.act(action, "divide")
+    assert await lab.state(scene.task) == "complete"
+    assert [(await lab.steps(scene.task))[name]["state"] for name in ("divide", "x", "y")] == [
+        rest,
+        "skipped",
+        "skipped",
+    ]
+    assert await check_invariants(lab.connection) == []
+    assert await scene.act("rerun", "divide") == 3
+    assert await lab.queue() == ["divide"]
+    await scene.worker.create_batches(await scene.worker.claim_one(), 2)
+    assert await scene.end() == "complete"
+
+
+async def test_what_comes_after_a_batch_runs_again_with_its_results(lab: Lab) -> None:
+    scene = await open_scene(lab, *DIVIDED)
+    claims = (await scene.worker.create_batches(await scene.worker.claim_one(), 3, claim_limit=3)).claims
+    await scene.worker.settle(success(claims[0], 1), success(claims[1], 2), failure(claims[2]))
+    await scene.worker.run_all()
+    assert await lab.state(scene.task) == "complete"
+    assert await scene.act("rerun") == 2
+    assert await check_invariants(lab.connection) == []
+    (x,) = await scene.worker.claim()
+    assert {"work_001", "work_002"} <= x.row["dependency_results"].keys()
+    await scene.worker.settle(success(x))
+    assert await scene.end() == "complete"
+
+
+async def test_what_a_batch_cannot_bear_is_refused(lab: Lab) -> None:
+    scene = await open_scene(lab, *DIVIDED)
+    with pytest.raises(ActionRefused, match="step divide divides work into a batch, which only its handler can"):
+        await scene.act("complete_step", "divide")
+    await scene.worker.create_batches(await scene.worker.claim_one(), 3)
+    before = await lab.dump()
+    for action in BECOMES:
+        with pytest.raises(ActionRefused, match="step work stands for the workers of a batch"):
+            await scene.act(action, "work")
+        with pytest.raises(StepNotFound):
+            await scene.act(action, "work_001")
+    with pytest.raises(ActionRefused, match=r"step divide of task .* has made its batch, which cannot be made anew"):
+        await scene.act("rerun", "divide")
+    assert await lab.dump() == before
+    await lab.engine.actions.cancel(scene.task, **BY)
+    with pytest.raises(ActionRefused, match=r"task .* was stopped within a batch, which cannot be brought back"):
+        await scene.act("rerun", "x")
+
+
 # What enters.
 
 
@@ -802,20 +860,17 @@ async def test_a_run_that_its_resource_cancelled_is_not_run_again(lab: Lab) -> N
             assert await scene.act("rerun", "a") == 4
 
 
-async def test_a_result_is_held_against_the_schema_of_its_step_where_that_can_be(lab: Lab) -> None:
-    asked: list[tuple[Any, Any]] = []
-
-    def fault(schema: Any, result: Any) -> tuple[str, str] | None:
-        asked.append((schema, result))
-        return None if "price" in result else ("/price", "is missing")
-
-    schema = {"type": "object", "required": ["price"]}
-    scene = await open_scene(lab, *GRAPH)
-    await lab.execute("update tasker.definitions set result_schema = %s where name = 'x'", Json(schema))
-    async with open_database(DatabaseSettings(url=lab.url)) as database:
-        actions = Actions(database, result_fault=fault)
-        with pytest.raises(InvalidAction, match="result/price: is missing"):
-            await actions.complete_step(scene.task, "x", {"cost": 7}, **BY)
-        assert await actions.complete_step(scene.task, "x", {"price": 7}, **BY)
-        assert await actions.complete_step(scene.task, "y", 7, **BY), "it has none"
-    assert asked == [(schema, {"cost": 7}), (schema, {"price": 7})]
+async def test_a_result_is_held_against_the_schema_of_its_step(lab: Lab) -> None:
+    schema = {"type": "object", "required": ["price"], "properties": {"price": {"type": "number"}}}
+    scene = await open_scene(lab, step("x", resultSchema=schema), step("y"))
+    for result, why in (
+        ({"cost": 7}, "result/price: is required"),
+        ({"price": "7"}, "result/price: must be a number, not a string"),
+    ):
+        before = await lab.dump()
+        with pytest.raises(InvalidAction) as refused:
+            await scene.act("complete_step", result=result)
+        assert str(refused.value) == why
+        assert await lab.dump() == before
+    assert await scene.act("complete_step", result={"price": 7})
+    assert await scene.act("complete_step", "y", result=7), "it has none"

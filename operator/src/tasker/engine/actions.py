@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,21 +14,15 @@ from tasker.engine.queries import load_queries
 from tasker.engine.workers import hint_ready
 from tasker.errors import ActionRefused, InvalidAction, TaskNotFound
 from tasker.model import limits
+from tasker.model.schemas import context_fault
 from tasker.model.task import CANCELLED_BY_RESOURCE, Hold
-
-ResultFault = Callable[[Mapping[str, Any], Any], tuple[str, str] | None]
-"""From a resultSchema and a result to the JSON pointer and the reason of the first fault; None when there is none."""
 
 
 class Actions:
     """Calls that change a run from outside. Each returns False when it changed nothing."""
 
-    def __init__(self, database: Database, *, result_fault: ResultFault | None = None) -> None:
-        """`result_fault` holds results that people give against the resultSchema of their step. Without it they are
-        only held against the limits of all results: this release has no JSON Schema of its own yet.
-        """
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._result_fault = result_fault
 
     async def cancel(self, task_uuid: UUID, *, actor: str, reason: str) -> bool:
         """Cancels a run for good. False when it had ended. Raises `TaskNotFound`."""
@@ -76,20 +71,21 @@ class Actions:
         deadline_seconds: float | None = None,
     ) -> bool:
         """Gives a step the result that its handler would have returned. A decision needs the steps to run, as
-        `branches`, which may be none. Raises `InvalidAction` for a result that cannot be one, too."""
+        `branches`, which may be none. Raises `InvalidAction`, too, for a result that cannot be one or does not meet
+        the resultSchema of the step."""
         fault = limits.json_fault(result, "result")
         if fault is not None:
             raise InvalidAction(*fault)
         size = limits.json_size(result)
         if size > limits.RESULT_BYTES:
             raise InvalidAction("result", f"is {size} bytes; at most {limits.RESULT_BYTES} are allowed")
-        if self._result_fault is not None:
-            schema = await self._database.fetch_value(
-                load_queries("tasks")["result_schema"], {"task_id": await self._task_id(task_uuid), "step": step}
-            )
-            mismatch = None if schema is None else self._result_fault(schema, result)
-            if mismatch is not None:
-                raise InvalidAction(f"result{mismatch[0]}", mismatch[1])
+        schema = await self._database.fetch_value(
+            load_queries("tasks")["result_schema"], {"task_id": await self._task_id(task_uuid), "step": step}
+        )
+        # It may take a second, of a thread.
+        mismatch = None if schema is None else await asyncio.to_thread(context_fault, schema, result)
+        if mismatch is not None:
+            raise InvalidAction(f"result{mismatch[0]}", mismatch[1])
         changed = await self._repair(
             "complete_step",
             task_uuid,

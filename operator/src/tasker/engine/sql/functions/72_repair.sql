@@ -7,6 +7,9 @@
 --
 -- A run that is taken up again has all back that its end cancelled: it could not come to its end without.
 --
+-- The workers of a batch have no names here: they are its batchable step's. What would have to make a batch anew, or bring a
+-- part of one back, is refused.
+--
 -- Errors: TK020 there is no such step, TK021 it is not in a state for that, or what was given does not fit, TK022 there is
 -- no such run.
 
@@ -24,13 +27,34 @@ end $$;
 
 create or replace function tasker.find_step(p_task tasker.tasks, p_step_name text) returns bigint language plpgsql stable as $$
 declare
-    v_position integer;
+    v_node tasker.definitions;
 begin
-    select position into v_position from tasker.definitions where template_id = p_task.template_id and name = p_step_name;
+    select * into v_node from tasker.definitions where template_id = p_task.template_id and name = p_step_name;
     if not found then
         raise exception 'task % has no step %', p_task.task_uuid, p_step_name using errcode = 'TK020';
     end if;
-    return tasker.first_step_id(p_task.task_id) + v_position;
+    if v_node.type = 'batch_worker' then
+        raise exception 'step % stands for the workers of a batch: nothing can be done to it alone', p_step_name
+            using errcode = 'TK021';
+    end if;
+    return tasker.first_step_id(p_task.task_id) + v_node.position;
+end $$;
+
+-- What was divided into a batch cannot be undone: refuses when one of the given steps of a run has made one.
+create or replace function tasker.refuse_divided(p_task tasker.tasks, p_step_ids bigint[]) returns void
+language plpgsql stable as $$
+declare
+    v_name text;
+begin
+    select d.name into v_name
+    from tasker.step_batches b
+    join tasker.steps s on s.step_id = b.batchable_step_id
+    join tasker.definitions d on d.definition_id = s.definition_id
+    where b.task_id = p_task.task_id and b.batchable_step_id = any (p_step_ids) limit 1;
+    if found then
+        raise exception 'step % of task % has made its batch, which cannot be made anew', v_name, p_task.task_uuid
+            using errcode = 'TK021';
+    end if;
 end $$;
 
 -- Keeps workers from claiming the steps of a run that is held: they leave the queue, once claims under way are through.
@@ -127,7 +151,7 @@ begin
     ), sent_back as (
         update tasker.steps s set state = 'pending', attempts_allowed = e.attempts_allowed, enqueued_at = null,
             started_at = null, completed_at = null, result = null, result_bytes = null, chosen = null, metadata = null,
-            error = null
+            error = null, checkpoint = null
         from ended e where s.step_id = e.step_id
         returning s.step_id, e.state
     ), logged as (
@@ -140,12 +164,23 @@ begin
 end $$;
 
 -- The steps of a run that its end cancelled; none of a run that has not ended.
-create or replace function tasker.cancelled_steps(p_task tasker.tasks) returns bigint[] language sql stable as $$
-    select array_agg(s.step_id) from tasker.steps s
-    where p_task.completed_at is not null and p_task.cancelled_steps > 0
-        and s.step_id >= tasker.first_step_id(p_task.task_id) and s.step_id < tasker.first_step_id(p_task.task_id + 1)
-        and s.state = 'cancelled'
-$$;
+create or replace function tasker.cancelled_steps(p_task tasker.tasks) returns bigint[] language plpgsql stable as $$
+declare
+    v_cancelled bigint[];
+    v_of_batch boolean;
+begin
+    if p_task.completed_at is not null and p_task.cancelled_steps > 0 then
+        select array_agg(s.step_id), bool_or(tasker.is_of_batch(s.definition_id, s.step_id)) into v_cancelled, v_of_batch
+        from tasker.steps s
+        where s.step_id >= tasker.first_step_id(p_task.task_id) and s.step_id < tasker.first_step_id(p_task.task_id + 1)
+            and s.state = 'cancelled';
+        if v_of_batch then
+            raise exception 'task % was stopped within a batch, which cannot be brought back', p_task.task_uuid
+                using errcode = 'TK021';
+        end if;
+    end if;
+    return v_cancelled;
+end $$;
 
 -- Counts the arrows of pending steps anew, from the steps that they come from. Returns those that have none open.
 create or replace function tasker.count_arrows(p_step_ids bigint[]) returns bigint[] language plpgsql as $$
@@ -157,14 +192,28 @@ begin
         from unnest(p_step_ids) as given(step_id)
         join tasker.steps s on s.step_id = given.step_id
         cross join lateral (
-            select count(*) filter (where parent.state not in ('complete', 'resolved_manually', 'skipped')) as open,
-                count(*) filter (where parent.state = 'skipped' or e.is_choice
-                    and parent.state in ('complete', 'resolved_manually')
-                    and tasker.place_of(s.step_id) <> all (coalesce(parent.chosen, '{}'))) as void
-            from tasker.definition_edges e
-            join tasker.steps parent on parent.step_id = tasker.first_step_id(tasker.task_of_step(s.step_id))
-                + tasker.place_of(e.from_definition_id)
-            where e.to_definition_id = s.definition_id
+            select count(*) filter (where arrow.is_open) as open,
+                count(*) filter (where arrow.is_void and not arrow.is_open) as void
+            from (
+                -- An arrow from the workers of a batch: their batchable has not ended, the batch is open, or there is none.
+                select parent.state not in ('complete', 'resolved_manually', 'skipped') or coalesce(batch.open > 0, false)
+                        as is_open,
+                    parent.state = 'skipped' or d.type = 'batch_worker' and batch.open is null
+                        or e.kind = 'choice' and tasker.place_of(s.step_id) <> all (coalesce(parent.chosen, '{}')) as is_void
+                from tasker.definition_edges e
+                join tasker.definitions d on d.definition_id = e.from_definition_id
+                left join tasker.definition_edges divided
+                    on d.type = 'batch_worker' and divided.to_definition_id = d.definition_id and divided.kind = 'batch'
+                left join lateral (
+                    select b.open from tasker.step_batches b
+                    where d.type = 'batch_worker' and b.task_id = tasker.task_of_step(s.step_id)
+                        and b.definition_id = d.definition_id
+                    order by b.first_place desc limit 1
+                ) as batch on true
+                join tasker.steps parent on parent.step_id = tasker.first_step_id(tasker.task_of_step(s.step_id))
+                    + tasker.place_of(coalesce(divided.from_definition_id, e.from_definition_id))
+                where e.to_definition_id = s.definition_id and e.kind in ('plain', 'choice')
+            ) as arrow
         ) as arrows
         where s.state = 'pending'
     ), changed as (
@@ -200,7 +249,8 @@ begin
     v_settled.attempt := p_step.attempts;
     v_settled.outcome := 'by_hand';
     v_settled.state := p_state;
-    perform tasker.advance_tasks(p_actor_id, p_now, array[v_settled], ready, skipped);
+    v_settled.is_tolerated := false;
+    perform tasker.advance_tasks(p_actor_id, p_now, array[v_settled], ready, skipped, null);
     if ready is not null then
         perform tasker.queue_steps(ready, p_now);
     end if;
@@ -211,10 +261,11 @@ create or replace function tasker.recount_steps(p_task_id bigint) returns void l
     update tasker.tasks t set remaining_steps = c.remaining, active_steps = c.active + 1, retrying_steps = c.retrying,
         failed_steps = c.failed, cancelled_steps = c.cancelled, skipped_steps = c.skipped
     from (
-        select count(*) filter (where state not in ('complete', 'resolved_manually', 'cancelled', 'skipped')) as remaining,
+        select count(*) filter (where state not in ('complete', 'resolved_manually', 'cancelled', 'skipped')
+                and not (state = 'error' and tasker.is_tolerated(definition_id, step_id))) as remaining,
             count(*) filter (where state in ('enqueued', 'in_progress')) as active,
             count(*) filter (where state = 'waiting_for_retry') as retrying,
-            count(*) filter (where state = 'error') as failed,
+            count(*) filter (where state = 'error' and not tasker.is_tolerated(definition_id, step_id)) as failed,
             count(*) filter (where state = 'cancelled') as cancelled,
             count(*) filter (where state = 'skipped') as skipped
         from tasker.steps
@@ -285,7 +336,7 @@ declare
     v_step_id bigint := tasker.find_step(v_task, p_step_name);
     v_now timestamptz;
     v_step tasker.steps;
-    v_is_decision boolean;
+    v_type tasker.step_type;
     v_chosen text[];
     v_refused text[];
     v_revived bigint[];
@@ -301,8 +352,12 @@ begin
             v_step.state using errcode = 'TK021';
     end if;
     if p_state = 'complete' then
-        select d.type = 'decision' into v_is_decision from tasker.definitions d where d.definition_id = v_step.definition_id;
-        if v_is_decision and p_branches is null then
+        select d.type into v_type from tasker.definitions d where d.definition_id = v_step.definition_id;
+        if v_type = 'batchable' then
+            raise exception 'step % divides work into a batch, which only its handler can: resolve or skip it for none',
+                p_step_name using errcode = 'TK021';
+        end if;
+        if v_type = 'decision' and p_branches is null then
             raise exception 'step % is a decision: which steps it chooses is needed, or that it chooses none', p_step_name
                 using errcode = 'TK021';
         end if;
@@ -341,7 +396,8 @@ begin
     return true;
 end $$;
 
--- Declares a step dealt with: what depends on it goes on, without a result of it. Of a decision no branch is chosen.
+-- Declares a step dealt with: what depends on it goes on, without a result of it. Of a decision no branch is chosen, and of a
+-- batchable step no batch is made.
 create or replace function tasker.resolve_step(
     p_task_id bigint, p_step_name text, p_actor text, p_reason text, p_deadline_seconds double precision default null
 ) returns boolean language plpgsql
@@ -353,7 +409,7 @@ begin
 end $$;
 
 -- Gives a step the result that its handler would have returned; a decision needs the names of the steps to run too, which
--- may be none. Whether the result is what the step's resultSchema asks for is for the caller to check.
+-- may be none. A batchable step cannot be. Whether the result is what the resultSchema asks for is for the caller to check.
 create or replace function tasker.complete_step(
     p_task_id bigint, p_step_name text, p_result json, p_branches text[], p_actor text, p_reason text,
     p_deadline_seconds double precision default null
@@ -415,6 +471,7 @@ begin
     then
         return 0;
     end if;
+    perform tasker.refuse_divided(v_task, v_affected);
     perform tasker.take_up_task(v_task, true, v_actor_id, v_now, v_metadata::jsonb, p_deadline_seconds);
     perform tasker.interrupt_steps(v_affected, v_actor_id, v_now, v_metadata);
     v_count := tasker.send_back_steps(v_affected, 'rerun', v_actor_id, v_now, v_metadata)
