@@ -51,6 +51,7 @@ async def populate(lab: Lab) -> None:
         "delete from tasker.ready_steps where tasker.task_of_step(step_id) % 2 = 0",
     )
     await lab.execute("delete from tasker.timers where task_id % 2 = 0")
+    await lab.execute("delete from tasker.open_tasks where task_id % 2 = 0")
     await lab.execute(
         "update tasker.steps set state = 'complete', open_edges = 0, completed_at = now(), result = '1',"
         " attempts = 1 where tasker.task_of_step(step_id) % 2 = 0"
