@@ -106,6 +106,7 @@ class MemoryEngine:
         """Have the same data as another one, as two connections of one database do."""
         self.queue, self.settled, self.lost = other.queue, other.settled, other.lost
         self.refused, self.locked = other.refused, other.locked
+        self.divided, self.checkpoints, self.batch_results = other.divided, other.checkpoints, other.batch_results
 
     async def claim(self, worker: str, limit: int) -> list[Claim]:
         await self._enter("claim", 0, limit, self.claim_faults)
