@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 import pytest_asyncio
 
+from support.cut_proxy import Cut, cut_proxy
 from support.engine import NAMESPACE, Lab, step
 from support.invariants import check_invariants
 from support.waiting import eventually_async
@@ -34,7 +37,9 @@ from tasker_worker.batch import (
     checkpoint,
     create_cursor_configs,
 )
-from tasker_worker.gateway import Gateway, Offer, Refused
+from tasker_worker.claims import Settlement
+from tasker_worker.gateway import Gateway, Offer, Refused, Unavailable
+from tasker_worker.outcomes import from_value
 from tasker_worker.types import Checkpoint, RustBatchWorkerInputs, RustCursorConfig
 
 
@@ -74,13 +79,19 @@ def batch_steps(add_up: str = "add_up", retry: Any = None, **batch: Any) -> list
 
 
 @asynccontextmanager
-async def worker_on(url: str, **handlers: Any) -> AsyncIterator[Worker]:
+async def worker_on(url: str, lease_seconds: float = 30, **handlers: Any) -> AsyncIterator[Worker]:
     """A worker with the handlers above; `handlers` beside them or in their place."""
     registry = HandlerRegistry()
     own = {"divide": divide, "work": work, "add_up": add_up, "add_up_in_a_thread": add_up_in_a_thread}
     registry.register_all(own | handlers)
     async with Worker(
-        registry, database_url=url, namespace=NAMESPACE, name="w-1", web_enabled=False, shutdown_grace_seconds=10
+        registry,
+        database_url=url,
+        namespace=NAMESPACE,
+        name="w-1",
+        web_enabled=False,
+        shutdown_grace_seconds=10,
+        lease_seconds=lease_seconds,
     ) as worker:
         yield worker
 
@@ -254,3 +265,97 @@ async def test_a_checkpoint_needs_a_current_fence_and_has_a_size(lab: Lab) -> No
         await gateway.save_checkpoint("w-1", claim.step_id, claim.fence, json.dumps("x" * 70_000))
     assert await gateway.read_batch_results("w-1", claim.step_id, claim.fence, "work", 0, 10) == []
     await gateway.close()
+
+
+async def test_a_checkpoint_tells_the_handler_of_a_cancelled_task_to_stop(lab: Lab) -> None:
+    """Long before a renewal would."""
+    began, told = asyncio.Event(), asyncio.Event()
+
+    async def walk(context: StepContext) -> None:
+        began.set()
+        while checkpoint(1):  # noqa: ASYNC110 - a handler is told by its context, not by an event
+            await asyncio.sleep(0.005)
+        told.set()
+
+    task = await lab.run(step("walk", callable="walk"))
+    async with worker_on(lab.url, walk=walk):
+        await asyncio.wait_for(began.wait(), 10)
+        await lab.engine.actions.cancel(task, actor="test", reason="no need")
+        await asyncio.wait_for(told.wait(), 10)
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+async def test_a_division_whose_fate_nobody_heard_is_made_once(lab: Lab, cut: Cut) -> None:
+    async with cut_proxy(lab.url) as proxy:
+        gateway = Gateway(proxy.url, namespace=NAMESPACE, lease_seconds=30)
+        await gateway.register(Offer(NAMESPACE, "w-1", "default", 10, "1.0.0", ["divide", "work"], 30.0))
+        task = await lab.run(*batch_steps())
+        [claim] = await gateway.claim("w-1", 1)
+        outcome = from_value(claim, batch_success("work", create_cursor_configs(30, 3)))
+        division = Settlement(claim.step_id, claim.fence, outcome)
+        proxy.cut_next(cut)
+        with pytest.raises(Unavailable):
+            await gateway.create_batches("w-1", division, 0)
+        answer = await gateway.create_batches("w-1", division, 0)
+        assert answer.stale == frozenset()
+        assert [each.step_name for each in await gateway.claim("w-1", 9)] == ["work_001", "work_002", "work_003"]
+        stale = Settlement(claim.step_id, claim.fence + 1, outcome)
+        assert (await gateway.create_batches("w-1", stale, 0)).stale == {claim.fence + 1}
+        await gateway.close()
+    assert (await lab.engine.tasks.read(task)).counts.total == 5
+    assert await check_invariants(lab.connection) == []
+
+
+async def test_a_division_of_a_run_that_another_session_holds_is_made_when_it_is_let_go(lab: Lab, ended: Ended) -> None:
+    began, may_end = asyncio.Event(), asyncio.Event()
+
+    async def divide_when_told(context: StepContext) -> StepResult:
+        began.set()
+        await may_end.wait()
+        return batch_success("work", create_cursor_configs(6, 3))
+
+    task = await lab.run(*batch_steps(), context={"factor": 1})
+    async with worker_on(lab.url, divide=divide_when_told) as worker:
+        await asyncio.wait_for(began.wait(), 10)
+        async with await psycopg.AsyncConnection.connect(lab.url) as holder:
+            await holder.execute("select from tasker.tasks where task_uuid = %s for update", (task,))
+            may_end.set()
+
+            async def met_it() -> bool:
+                return worker.metrics.lock_timeouts > 0
+
+            await eventually_async(met_it, timeout=20)
+            await holder.rollback()
+        steps = await ended(task)
+        assert worker.metrics.results_discarded == worker.metrics.failed == 0
+    assert steps["end"]["result"]["worker_count"] == 3
+
+
+async def test_batches_are_made_and_worked_on_once_though_sessions_are_terminated_all_the_time(
+    lab: Lab, ended: Ended
+) -> None:
+    async def slow(context: StepContext) -> StepResult:
+        assert checkpoint(context.attempt)
+        await asyncio.sleep(0.005)
+        return batch_worker_success(1)
+
+    retry = {"maxAttempts": 20, "backoff": "none"}
+    await lab.template(*batch_steps(retry=retry, parallelism=2))
+    tasks = [await lab.submit(context={"rows": 8, "batches": 8}) for _ in range(10)]
+    async with worker_on(lab.url, lease_seconds=1.2, work=slow) as worker:
+        for _ in range(6):
+            done = worker.metrics.succeeded
+
+            async def more(done: int = done) -> bool:
+                return worker.metrics.succeeded >= min(done + 8, 100)
+
+            await eventually_async(more, timeout=20)
+            await lab.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where application_name like 'tasker-worker %%' and datname = current_database()"
+            )
+        results = [(await ended(task))["end"]["result"] for task in tasks]
+        assert worker.metrics.results_discarded == 0
+    assert [(result["total_processed"], result["worker_count"]) for result in results] == [(8, 8)] * 10
+    completions = await lab.value("select count(*) from tasker.step_transitions where to_state = 'complete'")
+    assert completions == 100
