@@ -263,7 +263,9 @@ async def test_a_checkpoint_needs_a_current_fence_and_has_a_size(lab: Lab) -> No
     assert await gateway.save_checkpoint("w-1", claim.step_id, claim.fence + 1, text) is False
     with pytest.raises(Refused, match="65536"):
         await gateway.save_checkpoint("w-1", claim.step_id, claim.fence, json.dumps("x" * 70_000))
-    assert await gateway.read_batch_results("w-1", claim.step_id, claim.fence, "work", 0, 10) == []
+    assert await gateway.read_batch_results("w-1", claim.step_id, claim.fence + 1, "work", 0, 10) == []
+    with pytest.raises(Refused, match="there is no batch_worker work before this step"):
+        await gateway.read_batch_results("w-1", claim.step_id, claim.fence, "work", 0, 10)
     await gateway.close()
 
 

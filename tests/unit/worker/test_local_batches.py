@@ -212,4 +212,5 @@ async def test_results_of_batches_are_read_in_memory() -> None:
     results = {"work": {f"work_{number:03d}": {"items_processed": 1} for number in range(1, 6)}}
     context = make_context(batch_results=results)
     assert (await aggregate_batch_async(context, "work", page_size=2))["total_processed"] == 5
-    assert aggregate_batch(context, "other")["worker_count"] == 0
+    with pytest.raises(ConfigurationError, match="there is no batch_worker 'other' before this step"):
+        aggregate_batch(context, "other")

@@ -242,5 +242,5 @@ async def test_a_page_is_asked_for_again_while_the_database_cannot_be_reached(mo
     with pytest.raises(RetryableError, match="the results of 'work' cannot be read: down"):
         await anext(aiter(attempt.context.batch_results("work")))
     engine.read_faults.append(Refused("no"))
-    with pytest.raises(Refused):
+    with pytest.raises(ConfigurationError, match=r"step 'work' cannot read the results of 'work': no$"):
         await anext(aiter(attempt.context.batch_results("work")))

@@ -25,7 +25,8 @@ class BatchPages:
 
     Workers that have failed or were skipped have no result and are left out. A page is parsed when it is asked for and
     kept by nobody. Reading raises RetryableError when the attempt has lost its lease meanwhile, and ConfigurationError
-    for a plain ``for`` on the event loop, which it would block.
+    for a name that is no `batch_worker`'s before the step, and for a plain ``for`` on the event loop, which it would
+    block.
     """
 
     def __init__(self, source: BatchResultSource, node: str, page_size: int) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol
 from .attempts import Attempt, AttemptState, log_fields
 from .batch_pages import Row
 from .errors import ConfigurationError, DatabaseError, RetryableError
-from .gateway import Locked, Unavailable
+from .gateway import Locked, Refused, Unavailable
 from .jitter import spread
 from .logging import with_fields
 
@@ -167,7 +167,7 @@ class WorkerServices:
     # results of a batch's workers
 
     async def read(self, attempt: Attempt, node: str, after: int, limit: int) -> list[Row]:
-        """Up to `limit` rows of places above `after`; none at the end. Raises as `BatchPages` says, and Refused."""
+        """Up to `limit` rows of places above `after`; none at the end. Raises what `BatchPages` says."""
         rows = await self._read(attempt, node, after, limit)
         # There are none for who has lost the lease either. The last one is still there for who has not.
         if not rows and (attempt.context.cancelled or (after and not await self._read(attempt, node, after - 1, 1))):
@@ -198,6 +198,10 @@ class WorkerServices:
                     return await self._engine.read_batch_results(
                         self._worker, claim.step_id, claim.fence, node, after, limit
                     )
+            except Refused as error:
+                raise ConfigurationError(
+                    f"step {claim.step_name!r} cannot read the results of {node!r}: {error}"
+                ) from error
             except Unavailable as error:
                 if time.monotonic() >= give_up_at:
                     raise RetryableError(f"the results of {node!r} cannot be read: {error}") from error

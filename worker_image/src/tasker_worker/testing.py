@@ -59,7 +59,9 @@ class _MemoryHost:
         """The context remembers it."""
 
     def read_batch_results(self, node: str, after: int, limit: int) -> list[Row]:
-        return [row for row in self._rows.get(node, ()) if row[0] > after][:limit]
+        if node not in self._rows:
+            raise ConfigurationError(f"there is no batch_worker {node!r} before this step")
+        return [row for row in self._rows[node] if row[0] > after][:limit]
 
     async def read_batch_results_async(self, node: str, after: int, limit: int) -> list[Row]:
         return self.read_batch_results(node, after, limit)
