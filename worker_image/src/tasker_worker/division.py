@@ -24,12 +24,15 @@ from .types import (
 
 INPUTS_CHARACTERS = 64 * 1024 * 1024
 """Of JSON for the inputs of all workers of a step."""
+_OUTCOMES = (NoBatchesOutcome, CreateBatchesOutcome)
 _PLACES = 2**63  # the database tells whether ranges overlap, as far as its integers reach
 
 
 def is_division(value: Any) -> bool:
     """Whether a handler returned what only that of a batchable step may."""
-    return isinstance(value, NoBatchesOutcome | CreateBatchesOutcome) or (isinstance(value, dict) and OUTCOME in value)
+    if isinstance(value, dict):
+        return OUTCOME in value
+    return isinstance(value, _OUTCOMES)
 
 
 def divide(claim: Claim, value: Any) -> tuple[dict[str, Any], Batches]:
@@ -39,7 +42,7 @@ def divide(claim: Claim, value: Any) -> tuple[dict[str, Any], Batches]:
             f"step {claim.step_name!r} is of the type {claim.step_type!r}, and its handler returned an outcome of"
             f" batches; only a step of the type {BATCHABLE!r} can divide its work"
         )
-    if isinstance(value, NoBatchesOutcome | CreateBatchesOutcome):
+    if isinstance(value, _OUTCOMES):
         value = analysis(value, {}, {}).result
     outcome = batch_outcome_of(value)
     if outcome is None:

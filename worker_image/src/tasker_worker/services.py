@@ -70,7 +70,7 @@ class WorkerServices:
         with self._lock:
             waits = attempt in self._newest
             self._newest[attempt] = checkpoint
-        if not waits:
+        if not waits or self._saver is None:
             try:
                 self._loop.call_soon_threadsafe(self._begin_saving)
             except RuntimeError:
