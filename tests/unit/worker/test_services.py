@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.worker_engine import MemoryEngine, Rig, make_claim
-from tasker_worker import HandlerRegistry, PermanentError, RetryableError, StepContext, services
+from tasker_worker import HandlerRegistry, PermanentError, RetryableError, StepContext, outcomes, services
 from tasker_worker.attempts import Attempt
 from tasker_worker.batch import aggregate_batch, aggregate_batch_async, checkpoint
 from tasker_worker.claims import Claim, OutcomeKind
@@ -76,6 +76,72 @@ async def test_one_that_could_not_be_written_is_tried_again_unless_a_newer_one_c
     assert sorted(cursors(engine)) == ["new", "other"]
     told = [record.message for record in caplog.records if "checkpoint" in record.message]
     assert told == ["a checkpoint could not be written; trying again"], "once, while it goes on"
+
+
+async def test_one_that_failed_under_way_does_not_take_the_place_of_a_newer_one() -> None:
+    engine = MemoryEngine()
+    attempt = running(WorkerServices(engine, worker="worker"))
+    engine.gate.clear()
+    attempt.context.save_checkpoint(Checkpoint(cursor="old"))
+    await asyncio.wait_for(engine.called.wait(), 10)
+    attempt.context.save_checkpoint(Checkpoint(cursor="new"))
+    engine.checkpoint_faults.append(Unavailable("down"))
+    engine.gate.set()
+    await until(lambda: engine.checkpoints)
+    assert cursors(engine) == ["new"]
+
+
+async def test_one_whose_attempt_was_settled_before_its_turn_is_not_written() -> None:
+    engine = MemoryEngine()
+    attempt, settled = running(services_ := WorkerServices(engine, worker="worker")), running(services_)
+    engine.gate.clear()
+    attempt.context.save_checkpoint(Checkpoint(cursor=1))
+    settled.context.save_checkpoint(Checkpoint(cursor=2))
+    settled.finish(outcomes.failure("E", "no more", retryable=True))
+    assert settled.send()
+    settled.settle()
+    engine.gate.set()
+    await until(lambda: services_._saver is None and engine.checkpoints)
+    assert (cursors(engine), len(engine.calls)) == ([1], 1)
+
+
+async def test_a_fence_that_is_old_since_the_attempt_was_settled_is_nobodys_concern() -> None:
+    engine = MemoryEngine()
+    attempt = running(services_ := WorkerServices(engine, worker="worker"))
+    engine.gate.clear()
+    attempt.context.save_checkpoint(Checkpoint(cursor=1))
+    await asyncio.wait_for(engine.called.wait(), 10)
+    attempt.finish(outcomes.failure("E", "no more", retryable=True))
+    assert attempt.send()
+    attempt.settle()
+    engine.lost.add(attempt.claim.fence)
+    engine.gate.set()
+    await until(lambda: services_._saver is None)
+    assert (cursors(engine), attempt.context.cancelled) == ([], False)
+
+
+async def test_a_failure_waits_for_the_newest_checkpoint_and_not_for_an_older_one() -> None:
+    turns = asyncio.Semaphore(0)
+
+    class InTurns(MemoryEngine):
+        async def save_checkpoint(self, worker: str, step_id: int, fence: int, checkpoint: str) -> bool:
+            await turns.acquire()
+            return await super().save_checkpoint(worker, step_id, fence, checkpoint)
+
+    engine = InTurns()
+    attempt = running(services_ := WorkerServices(engine, worker="worker"))
+    attempt.context.save_checkpoint(Checkpoint(cursor=1))
+    await until(lambda: services_._saving is attempt)
+    attempt.context.save_checkpoint(Checkpoint(cursor=2))
+    attempt.finish(outcomes.failure("E", "no more", retryable=True))
+    let_go: list[Attempt] = []
+    services_.finish(attempt, let_go.append)
+    turns.release()
+    await until(lambda: cursors(engine) == [1] and services_._saving is attempt)
+    assert (let_go, services_.holding) == ([], 1)
+    turns.release()
+    await until(lambda: let_go == [attempt])
+    assert (cursors(engine), services_.holding) == ([1, 2], 0)
 
 
 async def test_one_that_is_refused_is_told_and_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
@@ -153,6 +219,19 @@ async def test_a_result_does_not_wait_and_needs_no_checkpoint_any_more() -> None
         rig.engine_for_handlers.gate.set()
         await rig.until(lambda: rig.services._saver is None)
         assert [name for name, _, _ in rig.engine_for_handlers.calls] == ["checkpoint"]
+
+
+async def test_a_result_that_came_before_its_checkpoint_could_be_written_drops_it() -> None:
+    engine = MemoryEngine()
+    attempt, other = running(services_ := WorkerServices(engine, worker="worker")), running(services_)
+    attempt.context.save_checkpoint(Checkpoint(cursor=1))
+    other.context.save_checkpoint(Checkpoint(cursor=2))
+    attempt.finish(outcomes.from_value(attempt.claim, "done"))
+    let_go: list[Attempt] = []
+    services_.finish(attempt, let_go.append)
+    assert let_go == [attempt]
+    await until(lambda: engine.checkpoints)
+    assert (cursors(engine), len(engine.calls)) == ([2], 1)
 
 
 def test_a_claim_brings_the_checkpoint_of_an_earlier_attempt() -> None:
