@@ -31,6 +31,7 @@ CALLABLE = "do"
 
 TABLES = {
     "tasks": "task_id",
+    "open_tasks": "task_id",
     "steps": "step_id",
     "ready_steps": "step_id",
     "leases": "step_id",

@@ -223,6 +223,13 @@ left join (
 ) as last on last.step_id = s.step_id
 where coalesce(last.to_state, 'pending') <> s.state;
 
+-- name: I12_open_runs_are_noted
+-- All that have not ended, in their namespace, and no other.
+select format('task %s of namespace %s ended at %s and is noted as open in %s', coalesce(t.task_id, o.task_id), t.namespace,
+    t.completed_at, o.namespace) as violation
+from tasker.tasks t full join tasker.open_tasks o using (task_id)
+where (t.completed_at is null) <> (o.task_id is not null) or t.task_id is null or o.namespace <> t.namespace;
+
 -- name: I12_every_row_belongs_to_a_run
 -- A run has the steps of its template; nothing is queued, held or timed for a run that has ended or never was.
 select format('task %s has %s steps, its template %s', t.task_id, t.total_steps, p.step_count) as violation

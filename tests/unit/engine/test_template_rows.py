@@ -30,6 +30,7 @@ def test_the_row_of_a_step_that_says_nothing_more_than_it_must() -> None:
             "is_leaf": True,
             "result_positions": [],
             "batch_positions": None,
+            "result_schema": None,
             "max_attempts": 3,
             "backoff": "exponential",
             "base_ms": 1000,

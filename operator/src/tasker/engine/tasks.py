@@ -10,10 +10,11 @@ from uuid import UUID
 
 from psycopg.types.json import Json
 
-from tasker.engine.pool import Database
+from tasker.engine.inputs import CheckedInput, Inputs
+from tasker.engine.pool import Database, Fetch
 from tasker.engine.queries import load_queries
 from tasker.engine.workers import hint_ready
-from tasker.errors import StoreError, TaskNotFound
+from tasker.errors import StoreError, StoreUnavailable, TaskNotFound
 from tasker.model.task import Hold, OpenOrigin, StepCounts, StepFailure, SubmittedTask, TaskRequest, TaskSummary
 from tasker.model.transitions import TaskState
 from tasker.model.workers import NO_WORKER_SECONDS, UnofferedCallable
@@ -24,8 +25,15 @@ LEAF_RESULTS_BYTES = 8192
 WAITING_AT_ONCE = 10_000
 """As many runs as an operator is made for: more of them need no more telling."""
 
+SUBMIT_TRIES = 5
+"""A template that is registered anew between check and submission takes one more; that again and again is no use."""
+
 SUMMARIES_A_QUERY = 200
 """Bounds the size of one answer; a summary is a few kilobytes at most."""
+
+
+class _RevisionChanged(Exception):
+    """A template was registered anew after contexts had been checked for it."""
 
 
 class Tasks:
@@ -33,22 +41,57 @@ class Tasks:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._inputs = Inputs(database)
 
     async def submit(self, namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
         """Creates runs, all or none, in one call; the answer is in the order of `requests`.
 
-        Raises `InvalidTask` for a request that cannot be accepted and `TemplateNotFound`.
+        Raises `InvalidTask` for a request that cannot be accepted, `InvalidContext` for one that the template's
+        inputSchema refuses, `TemplateNotFound`, and `Busy` when checking takes long and a check of the namespace is
+        under way.
         """
         for request in requests:
             request.check()
-        rows = await self._database.fetch(
-            load_queries("tasks")["submit_tasks"],
-            {"namespace": namespace, "requests": Json([request.as_row() for request in requests])},
-        )
-        # The runs are accepted whether or not the hint gets through.
-        with contextlib.suppress(StoreError):
-            await hint_ready(self._database)
-        return [SubmittedTask(**row) for row in rows]
+        for _ in range(SUBMIT_TRIES):
+            checked = await self._inputs.check(namespace, requests)
+            try:
+                submitted = await self._create(namespace, requests, checked)
+            except _RevisionChanged:
+                continue
+            # The runs are accepted whether or not the hint gets through.
+            with contextlib.suppress(StoreError):
+                await hint_ready(self._database)
+            return submitted
+        raise StoreUnavailable("the template changes again and again: submit later")
+
+    async def _create(
+        self, namespace: str, requests: Sequence[TaskRequest], checked: Sequence[CheckedInput]
+    ) -> list[SubmittedTask]:
+        """Creates the runs of the revisions that were checked. Raises `_RevisionChanged`, and then none was created."""
+        pinned = [
+            {**request.as_row(), "revision": each.revision and each.revision.revision}
+            for request, each in zip(requests, checked, strict=True)
+        ]
+
+        async def work(fetch: Fetch) -> list[SubmittedTask]:
+            rows = await fetch(
+                load_queries("tasks")["submit_tasks"],
+                {"namespace": namespace, "requests": Json(pinned)},
+            )
+            expected = {
+                row["task_uuid"]: each.revision and each.revision.template_id
+                for row, each in zip(rows, checked, strict=True)
+                if row["created"]
+            }
+            runs = await fetch(load_queries("tasks")["templates_of_runs"], {"task_uuids": list(expected)})
+            if {run["task_uuid"]: run["template_id"] for run in runs} != expected:
+                raise _RevisionChanged
+            return [
+                SubmittedTask(**row, context_fault=each.fault if row["created"] else None)
+                for row, each in zip(rows, checked, strict=True)
+            ]
+
+        return await self._database.in_transaction(work)
 
     async def read(self, task_uuid: UUID) -> TaskSummary:
         """One run. Raises `TaskNotFound`."""

@@ -10,6 +10,7 @@ from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
 from tasker.model import limits
 from tasker.model.graph import bounded_ancestors
+from tasker.model.schemas import SchemaEnforcement
 from tasker.model.task import RegisteredTemplate, TemplateCounts
 from tasker.model.template import BatchSpec, StepType, TemplateSpec
 
@@ -51,6 +52,8 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
     dependencies = spec.dependency_positions
     has_dependents = {parent for parents in dependencies for parent in parents}
     ancestors = bounded_ancestors(dependencies, limits.DELIVERED_ANCESTORS)
+    # A worker enforces every schema that it is given: it cannot only warn.
+    schemas_hold = spec.schema_enforcement is SchemaEnforcement.ENFORCE
     results = [
         sorted(parents) if every is None else every for parents, every in zip(dependencies, ancestors, strict=True)
     ]
@@ -74,6 +77,7 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
             "jitter": step.retry.jitter,
             "timeout_ms": step.timeout_seconds * 1000,
             "schedule_timeout_ms": step.schedule_timeout_seconds and step.schedule_timeout_seconds * 1000,
+            "result_schema": step.result_schema if schemas_hold else None,
         }
         for position, step in enumerate(spec.steps)
     ]

@@ -23,6 +23,7 @@ from tasker.model.batches import FailureStrategy
 from tasker.model.conditions import condition_fault
 from tasker.model.graph import find_cycle
 from tasker.model.retry import Backoff
+from tasker.model.schemas import SchemaEnforcement, check_schema
 from tasker.model.validation import first_fault
 from tasker.settings import ENVIRONMENTS
 
@@ -146,6 +147,8 @@ class StepSpec(_Spec):
     retry: RetrySpec = RetrySpec()
     timeout_seconds: TimeoutSeconds = 300
     schedule_timeout_seconds: TimeoutSeconds | None = None
+    result_schema: dict[str, Any] | None = None
+    """JSON Schema, Draft 2020-12, of the result that is recorded."""
     batch: BatchSpec | None = None
 
 
@@ -156,6 +159,9 @@ class TemplateSpec(_Spec):
     description: Description = ""
     steps: tuple[StepSpec, ...] = Field(min_length=1, max_length=limits.STEPS_PER_TASK, strict=False)
     ttl_seconds_after_finished: TtlSeconds | None = None
+    input_schema: dict[str, Any] | None = None
+    """JSON Schema, Draft 2020-12, of the context of a run."""
+    schema_enforcement: Annotated[SchemaEnforcement, Field(strict=False)] = SchemaEnforcement.ENFORCE
 
     @cached_property
     def revision(self) -> str:
@@ -197,6 +203,7 @@ def parse_template_spec(spec: Mapping[str, Any], *, environment: str | None = No
     template = _validated(TemplateSpec, _with_defaults(written), "spec")
     _check_version(template)
     _check_steps(template)
+    _check_schemas(template)
     chosen = template
     for name, overrides in environments.items():
         overridden = _in_environment(template, name, overrides)
@@ -293,6 +300,15 @@ def _overridden(step: StepSpec, override: OverrideSpec) -> StepSpec:
 def _check_version(template: TemplateSpec) -> None:
     if not semver.Version.is_valid(template.version):
         raise InvalidTemplate("spec.version", f"{template.version!r} is not a semantic version like 1.0.0")
+
+
+def _check_schemas(template: TemplateSpec) -> None:
+    """Also of those that are not enforced: they may be tomorrow."""
+    if template.input_schema is not None:
+        check_schema(template.input_schema, "spec.inputSchema")
+    for position, step in enumerate(template.steps):
+        if step.result_schema is not None:
+            check_schema(step.result_schema, f"spec.steps[{position}].resultSchema")
 
 
 def _check_steps(template: TemplateSpec) -> None:

@@ -10,9 +10,9 @@
 -- are due, deadlines) is done by `sweep`, which any process may call as often as it likes.
 --
 -- Hot and cold. `ready_steps`, `leases` and `workers` are small and change all the time: rows are narrow, rewritten in
--- place where possible, and vacuumed early. `tasks` and `steps` change a few times a row; no index covers a column that
--- changes, so these updates stay heap-only. The two logs are only ever appended to, partitioned by day,
--- and one day dropped by partition.
+-- place where possible, and vacuumed early. `tasks` and `steps` change a few times a row: no index covers a column that
+-- changes, and their pages have room for the changes, so these stay heap-only. The two logs are only ever appended to,
+-- partitioned by day, and one day dropped by partition.
 --
 -- A step's id holds its task's: step_id = task_id * 2^20 + its place in the task. The steps of a task are one range of
 -- the primary key, and no second index is needed. 2^20 is just above the limit of 1,000,000 steps a task. A definition's
@@ -175,11 +175,12 @@ create table tasker.templates (
     spec json not null,
     -- Of nodes, and of those among them that have no step of their own.
     step_count integer not null check (step_count > 0),
-    batch_worker_count integer not null default 0 check (batch_worker_count between 0 and step_count - 1),
+    batch_worker_count integer not null default 0 check (batch_worker_count >= 0),
     created_at timestamptz not null default clock_timestamp(),
     -- The newest activation of a name is what a new task gets; going back to an older text activates its revision anew.
     activated_at timestamptz not null default clock_timestamp(),
-    unique (namespace, name, revision)
+    unique (namespace, name, revision),
+    constraint templates_with_a_step_to_begin_with check (batch_worker_count < step_count)
 );
 create index templates_by_activation on tasker.templates (namespace, name, activated_at desc);
 comment on table tasker.templates is 'Template revisions. A revision never changes.';
@@ -279,9 +280,27 @@ create table tasker.tasks (
     constraint tasks_counts_add_up
         check (remaining_steps <= total_steps and active_steps + retrying_steps + failed_steps <= remaining_steps),
     constraint tasks_complete_when_nothing_remains check (state <> 'complete' or remaining_steps = 0)
-) with (fillfactor = 70);
-create index tasks_open on tasker.tasks (namespace, task_id) where completed_at is null;
+) with (fillfactor = 50);
 create index tasks_by_template on tasker.tasks (template_id);
+create table tasker.open_tasks (
+    task_id bigint primary key,
+    namespace text not null
+) with (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+comment on table tasker.open_tasks is
+    'Runs that have not ended. An index over tasks would have every end of a run written into all indexes of that table.';
+create function tasker.note_open() returns trigger language plpgsql as $$
+begin
+    if new.completed_at is null then
+        insert into tasker.open_tasks (task_id, namespace) values (new.task_id, new.namespace);
+    else
+        delete from tasker.open_tasks where task_id = new.task_id;
+    end if;
+    return null;
+end $$;
+create trigger tasks_note_begin after insert on tasker.tasks for each row
+    when (new.completed_at is null) execute function tasker.note_open();
+create trigger tasks_note_end after update on tasker.tasks for each row
+    when ((old.completed_at is null) <> (new.completed_at is null)) execute function tasker.note_open();
 create trigger tasks_refuse_move after update on tasker.tasks for each row
     when (old.state <> new.state and not tasker.task_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a task');
@@ -318,7 +337,7 @@ create table tasker.steps (
     constraint steps_wait_for_dependencies
         check (open_edges = 0 or state in ('pending', 'cancelled', 'resolved_manually', 'complete', 'skipped')),
     constraint steps_retry_at_a_time check ((next_attempt_at is not null) = (state = 'waiting_for_retry'))
-) with (fillfactor = 60);
+) with (fillfactor = 50);
 create trigger steps_refuse_move after update on tasker.steps for each row
     when (old.state <> new.state and not tasker.step_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a step');
@@ -564,3 +583,38 @@ create type tasker.worker_row as (
     ready_left integer,             -- summary: became ready and was not handed to the caller
     tasks_finished integer          -- summary: reached a final state in this call
 );
+
+-- Messages: queues of JSON for whoever wants to tell somebody something. `functions/65_messages.sql` works on them, and
+-- is their only writer. Steps do not travel here but in ready_steps.
+
+create table tasker.message_queues (
+    queue_id bigint generated always as identity primary key,
+    namespace text not null check (namespace ~ '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$' and length(namespace) <= 63),
+    name text not null check (name ~ '^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$' and length(name) <= 63),
+    created_at timestamptz not null,
+    unique (namespace, name)
+);
+
+create sequence tasker.message_ids;
+
+create table tasker.messages (
+    message_id bigint primary key,
+    queue_id bigint not null,
+    -- Until then nobody receives it: it is delayed, or in somebody's hands.
+    visible_at timestamptz not null,
+    read_count integer not null default 0 check (read_count >= 0),
+    -- Whose hands: new at each reading, drawn at random; null while in nobody's.
+    receipt uuid,
+    enqueued_at timestamptz not null,
+    -- Of the text in UTF-8, so that a reader's budget is counted without reading the text.
+    body_bytes integer not null check (body_bytes <= 1048576),
+    body json not null,
+    -- Of a message that was given up: the queue it came from, why, and after how many readings.
+    dead_from text,
+    dead_reason text check (length(dead_reason) <= 1024),
+    dead_reads integer,
+    constraint messages_are_dead_or_not
+        check ((dead_from is null) = (dead_reason is null) and (dead_from is null) = (dead_reads is null))
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+create index messages_in_order on tasker.messages (queue_id, visible_at, message_id);
+comment on table tasker.messages is 'A row lives from send to acknowledgement.';

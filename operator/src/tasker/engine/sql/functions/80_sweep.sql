@@ -330,8 +330,8 @@ declare
     v_looked_at bigint[];
 begin
     select array_agg(task_id order by task_id) into v_looked_at from (
-        select task_id from tasker.tasks
-        where completed_at is null and task_id > tasker.setting('sweep_cursor', 0)::bigint
+        select task_id from tasker.open_tasks
+        where task_id > tasker.setting('sweep_cursor', 0)::bigint
         order by task_id limit 100
     ) as looked_at;
     insert into tasker.settings (key, value)

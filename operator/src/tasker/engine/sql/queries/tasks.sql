@@ -2,6 +2,14 @@
 -- Creates runs, all or none.
 select task_uuid, created from tasker.submit_tasks(%(namespace)s, %(requests)s) order by place;
 
+-- name: templates_of_runs
+-- Which revisions runs were created from.
+select task_uuid, template_id from tasker.tasks where task_uuid = any (%(task_uuids)s);
+
+-- name: origins_with_run
+-- Which of these resources have a run.
+select origin_uid from tasker.tasks where origin_uid = any (%(origin_uids)s);
+
 -- name: task_ids_by_uuid
 -- The internal id of a run.
 select task_id from tasker.tasks where task_uuid = %(task_uuid)s;
@@ -24,14 +32,13 @@ select tasker.resume_task(%(task_id)s, %(hold)s::tasker.hold, %(actor)s, %(reaso
 
 -- name: open_task_ids_of_namespace
 -- All runs of a namespace that have not ended.
-select task_id from tasker.tasks
-where namespace = %(namespace)s and completed_at is null and tasker.is_owner(%(installation)s);
+select task_id from tasker.open_tasks where namespace = %(namespace)s and tasker.is_owner(%(installation)s);
 
 -- name: open_origins
 -- The resources whose runs have not ended.
-select namespace, coalesce(origin_name, '') as name, origin_uid as uid, task_uuid
-from tasker.tasks
-where completed_at is null and origin_uid is not null and (%(namespace)s::text is null or namespace = %(namespace)s)
+select t.namespace, coalesce(t.origin_name, '') as name, t.origin_uid as uid, t.task_uuid
+from tasker.open_tasks o join tasker.tasks t on t.task_id = o.task_id
+where t.origin_uid is not null and (%(namespace)s::text is null or o.namespace = %(namespace)s)
     and tasker.is_owner(%(installation)s);
 
 -- name: summaries
