@@ -284,10 +284,10 @@ async def test_what_cannot_run_again_is_not_put_back(lab: Lab) -> None:
         with pytest.raises(ActionRefused, match=told):
             await letters.put_back(refused, actor="ann")
     await lab.clock.advance(60)
-    with pytest.raises(ActionRefused, match="the deadline of task .* it needs a new one"):
+    with pytest.raises(ActionRefused, match=r"the deadline of task .* it needs a new one"):
         await letters.put_back(entry, actor="ann")
     await lab.engine.workers.sweep()
-    with pytest.raises(ActionRefused, match="the deadline of task .* it needs a new one"):
+    with pytest.raises(ActionRefused, match=r"the deadline of task .* it needs a new one"):
         await letters.put_back(entry, actor="ann")
     assert await lab.state(task) == "error"
     cancelled = await lab.run(step("c"), step("d"))
