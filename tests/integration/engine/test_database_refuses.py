@@ -28,9 +28,9 @@ async def jumps_of(
     jumps: set[tuple[str, str]] = set()
     refusals: dict[tuple[str, str], str | None] = {}
     for source in states:
-        await lab.execute(f"alter table tasker.{table}s disable trigger all")
+        await lab.execute(f"alter table tasker.{table}s disable trigger {table}s_refuse_move")
         await lab.connection.execute(change.encode(), {"state": source})
-        await lab.execute(f"alter table tasker.{table}s enable trigger all")
+        await lab.execute(f"alter table tasker.{table}s enable trigger {table}s_refuse_move")
         for target in states:
             try:
                 async with lab.connection.transaction(force_rollback=True):
