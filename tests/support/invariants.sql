@@ -2,10 +2,11 @@
 -- `violation`, one row for everything that is wrong, nothing when all is well. All are read in one snapshot.
 
 -- name: I1_an_open_run_has_something_to_wait_for
--- A step in the queue, in somebody's hands or waiting for the time of its retry; or the run is suspended.
+-- A step in the queue, in somebody's hands or waiting for the time of its retry; or the run is suspended, or blocked until
+-- a person acts.
 select format('task %s is %s and waits for nothing', t.task_id, t.state) as violation
 from tasker.tasks t
-where t.completed_at is null and not t.suspended
+where t.completed_at is null and not t.suspended and t.state <> 'blocked_by_failures'
     and not exists (select from tasker.ready_steps r where tasker.task_of_step(r.step_id) = t.task_id)
     and not exists (select from tasker.leases l where tasker.task_of_step(l.step_id) = t.task_id)
     and not exists (select from tasker.timers x where x.task_id = t.task_id and x.kind = 'retry');
@@ -64,8 +65,41 @@ where (t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.fai
     or c.remaining = 0 and c.cancelled = 0 and t.state <> 'complete'
     or t.state = 'steps_in_process' and c.active = 0
     or t.state = 'waiting_for_retry' and (c.active > 0 or c.retrying = 0)
-    or t.state in ('pending', 'initializing', 'enqueuing_steps', 'evaluating_results', 'blocked_by_failures')
+    or t.state in ('pending', 'initializing', 'enqueuing_steps', 'evaluating_results')
+    or t.state = 'blocked_by_failures' and (not t.blocks_on_failure or c.active + c.retrying > 0 or c.failed = 0)
     or t.state = 'error' and c.failed = 0 and c.cancelled = 0;
+
+-- name: I1_every_failed_step_has_a_dead_letter
+-- Nobody has put it back; a batch that goes on without its worker makes none. And one that nobody has dealt with is of a step that has failed, unless somebody wanted it.
+select format('step %s failed and has no dead letter; its task is %s', s.step_id, t.state) as violation
+from tasker.steps s
+join tasker.tasks t on t.task_id = tasker.task_of_step(s.step_id)
+join tasker.definitions d using (definition_id)
+where s.state = 'error'
+    and not (tasker.is_tolerated(s.definition_id, s.step_id) and d.failure_strategy = 'continue_on_failure')
+    and not exists (
+    select from tasker.dead_letters e where e.step_id = s.step_id and e.state <> 'put_back')
+union all
+select format('dead letter %s (%s) is %s and its step %s is %s', e.entry_id, e.reason, e.state, e.step_id, s.state)
+from tasker.dead_letters e join tasker.steps s on s.step_id = e.step_id
+where e.state in ('open', 'investigating') and e.reason <> 'manual' and s.state <> 'error'
+union all
+select format('dead letter %s is %s and its history ends in %s', e.entry_id, e.state, coalesce(last.state::text, 'nothing'))
+from tasker.dead_letters e
+left join lateral (
+    select c.state from tasker.dead_letter_changes c where c.entry_id = e.entry_id order by c.change_id desc limit 1
+) as last on true
+where last.state is distinct from e.state;
+
+-- name: I1_a_limited_state_is_timed
+-- Exactly while its template limits the state that the run is in, a run has one timer for that.
+select format('task %s is %s, for at most %s s, and has %s timers of it', t.task_id, t.state,
+    tasker.state_limit(template, t.state), count(x.timer_id)) as violation
+from tasker.tasks t
+join tasker.templates template using (template_id)
+left join tasker.timers x on x.task_id = t.task_id and x.kind = 'state_limit'
+group by t.task_id, template.template_id
+having count(x.timer_id) <> (tasker.state_limit(template, t.state) is not null and t.completed_at is null)::integer;
 
 -- name: I1_a_step_waits_for_as_many_as_are_not_done
 -- The counts on a step are those of its parents that are not done and of those that do not want it, and only a step with

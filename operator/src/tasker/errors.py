@@ -13,7 +13,8 @@ TaskerError
 │   ├── TemplateNotFound
 │   ├── TaskNotFound
 │   ├── StepNotFound
-│   └── QueueNotFound
+│   ├── QueueNotFound
+│   └── DeadLetterNotFound
 ├── ActionRefused             a run or step is not in a state in which people may do this to it
 ├── Busy                      not now: enough of the kind is under way for this namespace
 ├── IllegalTransition         the database refused a move that the state machine does not have
@@ -95,6 +96,10 @@ class TaskNotFound(NotFound):
 
 class QueueNotFound(NotFound):
     """No such queue of messages in this namespace."""
+
+
+class DeadLetterNotFound(NotFound):
+    """No such dead letter."""
 
 
 class Busy(TaskerError):

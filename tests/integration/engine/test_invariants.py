@@ -34,6 +34,8 @@ async def busy_database(lab: Lab) -> None:
     await lab.engine.actions.resolve_step(repaired, "c", actor="ann", reason="x")
     await lab.submit(deadline_seconds=3600)
     await lab.submit()
+    await lab.template(step("a"), name="limited", lifecycle={"maxStepsInProcessSeconds": 3600})
+    await lab.submit("limited")
     assert await lab.state(done) == "complete" and await lab.state(failed) == "error"
 
 
@@ -63,6 +65,17 @@ PICK = {
         ),
         ("update tasker.tasks set active_steps = active_steps - 1 where task_id = {open}", "I1_the_counts_of_a_run"),
         ("update tasker.tasks set cancelled_steps = 1 where task_id = {ended}", "I1_the_counts_of_a_run"),
+        ("update tasker.tasks set state = 'blocked_by_failures' where task_id = {open}", "I1_the_counts_of_a_run"),
+        ("delete from tasker.dead_letters where step_id = {failed}", "I1_every_failed_step"),
+        ("update tasker.dead_letters set state = 'put_back' where step_id = {failed}", "I1_every_failed_step"),
+        ("update tasker.dead_letters set step_id = {done}", "I1_every_failed_step"),
+        ("delete from tasker.dead_letter_changes", "I1_every_failed_step"),
+        ("delete from tasker.timers where kind = 'state_limit'", "I1_a_limited_state"),
+        (
+            "insert into tasker.timers (due_at, kind, task_id) select now(), 'state_limit', task_id"
+            " from tasker.timers where kind = 'state_limit'",
+            "I1_a_limited_state",
+        ),
         ("update tasker.steps set open_edges = 1 where step_id = {pending}", "I1_a_step_waits_for"),
         ("update tasker.steps set void_edges = 1 where step_id = {pending}", "I1_a_step_waits_for"),
         ("update tasker.steps set open_edges = 1 where state = 'resolved_manually'", "I1_a_step_waits_for"),

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import getpass
 import json
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import click
 
+from tasker.cli.people import somebody as _somebody
+from tasker.cli.people import with_engine as _with_engine
 from tasker.engine import Engine
-from tasker.factory import open_engine
 from tasker.model.task import Hold, TaskSummary
-from tasker.settings import DatabaseSettings
-
-Result = TypeVar("Result")
 
 
 @click.group()
@@ -58,13 +54,6 @@ def _step_action(command: Callable[..., None]) -> Any:
     ):
         command = decorate(command)
     return _action(command)
-
-
-def _somebody() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return "somebody"
 
 
 @_action
@@ -260,11 +249,3 @@ def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{name!r} is there twice")
         found[name] = value
     return found
-
-
-def _with_engine(act: Callable[[Engine], Awaitable[Result]]) -> Result:
-    async def run() -> Result:
-        async with open_engine(DatabaseSettings.from_environment()) as engine:
-            return await act(engine)
-
-    return asyncio.run(run())

@@ -180,6 +180,7 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
         leaf_results=row["leaf_results"],
         leaf_results_truncated=state is TaskState.COMPLETE and row["leaf_results"] is None,
         error=row["error"],
+        stale=row["stale"],
         waiting_for_worker=tuple(
             UnofferedCallable(
                 namespace=row["namespace"],

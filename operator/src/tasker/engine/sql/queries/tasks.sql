@@ -81,6 +81,7 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
     template.version as template_version, template.revision, t.state::text as state, t.holds::text[] as holds, t.created_at,
     t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
     t.cancelled_steps, t.skipped_steps, t.tolerated_steps, t.error,
+    case when t.completed_at is null then t.stale ->> 'message' end as stale,
     coalesce((
         select jsonb_agg(jsonb_build_object('callable', missing.callable, 'steps', missing.steps, 'since', missing.since))
         from (
