@@ -118,8 +118,8 @@ class DeadLetters:
     async def put_back(self, entry_uuid: UUID, *, actor: str, notes: str | None = None) -> bool:
         """The step runs again, with as many attempts more as its template gives it, and its run goes on.
 
-        Raises `DeadLetterNotFound`, and `IllegalTransition` where nothing can run again: the entry is of the run
-        itself, its step has not failed, or the run was cancelled or is past its deadline.
+        Raises `DeadLetterNotFound`; `IllegalTransition` when the entry is of the run itself or of a batch's worker;
+        and `ActionRefused`, as `Actions.reset_step` does.
         """
         changed: bool | None = await self._database.fetch_value(
             load_queries("dead_letters")["put_back_dead_letter"],
