@@ -28,9 +28,9 @@ async def jumps_of(
     jumps: set[tuple[str, str]] = set()
     refusals: dict[tuple[str, str], str | None] = {}
     for source in states:
-        await lab.execute(f"alter table tasker.{table}s disable trigger all")
+        await lab.execute(f"alter table tasker.{table}s disable trigger {table}s_refuse_move")
         await lab.connection.execute(change.encode(), {"state": source})
-        await lab.execute(f"alter table tasker.{table}s enable trigger all")
+        await lab.execute(f"alter table tasker.{table}s enable trigger {table}s_refuse_move")
         for target in states:
             try:
                 async with lab.connection.transaction(force_rollback=True):
@@ -131,7 +131,8 @@ async def test_a_fence_is_new_at_each_claim_and_nobody_can_guess_the_next(lab: L
     drawn = [row["new_fence"] for row in await lab.rows("select tasker.new_fence() from generate_series(1, 2000)")]
     assert len(set(drawn)) == 2000 and min(drawn) >= 0 and max(drawn) < 2**62
     assert all(any(fence >> bit & 1 for fence in drawn) for bit in range(62)), "each bit is drawn"
-    assert len({fence >> 30 for fence in drawn}) == 2000 == len({fence & 2**30 - 1 for fence in drawn})
+    # Halves of it may meet by chance: two of 2,000 do in one run of 500.
+    assert min(len({fence >> 30 for fence in drawn}), len({fence & 2**30 - 1 for fence in drawn})) > 1990
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,11 @@ TABLES = [
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """What an operation may be told that comes too late, or too early: the move does not exist."""
+    """What an operation may be told that comes too late, or too early: it does not fit, or there is nothing there."""
     try:
         yield
     except psycopg.Error as error:
-        if error.sqlstate not in ("TK002", "TK021"):
+        if error.sqlstate not in {"TK002", "TK021", "TK022"}:
             raise
 
 
@@ -174,11 +174,8 @@ class Runner:
 
     async def act(self, statement: str, step_names: list[str]) -> None:
         """Something that people do to a step; that it does not fit is no fault."""
-        try:
+        with refused():
             await self.call(statement, self.some_task(), self.random.choice(step_names))
-        except psycopg.Error as error:
-            if error.sqlstate not in {"TK021", "TK022"}:
-                raise
 
     async def reset(self) -> None:
         await self.act("select tasker.reset_step(%s, %s, 'me', 'x')", STEP_NAMES)

@@ -755,6 +755,25 @@ async def test_whatever_is_done_to_a_run_what_must_hold_does_and_it_can_be_broug
     assert await check_invariants(lab.connection) == []
 
 
+async def test_a_blocked_run_goes_on_when_its_last_failed_step_is_dealt_with(lab: Lab) -> None:
+    """And what is dealt with has no open dead letter."""
+    await lab.template(step("x"), step("other"), step("last", "x", "other"), name="patient", onFailure="block")
+    task = await lab.submit("patient")
+    scene = Scene(lab, task, await lab.worker(), {})
+    await scene.claim()
+    await scene.settle(failure, "x", retryable=False)
+    await scene.settle(failure, "other", retryable=False)
+    assert await lab.state(task) == "blocked_by_failures"
+    assert await scene.act("complete_step")
+    assert await lab.state(task) == "blocked_by_failures"
+    assert await check_invariants(lab.connection) == []
+    assert await scene.act("reset_step", "other")
+    assert await lab.state(task) == "steps_in_process"
+    letters = await lab.rows("select state::text from tasker.dead_letters order by entry_id")
+    assert [row["state"] for row in letters] == ["resolved", "put_back"]
+    assert await scene.end() == "complete"
+
+
 # Batches.
 
 DIVIDED = [
