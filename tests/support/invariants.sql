@@ -1,11 +1,14 @@
--- What must always hold of the rows of runs (I1 to I5 and I12 of the engine's design). Each query returns one column
+-- What must always hold of the rows of runs (I1 to I5, I8 and I12 of the engine's design). Each query returns one column
 -- `violation`, one row for everything that is wrong, nothing when all is well. All are read in one snapshot.
 
 -- name: I1_an_open_run_has_something_to_wait_for
--- A step in the queue, in somebody's hands or waiting for the time of its retry; or the run is suspended.
+-- A step in the queue, in somebody's hands or waiting for the time of its retry; or the run is suspended, or waits for a
+-- place among those of its template.
 select format('task %s is %s and waits for nothing', t.task_id, t.state) as violation
 from tasker.tasks t
 where t.completed_at is null and not t.suspended
+    and not (t.state = 'pending' and exists (
+        select from tasker.concurrency_limits l where l.namespace = t.namespace and l.template_name = t.limited_as))
     and not exists (select from tasker.ready_steps r where tasker.task_of_step(r.step_id) = t.task_id)
     and not exists (select from tasker.leases l where tasker.task_of_step(l.step_id) = t.task_id)
     and not exists (select from tasker.timers x where x.task_id = t.task_id and x.kind = 'retry');
@@ -49,11 +52,13 @@ where (t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.fai
     or (t.state = 'complete') <> (c.remaining = 0 and c.cancelled = 0)
     or t.state = 'steps_in_process' and c.active = 0
     or t.state = 'waiting_for_retry' and (c.active > 0 or c.retrying = 0)
-    or t.state in ('pending', 'initializing', 'enqueuing_steps', 'evaluating_results', 'blocked_by_failures')
+    or t.state = 'pending' and (c.active > 0 or c.retrying > 0 or c.failed > 0 or t.started_at is not null)
+    or t.state in ('initializing', 'enqueuing_steps', 'evaluating_results', 'blocked_by_failures')
     or t.state = 'error' and c.failed = 0 and c.cancelled = 0;
 
 -- name: I1_a_step_waits_for_as_many_as_are_not_done
--- The count on a pending step is that of its parents that are not done, and only such a step is pending.
+-- The count on a pending step is that of its parents that are not done, and only such a step is pending; but in a run that
+-- waits for its place, every step is.
 select format('step %s is %s with %s unmet dependencies; %s of its parents are not done', s.step_id, s.state,
     s.open_edges, count(p.step_id)) as violation
 from tasker.steps s
@@ -63,7 +68,42 @@ left join tasker.steps p
     and p.state not in ('complete', 'resolved_manually', 'skipped')
 group by s.step_id
 having s.state not in ('cancelled', 'skipped')
-    and (s.open_edges <> count(p.step_id) or (s.state = 'pending') <> (count(p.step_id) > 0));
+    and (s.open_edges <> count(p.step_id) or (s.state = 'pending') <> (count(p.step_id) > 0 or exists (
+        select from tasker.tasks t where t.task_id = tasker.task_of_step(s.step_id) and t.state = 'pending')));
+
+-- name: I8_no_run_was_admitted_beyond_the_places_of_its_template
+-- At each admission, counted from when the runs of the template began and ended, as many were under way as were allowed
+-- then. Runs that somebody took up again, and those from before there was a limit, count and were not admitted.
+select format('task %s was admitted with %s runs of %s under way; %s were allowed', t.task_id, under_way.runs, t.limited_as,
+    admission.metadata ->> 'max_tasks') as violation
+from tasker.task_log admission
+join tasker.tasks t on t.task_id = admission.task_id
+cross join lateral (
+    select count(*) as runs from tasker.tasks other
+    where other.namespace = t.namespace and other.limited_as = t.limited_as and other.started_at <= admission.at
+        and (other.completed_at is null or other.completed_at > admission.at)
+        and exists (select from tasker.task_log x where x.task_id = other.task_id and x.passage = 'admitted')
+) as under_way
+where admission.passage = 'admitted' and under_way.runs > (admission.metadata ->> 'max_tasks')::integer;
+
+-- name: I8_a_run_of_a_limited_template_was_admitted_before_it_began
+-- Or it was there before the limit was.
+select format('task %s is %s, was admitted %s times and began at %s', t.task_id, t.state, log.admissions, t.started_at)
+    as violation
+from tasker.tasks t
+cross join lateral (
+    select count(*) filter (where x.passage = 'admitted') as admissions,
+        count(*) filter (where x.passage = 'submitted') as submissions
+    from tasker.task_log x where x.task_id = t.task_id
+) as log
+where log.admissions + log.submissions <> (t.started_at is not null)::integer;
+
+-- name: I8_a_key_is_held_by_a_run
+-- One whose row is there, unless the key is held for a time.
+select format('key %s of template %s is held by run %s, which does not exist', i.key, i.template_name, i.task_uuid)
+    as violation
+from tasker.identities i left join tasker.tasks t on t.task_id = i.task_id and t.task_uuid = i.task_uuid
+where t.task_id is null and i.until is null;
 
 -- name: I3_a_step_runs_or_is_skipped_as_its_arrows_say
 -- Once all it depends on has ended: a standard step runs when no arrow is void, a deferred convergence when one is

@@ -9,6 +9,7 @@ TaskerError
 ├── NotFound
 │   ├── TemplateNotFound
 │   └── TaskNotFound
+├── DuplicateTask             another run holds the place of the one that was submitted
 ├── IllegalTransition         the database refused a move that the state machine does not have
 └── StoreError                the database could not do what was asked
     ├── StoreUnavailable      it cannot be reached now; trying again may work
@@ -17,6 +18,8 @@ TaskerError
 """
 
 from __future__ import annotations
+
+from uuid import UUID
 
 
 class TaskerError(Exception):
@@ -64,6 +67,19 @@ class TemplateNotFound(NotFound):
 
 class TaskNotFound(NotFound):
     """No such task in this namespace."""
+
+
+class DuplicateTask(TaskerError):
+    """Another run holds the place of the one that was submitted.
+
+    `task_uuid` is that run; `task_name` the resource that asked for it, when one did and it is known.
+    """
+
+    def __init__(self, task_uuid: UUID, task_name: str | None = None) -> None:
+        self.task_uuid = task_uuid
+        self.task_name = task_name
+        of_whom = "" if task_name is None else f" of Task {task_name}"
+        super().__init__(f"it is a duplicate of run {task_uuid}{of_whom}")
 
 
 class IllegalTransition(TaskerError):

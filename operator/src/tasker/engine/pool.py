@@ -28,6 +28,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tasker.errors import (
     ConfigurationError,
     IllegalTransition,
+    InvalidTask,
     StoreError,
     StoreUnavailable,
     TemplateNotFound,
@@ -292,6 +293,8 @@ def _translate(error: psycopg.Error) -> Exception:
     match error.sqlstate:
         case "TK001":
             return TemplateNotFound(message)
+        case "TK006":
+            return InvalidTask("identity_key", message)
         case "TK002":
             return IllegalTransition(message)
         case None if isinstance(error, psycopg.OperationalError):

@@ -14,7 +14,17 @@ from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
 from tasker.engine.workers import hint_ready
 from tasker.errors import StoreError, TaskNotFound
-from tasker.model.task import Hold, OpenOrigin, StepCounts, StepFailure, SubmittedTask, TaskRequest, TaskSummary
+from tasker.model.identity import IdentityStrategy, identity_key
+from tasker.model.task import (
+    Hold,
+    OpenOrigin,
+    StepCounts,
+    StepFailure,
+    SubmittedTask,
+    TaskRequest,
+    TaskSummary,
+    WaitingForPlace,
+)
 from tasker.model.transitions import TaskState
 from tasker.model.workers import NO_WORKER_SECONDS, UnofferedCallable
 
@@ -37,18 +47,45 @@ class Tasks:
     async def submit(self, namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
         """Creates runs, all or none, in one call; the answer is in the order of `requests`.
 
-        Raises `InvalidTask` for a request that cannot be accepted and `TemplateNotFound`.
+        A duplicate of another run gets none and does not keep the others from theirs: its answer says so, and
+        `SubmittedTask.refusal` is the error. Raises `InvalidTask` for a request that cannot be accepted and
+        `TemplateNotFound`.
         """
         for request in requests:
             request.check()
+        pinned = await self._pinned(namespace, requests)
         rows = await self._database.fetch(
             load_queries("tasks")["submit_tasks"],
-            {"namespace": namespace, "requests": Json([request.as_row() for request in requests])},
+            {"namespace": namespace, "requests": Json(pinned)},
         )
         # The runs are accepted whether or not the hint gets through.
         with contextlib.suppress(StoreError):
             await hint_ready(self._database)
         return [SubmittedTask(**row) for row in rows]
+
+    async def _pinned(self, namespace: str, requests: Sequence[TaskRequest]) -> list[dict[str, Any]]:
+        """The requests as the database takes them: with the revision that is current, and the key by its identity."""
+        wanted = list(dict.fromkeys((each.template_name, each.template_version) for each in requests))
+        rows = await self._database.fetch(
+            load_queries("templates")["current_templates"],
+            {
+                "namespace": namespace,
+                "names": [name for name, _ in wanted],
+                "versions": [version for _, version in wanted],
+            },
+        )
+        current = dict(zip(wanted, rows, strict=True))
+        pinned = []
+        for request in requests:
+            template = current[request.template_name, request.template_version]
+            strategy = template["identity_strategy"]
+            key = None
+            if strategy is not None:
+                key = identity_key(
+                    IdentityStrategy(strategy), request.template_name, request.context, request.idempotency_key
+                )
+            pinned.append({**request.as_row(), "revision": template["revision"], "identity_key": key})
+        return pinned
 
     async def read(self, task_uuid: UUID) -> TaskSummary:
         """One run. Raises `TaskNotFound`."""
@@ -137,6 +174,7 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
         leaf_results=row["leaf_results"],
         leaf_results_truncated=state is TaskState.COMPLETE and row["leaf_results"] is None,
         error=row["error"],
+        waiting_for_place=None if row["waiting_for_place"] is None else WaitingForPlace(**row["waiting_for_place"]),
         waiting_for_worker=tuple(
             UnofferedCallable(
                 namespace=row["namespace"],

@@ -21,6 +21,7 @@ from tasker.errors import InvalidTemplate
 from tasker.model import limits
 from tasker.model.conditions import condition_fault
 from tasker.model.graph import find_cycle
+from tasker.model.identity import IdentityStrategy
 from tasker.model.retry import Backoff
 from tasker.model.validation import first_fault
 from tasker.settings import ENVIRONMENTS
@@ -129,6 +130,26 @@ class StepSpec(_Spec):
     schedule_timeout_seconds: TimeoutSeconds | None = None
 
 
+class _Part(_Spec):
+    @property
+    def says_something(self) -> bool:
+        """Whether anything differs from the defaults."""
+        return self != type(self)()
+
+
+class IdentitySpec(_Part):
+    """When a second run is a duplicate of one before it: for `window_seconds`, or while that one's row is there."""
+
+    strategy: Annotated[IdentityStrategy, Field(strict=False)] = IdentityStrategy.ALWAYS_UNIQUE
+    window_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+
+
+class ConcurrencySpec(_Part):
+    """How many runs of the template, whatever their revision, are under way at one time; the others wait."""
+
+    max_tasks: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+
 class TemplateSpec(_Spec):
     """A checked template: names are unique, what steps depend on exists, there is no cycle."""
 
@@ -136,6 +157,8 @@ class TemplateSpec(_Spec):
     description: Description = ""
     steps: tuple[StepSpec, ...] = Field(min_length=1, max_length=limits.STEPS_PER_TASK, strict=False)
     ttl_seconds_after_finished: TtlSeconds | None = None
+    identity: IdentitySpec = IdentitySpec()
+    concurrency: ConcurrencySpec = ConcurrencySpec()
 
     @cached_property
     def revision(self) -> str:
@@ -144,6 +167,10 @@ class TemplateSpec(_Spec):
             mode="json",
             exclude={"description": True, "ttl_seconds_after_finished": True, "steps": {"__all__": {"description"}}},
         )
+        # A part that says nothing is left out: so it could be added without making every template a new revision.
+        for name in ("identity", "concurrency"):
+            if not getattr(self, name).says_something:
+                del content[name]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -166,6 +193,7 @@ def parse_template_spec(spec: Mapping[str, Any], *, environment: str | None = No
     environments = _read_environments(written.pop("environments", None))
     template = _validated(TemplateSpec, _with_defaults(written), "spec")
     _check_version(template)
+    _check_identity(template.identity)
     _check_steps(template)
     chosen = template
     for name, overrides in environments.items():
@@ -263,6 +291,11 @@ def _overridden(step: StepSpec, override: OverrideSpec) -> StepSpec:
 def _check_version(template: TemplateSpec) -> None:
     if not semver.Version.is_valid(template.version):
         raise InvalidTemplate("spec.version", f"{template.version!r} is not a semantic version like 1.0.0")
+
+
+def _check_identity(identity: IdentitySpec) -> None:
+    if identity.window_seconds is not None and identity.strategy is IdentityStrategy.ALWAYS_UNIQUE:
+        raise InvalidTemplate("spec.identity.windowSeconds", "needs a strategy other than alwaysUnique")
 
 
 def _check_steps(template: TemplateSpec) -> None:

@@ -16,7 +16,7 @@ end $$;
 
 -- A run's place among those that wait for a worker.
 create or replace function tasker.order_at(p_task tasker.tasks) returns timestamptz language sql immutable as $$
-    select p_task.created_at - p_task.priority * interval '6 seconds'
+    select tasker.order_at(p_task.created_at, p_task.priority)
 $$;
 
 -- Makes steps ready: queue rows for those given (their state is enqueued already), unless their task is suspended,

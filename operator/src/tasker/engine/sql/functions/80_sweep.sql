@@ -377,7 +377,7 @@ begin
     perform tasker.note_sweep(v_now);
 
     foreach v_repair in array array['leases_expired', 'workers_expired', 'attempts_timed_out', 'retries_due',
-        'schedule_timeouts', 'deadlines_passed', 'lost_steps_requeued']
+        'schedule_timeouts', 'deadlines_passed', 'admissions', 'lost_steps_requeued', 'identities_expired']
     loop
         v_repaired := 0;
         v_ids := null;

@@ -24,6 +24,8 @@
 --
 -- Locks are taken in one order everywhere: worker, tasks by id, ready_steps, steps, leases. Whoever holds a task's row
 -- may change its steps; the one exception, a claim, holds the step's row of `ready_steps`, which nobody else then has.
+-- Before all of these come `concurrency_limits` and then `identities`, by name and key: who submits or registers waits for
+-- them and holds nothing else yet. Whoever comes to a limit or an identity later passes over one that is held.
 --
 -- What users give (context, configuration, results) is json and not jsonb: it is never searched or compared here, and
 -- comes back as it was written, to the last digit.
@@ -63,9 +65,9 @@ create type tasker.backoff as enum ('none', 'linear', 'exponential', 'fibonacci'
 -- tasker.task_hops or tasker.step_hops shows them, and no other can be written into a log.
 
 create type tasker.task_passage as enum (
-    'submitted', 'submitted_empty', 'submitted_waiting', 'moved_on', 'kept_running', 'completed', 'left_to_retries',
-    'left_waiting', 'failed', 'retried', 'failed_retrying', 'failed_waiting', 'failed_blocked', 'freed', 'taken_up',
-    'run_again', 'cancelled_blocked_by_failures', 'cancelled_enqueuing_steps', 'cancelled_evaluating_results',
+    'submitted', 'submitted_empty', 'submitted_waiting', 'submitted_pending', 'admitted', 'moved_on', 'kept_running', 'completed', 'left_to_retries',
+    'left_waiting', 'failed', 'retried', 'failed_pending', 'failed_retrying', 'failed_waiting', 'failed_blocked', 'freed',
+    'taken_up', 'run_again', 'cancelled_blocked_by_failures', 'cancelled_enqueuing_steps', 'cancelled_evaluating_results',
     'cancelled_initializing', 'cancelled_pending', 'cancelled_steps_in_process',
     'cancelled_waiting_for_dependencies', 'cancelled_waiting_for_retry', 'resolved_blocked_by_failures',
     'resolved_enqueuing_steps', 'resolved_error', 'resolved_evaluating_results', 'resolved_initializing',
@@ -163,6 +165,13 @@ create table tasker.templates (
     revision text not null,
     spec json not null,
     step_count integer not null check (step_count > 0),
+    -- What tells two runs apart. A revision with a key is given one with every request.
+    identity_strategy text not null default 'alwaysUnique'
+        check (identity_strategy in ('strict', 'callerProvided', 'alwaysUnique')),
+    -- How long a run holds its key; null: as long as its row is there.
+    identity_window_seconds integer check (identity_window_seconds > 0),
+    -- How many runs of the name may be under way, when this is its current revision.
+    max_tasks integer check (max_tasks > 0),
     created_at timestamptz not null default clock_timestamp(),
     -- The newest activation of a name is what a new task gets; going back to an older text activates its revision anew.
     activated_at timestamptz not null default clock_timestamp(),
@@ -216,6 +225,13 @@ create table tasker.definition_edges (
     primary key (from_definition_id, to_definition_id)
 );
 
+-- A run's place among those that wait: one point of priority is worth six seconds, so that nothing waits for ever. It is
+-- said to be immutable, which arithmetic on seconds is, to be indexed.
+create function tasker.order_at(created_at timestamptz, priority smallint) returns timestamptz
+language sql immutable parallel safe as $$
+    select created_at - priority * interval '6 seconds'
+$$;
+
 create sequence tasker.task_ids;
 
 create table tasker.tasks (
@@ -223,6 +239,9 @@ create table tasker.tasks (
     task_uuid uuid not null unique,
     namespace text not null,
     template_id bigint not null references tasker.templates,
+    -- The template's name when how many of its runs may be under way is limited; null when it never was. Such a run is
+    -- pending until it is admitted, which is when it starts, and then holds its place to its end.
+    limited_as text,
     state tasker.task_state not null default 'pending',
     -- Who holds the run back; it goes on when nobody does.
     holds tasker.hold[] not null default '{}',
@@ -255,16 +274,66 @@ create table tasker.tasks (
         check ((completed_at is not null) = (state in ('complete', 'error', 'cancelled', 'resolved_manually'))),
     constraint tasks_counts_add_up
         check (remaining_steps <= total_steps and active_steps + retrying_steps + failed_steps <= remaining_steps),
-    constraint tasks_complete_when_nothing_remains check (state <> 'complete' or remaining_steps = 0)
+    constraint tasks_complete_when_nothing_remains check (state <> 'complete' or remaining_steps = 0),
+    constraint tasks_go_on_once_started check (started_at is not null or state = 'pending' or completed_at is not null)
 ) with (fillfactor = 70);
 create index tasks_open on tasker.tasks (namespace, task_id) where completed_at is null;
 create index tasks_by_template on tasker.tasks (template_id);
+-- Those that hold a place and those that wait for one. Runs without a limit are in neither.
+create index tasks_admitted on tasker.tasks (namespace, limited_as)
+    where limited_as is not null and started_at is not null and completed_at is null;
+create index tasks_waiting on tasker.tasks (namespace, limited_as, tasker.order_at(created_at, priority), task_id)
+    where limited_as is not null and started_at is null and completed_at is null;
 create trigger tasks_refuse_move after update on tasker.tasks for each row
     when (old.state <> new.state and not tasker.task_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a task');
 create trigger tasks_refuse_start after insert on tasker.tasks for each row
     when (new.state <> 'pending' and not tasker.task_jump_is_legal('pending', new.state))
     execute function tasker.refuse_move('a task');
+
+create table tasker.concurrency_limits (
+    namespace text not null,
+    template_name text not null,
+    -- Of the revision that was activated last; null: no longer limited.
+    max_tasks integer check (max_tasks > 0),
+    primary key (namespace, template_name)
+) with (fillfactor = 50);
+comment on table tasker.concurrency_limits is
+    'Templates whose runs are limited in number, or once were. Whoever admits runs of one holds its row: so the count is exact.';
+
+-- The place of a run that ends is taken at once, by whatever ended it.
+create function tasker.admit_next() returns trigger language plpgsql as $$
+begin
+    perform tasker.admit_at_once(new.namespace, new.limited_as, 100, 'admission');
+    return null;
+end $$;
+create trigger tasks_admit_next after update on tasker.tasks for each row
+    when (new.limited_as is not null and new.completed_at is not null and old.completed_at is null)
+    execute function tasker.admit_next();
+
+create table tasker.identities (
+    identity_id bigint generated always as identity unique,
+    namespace text not null,
+    template_name text not null,
+    key text not null check (length(key) <= 512),
+    -- The run that holds it.
+    task_id bigint not null,
+    task_uuid uuid not null,
+    -- Null: held as long as the run's row is there.
+    until timestamptz,
+    primary key (namespace, template_name, key)
+);
+create index identities_by_task on tasker.identities (task_id);
+create index identities_by_end on tasker.identities (until) where until is not null;
+comment on table tasker.identities is 'Which run holds which key of a template: another with the same key is a duplicate.';
+
+create function tasker.forget_identities() returns trigger language plpgsql as $$
+begin
+    delete from tasker.identities i using gone where i.task_id = gone.task_id and i.until is null;
+    return null;
+end $$;
+create trigger tasks_forget_identities after delete on tasker.tasks referencing old table as gone
+    for each statement execute function tasker.forget_identities();
 
 create table tasker.steps (
     step_id bigint primary key,
@@ -420,7 +489,7 @@ create table tasker.actors (
     actor_id integer generated always as identity primary key,
     name text not null unique check (length(name) <= 512)
 );
-insert into tasker.actors (name) values ('submit'), ('sweep');
+insert into tasker.actors (name) values ('submit'), ('sweep'), ('admission');
 
 -- History: one row a passage; the views task_transitions and step_transitions unfold each into its moves. No primary key:
 -- it would have to hold the time, and nothing looks a row up by one. A log's order is log_id; transaction_id lets a

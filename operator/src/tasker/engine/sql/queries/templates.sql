@@ -3,12 +3,20 @@
 select template_id, created
 from tasker.register_template(%(namespace)s, %(name)s, %(version)s, %(revision)s, %(spec)s, %(steps)s, %(edges)s);
 
+-- name: current_templates
+-- Which revisions new runs get that ask for these names and versions, in their order, and how these tell runs apart;
+-- nulls where there is none.
+select t.template_id, t.revision, t.identity_strategy
+from unnest(%(names)s::text[], %(versions)s::text[]) with ordinality as given(name, version, place)
+left join tasker.templates t on t.template_id = tasker.current_template(%(namespace)s, given.name, given.version)
+order by given.place;
+
 -- name: template_counts
 -- How many runs of a template are in which kind of state.
 select
-    count(*) filter (where state in ('pending', 'initializing', 'enqueuing_steps', 'steps_in_process', 'evaluating_results')
+    count(*) filter (where state in ('initializing', 'enqueuing_steps', 'steps_in_process', 'evaluating_results')
         and not suspended) as running,
-    count(*) filter (where state in ('waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures')
+    count(*) filter (where state in ('pending', 'waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures')
         or suspended and completed_at is null) as waiting,
     count(*) filter (where state in ('complete', 'resolved_manually')) as complete,
     count(*) filter (where state in ('error', 'cancelled')) as error
