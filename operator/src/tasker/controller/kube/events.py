@@ -33,6 +33,7 @@ class Reason(StrEnum):
     TEMPLATE_INVALID = "TemplateInvalid"
     TASK_ACCEPTED = "TaskAccepted"
     TASK_INVALID = "TaskInvalid"
+    TASK_DUPLICATE = "TaskDuplicate"
     STEP_FAILED = "StepFailed"
     TASK_SUCCEEDED = "TaskSucceeded"
     TASK_FAILED = "TaskFailed"
@@ -45,7 +46,14 @@ class Reason(StrEnum):
 
 
 _WARNINGS = frozenset(
-    {Reason.TEMPLATE_INVALID, Reason.TASK_INVALID, Reason.STEP_FAILED, Reason.TASK_FAILED, Reason.HANDLERS_NOT_FOUND}
+    {
+        Reason.TEMPLATE_INVALID,
+        Reason.TASK_INVALID,
+        Reason.TASK_DUPLICATE,
+        Reason.STEP_FAILED,
+        Reason.TASK_FAILED,
+        Reason.HANDLERS_NOT_FOUND,
+    }
 )
 
 
