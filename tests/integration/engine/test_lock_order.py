@@ -49,7 +49,19 @@ begin
     return null;
 end $$
 """
-TABLES = ["workers", "pool_callables", "tasks", "ready_steps", "steps", "leases", "timers", "settings"]
+TABLES = [
+    "workers",
+    "pool_callables",
+    "concurrency_limits",
+    "identities",
+    "tasks",
+    "ready_steps",
+    "steps",
+    "leases",
+    "timers",
+    "settings",
+]
+LIMITED: dict[str, Any] = {"name": "limited", "identity": {"strategy": "callerProvided", "windowSeconds": 5}}
 
 
 class Runner:
@@ -160,17 +172,26 @@ class Runner:
         await self.worker.register(lease_seconds=10)
 
     async def submit(self) -> None:
-        """Runs of resources that others ask for too, in any order, some with a deadline."""
+        """Runs of resources that others ask for too, in any order, some with a deadline, some with keys of others."""
         recent = int(time.monotonic() * 20)
         requests = [
-            {"template_name": "order", "origin_uid": str(uid), "deadline_seconds": self.random.choice([9, 900])}
+            {
+                "template_name": self.random.choice(["order", "limited"]),
+                "origin_uid": str(uid),
+                "identity_key": f"key:{self.random.randint(0, 3)}",
+                "deadline_seconds": self.random.choice([9, 900]),
+            }
             for uid in self.random.sample(range(recent, recent + 4), 3)
         ]
         await self.call("select * from tasker.submit_tasks(%s, %s)", NAMESPACE, Json(requests))
 
     async def register_template(self) -> None:
         version = f"1.0.{self.random.randint(0, 3)}"
-        await self.lab.template(*STEPS, version=version)
+        if self.random.random() < 0.5:
+            await self.lab.template(*STEPS, version=version)
+        else:
+            limit = self.random.choice([{}, {"maxTasks": 1}, {"maxTasks": 3}])
+            await self.lab.template(*STEPS, version=version, concurrency=limit, **LIMITED)
 
     async def read(self) -> None:
         await self.lab.engine.changes.read(None)
@@ -207,6 +228,7 @@ async def test_no_pair_of_operations_deadlocks(own_lab: Lab) -> None:
     random_ = random.Random(seed)
     await lab.clock.freeze()
     await lab.template(*STEPS)
+    await lab.template(*STEPS, concurrency={"maxTasks": 2}, **LIMITED)
     await lab.execute(DAWDLE)
     for table in TABLES:
         await lab.execute(
@@ -250,3 +272,8 @@ async def test_no_pair_of_operations_deadlocks(own_lab: Lab) -> None:
     # It would prove little if all of it had stood still.
     events = {row["event"] for row in await lab.rows("select distinct event::text from tasker.step_transitions")}
     assert {"released", "lease_expired", "retry", "complete", "cancel", "submit_error"} <= events
+    admitted = await lab.rows(
+        "select distinct a.name from tasker.task_log l join tasker.actors a using (actor_id)"
+        " where l.passage = 'admitted'"
+    )
+    assert {row["name"] for row in admitted} == {"submit", "admission", "sweep"}

@@ -193,9 +193,10 @@ declare
     v_holders uuid[];
 begin
     select t.name, t.identity_strategy into v_template_name, v_strategy
-    from unnest(p_template_ids, p_keys) as request(template_id, key)
-    join tasker.templates t on t.template_id = request.template_id
-    where t.identity_strategy <> 'alwaysUnique' and request.key is null limit 1;
+    from tasker.templates t
+    where t.identity_strategy <> 'alwaysUnique' and t.template_id = any (array(
+        select request.template_id from unnest(p_template_ids, p_keys) as request(template_id, key)
+        where request.key is null)) limit 1;
     if found then
         raise exception 'a run of template % needs an identity_key: its identity is %', v_template_name, v_strategy
             using errcode = 'TK006';
@@ -209,8 +210,9 @@ begin
             tasker.now() + t.identity_window_seconds * interval '1 second' as until
         from unnest(p_template_ids, p_keys, p_wanted, p_task_ids, p_task_uuids) with ordinality
             as request(template_id, key, wanted, task_id, task_uuid, place)
-        join tasker.templates t on t.template_id = request.template_id and t.identity_strategy <> 'alwaysUnique'
-        where request.wanted
+        -- Looked up one by one, as the keys below: statistics know nothing of the first requests.
+        cross join lateral (select * from tasker.templates f where f.template_id = request.template_id offset 0) t
+        where request.wanted and t.identity_strategy <> 'alwaysUnique'
         order by t.name, request.key, request.place
     ) as first
     order by first.name, first.key -- two calls with the same keys wait for each other here, hence in one order
@@ -218,12 +220,13 @@ begin
         set task_id = excluded.task_id, task_uuid = excluded.task_uuid, until = excluded.until
         where held.until <= tasker.now();
 
-    select array_agg(held.task_uuid order by request.place) into v_holders
+    select array_agg((
+            select held.task_uuid from tasker.identities held
+            where held.namespace = p_namespace and held.template_name = t.name and held.key = request.key
+                and request.wanted and t.identity_strategy <> 'alwaysUnique'
+        ) order by request.place) into v_holders
     from unnest(p_template_ids, p_keys, p_wanted) with ordinality as request(template_id, key, wanted, place)
-    left join tasker.templates t
-        on t.template_id = request.template_id and t.identity_strategy <> 'alwaysUnique' and request.wanted
-    left join tasker.identities held
-        on held.namespace = p_namespace and held.template_name = t.name and held.key = request.key;
+    cross join lateral (select * from tasker.templates f where f.template_id = request.template_id offset 0) t;
     return v_holders;
 end $$;
 
