@@ -21,7 +21,7 @@ ABOUT: dict[str, Any] = {
     "kind": "Task",
     "metadata": {"name": "t", "namespace": "default", "uid": "u"},
 }
-WARNINGS = {"TemplateInvalid", "TaskInvalid", "StepFailed", "TaskFailed", "HandlersNotFound"}
+WARNINGS = {"TemplateInvalid", "TaskInvalid", "TaskDuplicate", "StepFailed", "TaskFailed", "HandlersNotFound"}
 
 
 def event(
