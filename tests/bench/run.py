@@ -4,7 +4,8 @@
     python tests/bench/run.py --help
 
 Everything runs against a server of its own with durable default settings. Figures of one run may be compared with each
-other; between machines only ratios say anything.
+other; between machines, and hours of one, only ratios say anything: hence latency and throughput are told in units of
+the machine's raw single-client commits as well, measured before and after.
 """
 
 from __future__ import annotations
@@ -103,9 +104,7 @@ async def measure(server: EmbeddedPostgres, options: argparse.Namespace) -> dict
     )
     print("PostgreSQL " + ", ".join(f"{name}={value}" for name, value in settings.items()))
 
-    raw = {clients: raw_commits(server, clients, options.raw_seconds) for clients in (1, 16)}
-    for clients, commits in raw.items():
-        print(f"raw limit: {commits:,.0f} single-row insert commits a second with {clients} client(s) (pgbench)")
+    raw = measure_raw(server, options.raw_seconds)
 
     await migrate(url)
     async with open_engine(DatabaseSettings(url=url)) as engine:
@@ -114,7 +113,12 @@ async def measure(server: EmbeddedPostgres, options: argparse.Namespace) -> dict
             latency = await measure_latency(engine, url, options.latency_workflows)
         print(
             f"latency of a {CHAIN_STEPS}-step chain, one at a time, 1 warm worker: "
-            f"p50 {latency.p50_ms:.2f} ms, p99 {latency.p99_ms:.2f} ms ({latency.workflows} workflows)"
+            f"p50 {latency.p50_ms:.2f} ms, p99 {latency.p99_ms:.2f} ms ({latency.workflows} workflows); "
+            f"{latency.p50_ms * raw[1] / 1000:.0f} and {latency.p99_ms * raw[1] / 1000:.0f} raw commits of 1 client"
+        )
+        settle_ms = await measure_settle(engine, url, options.latency_workflows)
+        print(
+            f"settling one step and claiming the next: {settle_ms:.2f} ms of server time, without the commit (median)"
         )
         throughput = []
         for count in (1, 2):
@@ -129,12 +133,23 @@ async def measure(server: EmbeddedPostgres, options: argparse.Namespace) -> dict
                 f"{figures.steps_per_second / raw[1]:.2f} x the raw commits of 1 client, "
                 f"{figures.steps_per_second / raw[16]:.2f} x those of 16"
             )
+    raw_after = measure_raw(server, options.raw_seconds)
     return {
         "settings": settings,
         "raw_commits_per_second": raw,
+        "raw_commits_per_second_after": raw_after,
         "latency": asdict(latency),
+        "settle_ms": settle_ms,
         "throughput": [asdict(figures) for figures in throughput],
     }
+
+
+def measure_raw(server: EmbeddedPostgres, seconds: int) -> dict[int, float]:
+    """The raw limit with one client and with 16, printed."""
+    raw = {clients: raw_commits(server, clients, seconds) for clients in (1, 16)}
+    for clients, commits in raw.items():
+        print(f"raw limit: {commits:,.0f} single-row insert commits a second with {clients} client(s) (pgbench)")
+    return raw
 
 
 def chain_template() -> dict[str, Any]:
@@ -232,6 +247,31 @@ async def measure_latency(engine: Engine, url: str, workflows: int) -> Latency:
             if place >= warm_up:
                 taken.append((time.perf_counter() - begun) * 1000)
     return Latency(workflows=workflows, p50_ms=statistics.median(taken), p99_ms=statistics.quantiles(taken, n=100)[98])
+
+
+SETTLE = """explain (analyze, timing off, format json) select * from tasker.settle_steps(
+    'bench', 'by-hand', array[%s]::bigint[], array[%s]::bigint[], array['complete'], array['{"n": 1}']::json[],
+    null, null, null, null, null, null, null, 100)"""
+
+
+async def measure_settle(engine: Engine, url: str, times: int) -> float:
+    """The server's own account of settling a step and handing out the next: milliseconds, after a tenth of warm-up."""
+    taken: list[float] = []
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute(
+            "select tasker.register_worker('bench', 'by-hand', 'none', 1, '1', array['by_hand'], 3600)"
+        )
+        steps = [{"name": "first", "handler": {"callable": "by_hand"}}]
+        steps.append({"name": "next", "handler": {"callable": "by_hand"}, "dependsOn": ["first"]})
+        await engine.templates.register(NAMESPACE, "by-hand", parse_template_spec({"steps": steps}))
+        for _ in range(times + times // 10):
+            await engine.tasks.submit(NAMESPACE, [TaskRequest(template_name="by-hand", context={})])
+            claimed = await connection.execute("select step_id, fence from tasker.claim_steps('bench', 'by-hand', 1)")
+            explained = await connection.execute(SETTLE, await claimed.fetchone())
+            [[plan]] = await explained.fetchall()
+            taken.append(plan[0]["Execution Time"])
+        await connection.execute("select tasker.deregister_worker('bench', 'by-hand')")
+    return statistics.median(taken[times // 10 :])
 
 
 async def wait_for_end(connection: psycopg.AsyncConnection[Any], task_uuid: UUID) -> None:

@@ -74,6 +74,19 @@ def test_a_task_waits_for_its_template_and_starts_by_itself_when_it_comes(namesp
     namespace.wait(SUCCEEDED, "task/early")
 
 
+def test_a_context_against_the_schema_is_refused_until_the_template_takes_it(namespace: Namespace) -> None:
+    total = {"type": "number", "minimum": 0}
+    schema = {"$defs": {"total": total}, "required": ["total"], "properties": {"total": {"$ref": "#/$defs/total"}}}
+    strict = template("strict", step("a"), inputSchema=schema)
+    namespace.apply(handlers(), pool(), strict, task("bad", "strict", context={"total": -1}))
+    message = namespace.eventually_condition("task", "bad", "Stalled", "True", "InvalidContext")
+    assert message == "spec.context/total: must be at least 0"
+    assert "taskUuid" not in namespace.status("task", "bad")
+    namespace.apply(template("strict", step("a"), inputSchema=schema, schemaEnforcement="warn"))
+    namespace.wait(SUCCEEDED, "task/bad")
+    eventually(lambda: {"TaskInvalid", "InvalidContext"} <= namespace.event_reasons("bad"))
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -180,6 +193,21 @@ def test_a_failing_step_is_told_with_its_error_and_the_task_is_failed(namespace:
     assert namespace.condition("task", "bad", "Stalled")[:2] == ("True", "StepsFailed")
     assert "Step pay failed" in namespace.condition("task", "bad", "Succeeded")[2]
     eventually(lambda: {"StepFailed", "TaskFailed"} <= namespace.event_reasons("bad"))
+
+
+def test_a_result_against_the_schema_fails_its_step_unless_the_template_does_not_look(namespace: Namespace) -> None:
+    pay = step("pay", resultSchema={"required": ["receipt"]}, retry={"retryable": False})
+    namespace.apply(
+        handlers(),
+        pool(),
+        template("strict", pay),
+        template("lenient", pay, schemaEnforcement="off"),
+        task("bad", "strict"),
+        task("good", "lenient"),
+    )
+    namespace.wait("condition=Succeeded=False", "task/bad")
+    assert "receipt" in namespace.status("task", "bad")["failures"][0]["message"]
+    namespace.wait(SUCCEEDED, "task/good")
 
 
 def test_a_flaky_step_is_retried_and_the_failed_attempts_stay_visible(namespace: Namespace) -> None:

@@ -31,8 +31,9 @@ from tasker.controller.tasks.reconcile import TaskReconciler
 from tasker.controller.tasks.summaries import SummaryReader
 from tasker.controller.templates.reconcile import TemplateReconciler
 from tasker.engine import ChangeCursor, Changes, Engine
-from tasker.errors import TemplateNotFound
+from tasker.errors import InvalidContext, TemplateNotFound
 from tasker.model.identity import identity_key
+from tasker.model.schemas import SchemaEnforcement, context_fault
 from tasker.model.task import (
     Hold,
     OpenOrigin,
@@ -161,6 +162,9 @@ class FakeTasks:
         if spec is None or request.template_version not in (None, spec.version):
             raise TemplateNotFound(f"no template {request.template_name} {request.template_version or ''}".rstrip())
         created = request.origin_uid not in self._engine.runs
+        fault = self._context_fault(spec, request)
+        if created and fault is not None and spec.schema_enforcement is SchemaEnforcement.ENFORCE:
+            raise fault
         strategy = spec.identity.strategy
         key = identity_key(strategy, request.template_name, request.context, request.idempotency_key)
         if key is not None and created:
@@ -179,7 +183,14 @@ class FakeTasks:
                 template_name=request.template_name,
                 holds=frozenset({Hold.RESOURCE} if request.suspended else ()),
             )
-        return [SubmittedTask(task_uuid=self._engine.runs[request.origin_uid].task_uuid, created=created)]
+        task_uuid = self._engine.runs[request.origin_uid].task_uuid
+        return [SubmittedTask(task_uuid=task_uuid, created=created, context_fault=fault if created else None)]
+
+    def _context_fault(self, spec: TemplateSpec, request: TaskRequest) -> InvalidContext | None:
+        if spec.input_schema is None or spec.schema_enforcement is SchemaEnforcement.OFF:
+            return None
+        found = context_fault(spec.input_schema, request.context)
+        return None if found is None else InvalidContext(*found)
 
     async def read_by_origin(self, origin_uids: Sequence[str]) -> list[TaskSummary]:
         self._engine.reads += 1

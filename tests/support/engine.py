@@ -31,10 +31,12 @@ CALLABLE = "do"
 
 TABLES = {
     "tasks": "task_id",
+    "open_tasks": "task_id",
     "steps": "step_id",
     "ready_steps": "step_id",
     "leases": "step_id",
     "timers": "timer_id",
+    "step_batches": "(task_id, first_place)",
     "step_failures": "failure_id",
     "task_log": "log_id",
     "step_log": "log_id",
@@ -185,6 +187,11 @@ def settle_arguments(
     }
 
 
+CREATE_BATCHES = """select * from tasker.create_batches(%(namespace)s, %(worker)s, %(step_id)s, %(fence)s,
+    %(result)s::json, null, %(ids)s::text[], %(from)s::bigint[], %(to)s::bigint[], %(inputs)s::json[], %(is_no_op)s,
+    %(claim_limit)s)"""
+
+
 class SimulatedWorker:
     """One worker's side of the contract, on a connection of its own or the lab's."""
 
@@ -238,6 +245,41 @@ class SimulatedWorker:
         return Settlement(
             settled=[each.claim.step_id for each in outcomes if (each.claim.step_id, each.claim.fence) not in stale],
             stale=[step_id for step_id, _ in stale],
+            claims=[Claim(row=row) for row in rows if row["kind"] == "claim"],
+            ready_left=rows[-1]["ready_left"],
+            tasks_finished=rows[-1]["tasks_finished"],
+        )
+
+    async def create_batches(
+        self,
+        claim: Claim,
+        count: int,
+        *,
+        claim_limit: int = 0,
+        ids: Sequence[str | None] | None = None,
+        ranges: Sequence[tuple[int | None, int | None]] | None = None,
+        is_no_op: bool = False,
+    ) -> Settlement:
+        """Settles a batchable step with so many batches, of ten items each unless `ranges` say otherwise."""
+        ranges = ranges or [(10 * n, 10 * n + 10) for n in range(count)]
+        arguments = {
+            "namespace": self.namespace,
+            "worker": self.name,
+            "step_id": claim.step_id,
+            "fence": claim.fence,
+            "result": json.dumps({"batches": count}),
+            "ids": list(ids or (f"{n:03}" for n in range(1, count + 1))),
+            "from": [start for start, _ in ranges],
+            "to": [end for _, end in ranges],
+            "inputs": [json.dumps({"n": n}) for n in range(1, count + 1)],
+            "is_no_op": is_no_op,
+            "claim_limit": claim_limit,
+        }
+        cursor = await self.connection.execute(CREATE_BATCHES, arguments)
+        rows = await cursor.fetchall()
+        return Settlement(
+            settled=[] if any(row["kind"] == "stale" for row in rows) else [claim.step_id],
+            stale=[row["step_id"] for row in rows if row["kind"] == "stale"],
             claims=[Claim(row=row) for row in rows if row["kind"] == "claim"],
             ready_left=rows[-1]["ready_left"],
             tasks_finished=rows[-1]["tasks_finished"],
@@ -375,9 +417,10 @@ class Lab:
     async def steps(self, task_uuid: UUID) -> dict[str, dict[str, Any]]:
         """The rows of a run's steps, by name."""
         rows = await self.rows(
-            "select d.name, s.* from tasker.tasks t join tasker.definitions d using (template_id)"
-            " join tasker.steps s on s.step_id = tasker.first_step_id(t.task_id) + d.position"
-            " where t.task_uuid = %s order by d.position",
+            "select tasker.step_name(d.name, d.definition_id, s.step_id) as name, s.* from tasker.tasks t"
+            " join tasker.steps s on s.step_id >= tasker.first_step_id(t.task_id)"
+            " and s.step_id < tasker.first_step_id(t.task_id + 1) join tasker.definitions d using (definition_id)"
+            " where t.task_uuid = %s order by s.step_id",
             task_uuid,
         )
         return {row.pop("name"): row for row in rows}
@@ -412,7 +455,8 @@ class Lab:
     async def queue(self) -> list[str]:
         """Names of the steps in the queue, in the order in which they are taken."""
         rows = await self.rows(
-            "select d.name from tasker.ready_steps r join tasker.steps s using (step_id)"
+            "select tasker.step_name(d.name, d.definition_id, s.step_id) as name"
+            " from tasker.ready_steps r join tasker.steps s using (step_id)"
             " join tasker.definitions d using (definition_id)"
             " order by r.order_at, r.step_id"
         )

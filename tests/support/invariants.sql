@@ -26,6 +26,7 @@ group by s.step_id, t.task_id
 having (count(r.step_id) > 0) <> (s.state = 'enqueued' and not t.suspended and t.completed_at is null)
     or (count(l.step_id) > 0) <> (s.state = 'in_progress')
     or (count(x.step_id) > 0) <> (s.state = 'waiting_for_retry' and t.completed_at is null)
+        and not (count(x.step_id) = 0 and tasker.is_of_batch(s.definition_id, s.step_id))
     or s.state in ('enqueued_for_orchestration', 'enqueued_as_error_for_orchestration')
     or t.completed_at is not null and s.state in ('enqueued', 'in_progress', 'waiting_for_retry');
 
@@ -35,10 +36,12 @@ with counted as (
     select tasker.task_of_step(step_id) as task_id, count(*) as total,
         count(*) filter (where state in ('enqueued', 'in_progress')) as active,
         count(*) filter (where state = 'waiting_for_retry') as retrying,
-        count(*) filter (where state = 'error') as failed,
+        count(*) filter (where state = 'error' and not tasker.is_tolerated(definition_id, step_id)) as failed,
+        count(*) filter (where state = 'error' and tasker.is_tolerated(definition_id, step_id)) as tolerated,
         count(*) filter (where state = 'cancelled') as cancelled,
         count(*) filter (where state = 'skipped') as skipped,
-        count(*) filter (where state not in ('complete', 'resolved_manually', 'cancelled', 'skipped')) as remaining
+        count(*) filter (where state not in ('complete', 'resolved_manually', 'cancelled', 'skipped')
+            and not (state = 'error' and tasker.is_tolerated(definition_id, step_id))) as remaining
     from tasker.steps group by 1
 )
 select format('task %s says %s: total %s, remaining %s, active %s, retrying %s, failed %s, cancelled %s, skipped %s; '
@@ -47,9 +50,10 @@ select format('task %s says %s: total %s, remaining %s, active %s, retrying %s, 
     c.skipped) as violation
 from tasker.tasks t left join counted c using (task_id)
 where (t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps, t.cancelled_steps,
-        t.skipped_steps)
-        is distinct from (c.total, c.remaining, c.active, c.retrying, c.failed, c.cancelled, c.skipped)
-    or (t.state = 'complete') <> (c.remaining = 0 and c.cancelled = 0)
+        t.skipped_steps, t.tolerated_steps)
+        is distinct from (c.total, c.remaining, c.active, c.retrying, c.failed, c.cancelled, c.skipped, c.tolerated)
+    or t.state = 'complete' and c.remaining > 0
+    or c.remaining = 0 and c.cancelled = 0 and t.state <> 'complete'
     or t.state = 'steps_in_process' and c.active = 0
     or t.state = 'waiting_for_retry' and (c.active > 0 or c.retrying = 0)
     or t.state = 'pending' and (c.active > 0 or c.retrying > 0 or c.failed > 0 or t.started_at is not null)
@@ -62,10 +66,16 @@ where (t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.fai
 select format('step %s is %s with %s unmet dependencies; %s of its parents are not done', s.step_id, s.state,
     s.open_edges, count(p.step_id)) as violation
 from tasker.steps s
-left join tasker.definition_edges e on e.to_definition_id = s.definition_id
+left join tasker.definition_edges e on e.to_definition_id = s.definition_id and e.kind in ('plain', 'choice')
+left join tasker.definitions d on d.definition_id = e.from_definition_id
+left join tasker.definition_edges b on b.to_definition_id = e.from_definition_id and b.kind = 'batch'
 left join tasker.steps p
-    on p.step_id = tasker.first_step_id(tasker.task_of_step(s.step_id)) + tasker.place_of(e.from_definition_id)
-    and p.state not in ('complete', 'resolved_manually', 'skipped')
+    on p.step_id = tasker.first_step_id(tasker.task_of_step(s.step_id))
+        + tasker.place_of(case when d.type = 'batch_worker' then b.from_definition_id else e.from_definition_id end)
+    and (p.state not in ('complete', 'resolved_manually', 'skipped') or d.type = 'batch_worker' and exists (
+        select from tasker.step_batches x
+        where x.task_id = tasker.task_of_step(s.step_id) and x.definition_id = d.definition_id and x.open > 0))
+where not tasker.is_of_batch(s.definition_id, s.step_id)
 group by s.step_id
 having s.state not in ('cancelled', 'skipped')
     and (s.open_edges <> count(p.step_id) or (s.state = 'pending') <> (count(p.step_id) > 0 or exists (
@@ -98,6 +108,14 @@ cross join lateral (
 ) as log
 where log.admissions + log.submissions <> (t.started_at is not null)::integer;
 
+-- name: I8_the_runs_of_limited_templates_are_noted_beside
+-- Exactly those that are open, as admitted when they are not pending.
+select format('run %s, %s, of limited template %s is noted as admitted: %s', coalesce(t.task_id, n.task_id), t.state,
+    t.limited_as, coalesce(n.admitted::text, 'not at all')) as violation
+from (select * from tasker.tasks where limited_as is not null and completed_at is null) t
+full join tasker.limited_tasks n using (task_id)
+where (t.namespace, t.limited_as, t.state <> 'pending') is distinct from (n.namespace, n.template_name, n.admitted);
+
 -- name: I8_a_key_is_held_by_a_run
 -- One whose row is there, unless the key is held for a time.
 select format('key %s of template %s is held by run %s, which does not exist', i.key, i.template_name, i.task_uuid)
@@ -105,12 +123,39 @@ select format('key %s of template %s is held by run %s, which does not exist', i
 from tasker.identities i left join tasker.tasks t on t.task_id = i.task_id and t.task_uuid = i.task_uuid
 where t.task_id is null and i.until is null;
 
+-- name: I1_a_batch_counts_its_workers
+-- Those queued or held, no more than its parallelism; those open; those failed; retries that wait for a place; and what was
+-- never in the queue is what lies at the end. A place that is free is wanted by nobody.
+select format('batch %s of task %s (%s places from %s on, %s at once of %s, due %s, open %s, failed %s, next %s) has %s at '
+    'once, due %s, open %s, failed %s, %s never queued', b.definition_id, b.task_id, b.size, b.first_place, b.at_once,
+    b.parallelism, b.due, b.open, b.failed, b.next_place, c.at_once, c.due, c.open, c.failed, c.fresh) as violation
+from tasker.step_batches b
+join tasker.tasks t using (task_id)
+cross join lateral (
+    select count(*) as size, count(*) filter (where s.state in ('enqueued', 'in_progress')) as at_once,
+        count(*) filter (where s.state = 'error') as failed,
+        count(*) filter (where s.state = 'pending') as fresh,
+        count(*) filter (where s.state = 'waiting_for_retry' and not exists (
+            select from tasker.timers x where x.step_id = s.step_id and x.kind = 'retry')) as due,
+        count(*) filter (where s.state not in ('complete', 'skipped', 'cancelled', 'resolved_manually')
+            and not (s.state = 'error' and b.strategy <> 'fail_fast')) as open
+    from tasker.steps s
+    where s.step_id >= tasker.first_step_id(b.task_id) + b.first_place
+        and s.step_id < tasker.first_step_id(b.task_id) + b.first_place + b.size
+        and s.definition_id = b.definition_id
+) as c
+where c.size <> b.size or t.completed_at is null and (
+    (b.at_once, b.due, b.open, b.failed, b.first_place + b.size - b.next_place)
+        is distinct from (c.at_once, c.due, c.open, c.failed, c.fresh)
+    or b.at_once > b.parallelism or b.at_once < b.parallelism and (b.due > 0 or c.fresh > 0));
+
 -- name: I3_a_step_runs_or_is_skipped_as_its_arrows_say
 -- Once all it depends on has ended: a standard step runs when no arrow is void, a deferred convergence when one is
 -- satisfied; one that was skipped while it waited was not to run.
 select format('step %s, %s, is %s with %s of %s arrows void', s.step_id, d.type, s.state, s.void_edges, d.dependency_count)
     as violation
-from tasker.steps s join tasker.definitions d using (definition_id)
+from tasker.steps s join tasker.definitions d
+    on d.definition_id = s.definition_id and not tasker.is_of_batch(s.definition_id, s.step_id)
 cross join lateral (
     select s.void_edges = 0 or d.type = 'deferred_convergence' and s.void_edges < d.dependency_count as runs
 ) as rule
@@ -164,7 +209,8 @@ from (
 ) as starts
 join tasker.tasks t on t.task_id = tasker.task_of_step(starts.step_id)
 join tasker.definition_edges e on e.to_definition_id = tasker.first_definition_id(t.template_id)
-    + tasker.place_of(starts.step_id)
+    + tasker.place_of(starts.step_id) and e.kind in ('plain', 'choice')
+join tasker.definitions d on d.definition_id = e.from_definition_id and d.type <> 'batch_worker'
 left join (
     select step_id, max(transition_id) as completed from tasker.step_transitions
     where to_state in ('complete', 'resolved_manually', 'skipped') group by step_id
@@ -225,10 +271,19 @@ left join (
 ) as last on last.step_id = s.step_id
 where coalesce(last.to_state, 'pending') <> s.state;
 
+-- name: I12_open_runs_are_noted
+-- All that have not ended, in their namespace, and no other.
+select format('task %s of namespace %s ended at %s and is noted as open in %s', coalesce(t.task_id, o.task_id), t.namespace,
+    t.completed_at, o.namespace) as violation
+from tasker.tasks t full join tasker.open_tasks o using (task_id)
+where (t.completed_at is null) <> (o.task_id is not null) or t.task_id is null or o.namespace <> t.namespace;
+
 -- name: I12_every_row_belongs_to_a_run
 -- A run has the steps of its template; nothing is queued, held or timed for a run that has ended or never was.
 select format('task %s has %s steps, its template %s', t.task_id, t.total_steps, p.step_count) as violation
-from tasker.tasks t join tasker.templates p using (template_id) where t.total_steps <> p.step_count
+from tasker.tasks t join tasker.templates p using (template_id)
+where t.total_steps <> p.step_count - p.batch_worker_count + coalesce((
+    select sum(b.size) from tasker.step_batches b where b.task_id = t.task_id), 0)
 union all
 select format('a row of %s for step %s, whose task has ended or does not exist', stray.source, stray.step_id)
 from (

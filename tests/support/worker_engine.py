@@ -16,6 +16,7 @@ from tasker_worker.attempts import Attempt
 from tasker_worker.claims import Answer, Claim, Outcome, OutcomeKind, Settlement
 from tasker_worker.exchange import Exchange
 from tasker_worker.execution import Executor
+from tasker_worker.fetching import ResultFetcher
 from tasker_worker.gateway import Locked, Offer, Renewal
 from tasker_worker.metrics import WorkerMetrics
 
@@ -35,6 +36,7 @@ def make_claim(callable_name: str = "work", **columns: Any) -> Claim:
         "template_name": "template",
         "template_version": "1.0.0",
         "step_name": callable_name,
+        "step_type": "standard",
         "callable": callable_name,
         "method": "call",
         "resolver": None,
@@ -52,6 +54,22 @@ def make_claim(callable_name: str = "work", **columns: Any) -> Claim:
     return Claim(**{**values, **columns})
 
 
+def told(outcome: Outcome | None) -> dict[str, Any]:
+    """What an outcome tells the engine, its JSON read: the fields that its kind has."""
+    assert outcome is not None
+    fields = {**outcome._asdict(), "kind": str(outcome.kind)}
+    for name in ("result", "metadata"):
+        if fields[name] is not None:
+            fields[name] = json.loads(fields[name])
+    has = {"kind"} | {name for name in ("metadata", "branches") if getattr(outcome, name) is not None}
+    if outcome.succeeded:
+        has.add("result")
+    if outcome.kind is OutcomeKind.FAIL:
+        has |= {"error_type", "message", "traceback", "retryable", "retry_after_ms"}
+    assert all(getattr(outcome, name) is None for name in fields.keys() - has)
+    return {name: value for name, value in fields.items() if name in has}
+
+
 class MemoryEngine:
     """Plays the engine for an exchange. A call raises what was put into its faults, in order."""
 
@@ -62,7 +80,11 @@ class MemoryEngine:
         self.claim_faults: deque[Exception] = deque()
         self.settle_faults: deque[Exception] = deque()
         self.late_settle_faults: deque[Exception] = deque()  # raised after the call took effect
-        self.refused: dict[int, Exception] = {}  # by fence, for success outcomes
+        self.refused: dict[int, Exception] = {}  # by fence, for outcomes with a result
+        self.results: dict[str, str] = {}  # JSON texts by step name, for claims that name them as left out
+        self.read_faults: deque[Exception] = deque()
+        self.reads: list[tuple[int, str]] = []  # fence, step name
+        self.closed = 0
         self.locked: set[int] = set()  # fences of claims whose run somebody holds
         self.locked_after: set[int] = set()  # those whose run is held from the next late fault on
         self.lock_timeouts = 0  # calls that met such a run
@@ -88,17 +110,28 @@ class MemoryEngine:
             self.lock_timeouts += 1
             raise Locked("canceling statement due to lock timeout")
         for each in settlements:
-            if each.fence in self.refused and each.outcome.kind is OutcomeKind.SUCCESS:
+            if each.fence in self.refused and each.outcome.succeeded:
                 raise self.refused[each.fence]
-        recorded = set()
+        stale = set()
         for each in settlements:
-            if each.fence not in self.lost and each.fence not in self.settled:
+            if each.fence in self.settled:
+                continue  # recorded before
+            if each.fence in self.lost:
+                stale.add(each.fence)
+            else:
                 self.settled[each.fence] = each.outcome
-                recorded.add(each.fence)
         if self.late_settle_faults:
             self.locked |= self.locked_after
             raise self.late_settle_faults.popleft()
-        return Answer(frozenset(recorded), self._take(claim_limit), 0, 0)
+        return Answer(frozenset(stale), self._take(claim_limit), 0, 0)
+
+    async def read_result(self, worker: str, step_id: int, fence: int, name: str) -> str | None:
+        self.reads.append((fence, name))
+        await self._enter("read", 0, 0, self.read_faults)
+        return None if fence in self.lost else self.results[name]
+
+    async def close(self) -> None:
+        self.closed += 1
 
     async def _enter(self, name: str, outcomes: int, limit: int, faults: deque[Exception]) -> None:
         self.calls.append((name, outcomes, limit))
@@ -119,15 +152,14 @@ class MemoryEngine:
     def result_of(self, claim: Claim) -> Any:
         """The result that was recorded for a claim."""
         outcome = self.settled[claim.fence]
-        assert outcome.kind is OutcomeKind.SUCCESS, outcome
-        return json.loads(outcome.payload or "")["result"]
+        assert outcome.succeeded, outcome
+        return json.loads(outcome.result or "")
 
-    def error_of(self, claim: Claim) -> dict[str, Any]:
-        """The error that was recorded for a claim."""
+    def error_of(self, claim: Claim) -> Outcome:
+        """The failure that was recorded for a claim."""
         outcome = self.settled[claim.fence]
-        assert outcome.kind is OutcomeKind.ERROR, outcome
-        error: dict[str, Any] = json.loads(outcome.payload or "")
-        return error
+        assert outcome.kind is OutcomeKind.FAIL, outcome
+        return outcome
 
 
 NOTHING_LOST = Renewal(
@@ -201,6 +233,8 @@ class Rig:
         # Another connection of the same engine's: one call on each may be under way.
         self.engine_for_locked = MemoryEngine()
         self.engine_for_locked.share(self.engine)
+        self.engine_for_results = MemoryEngine()
+        self.engine_for_results.share(self.engine)
         self.metrics = WorkerMetrics()
         self.hints = Hints()
         self.exchange = Exchange(
@@ -218,6 +252,7 @@ class Rig:
             registry,
             slots=slots,
             metrics=self.metrics,
+            fetcher=ResultFetcher(self.engine_for_results, worker="worker"),
             on_finished=self.exchange.finished,
             on_threads_back=self.exchange.hint,
         )

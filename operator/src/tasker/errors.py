@@ -5,11 +5,15 @@ TaskerError
 ├── InvalidInput              what a person wrote cannot be accepted; `path` says where
 │   ├── InvalidTemplate
 │   ├── InvalidTask
-│   └── InvalidResource       an object of the cluster that this release cannot read
+│   │   └── InvalidContext    its context does not meet the inputSchema of the template
+│   ├── InvalidResource       an object of the cluster that this release cannot read
+│   └── InvalidMessage
 ├── NotFound
 │   ├── TemplateNotFound
-│   └── TaskNotFound
+│   ├── TaskNotFound
+│   └── QueueNotFound
 ├── DuplicateTask             another run holds the place of the one that was submitted
+├── Busy                      not now: enough of the kind is under way for this namespace
 ├── IllegalTransition         the database refused a move that the state machine does not have
 └── StoreError                the database could not do what was asked
     ├── StoreUnavailable      it cannot be reached now; trying again may work
@@ -53,8 +57,24 @@ class InvalidTask(InvalidInput):
     """A Task cannot be accepted."""
 
 
+class InvalidContext(InvalidTask):
+    """A Task's context does not meet the inputSchema of its template.
+
+    `pointer` is the JSON pointer (RFC 6901) of the fault in the context, empty when it is the whole. Contexts may hold
+    secrets: `reason` quotes nothing of them.
+    """
+
+    def __init__(self, pointer: str, reason: str) -> None:
+        self.pointer = pointer
+        super().__init__(f"spec.context{pointer}", reason)
+
+
 class InvalidResource(InvalidInput):
     """An object of the cluster is not one that this release can read."""
+
+
+class InvalidMessage(InvalidInput):
+    """A message, or what is asked about messages, cannot be accepted."""
 
 
 class NotFound(TaskerError):
@@ -69,6 +89,10 @@ class TaskNotFound(NotFound):
     """No such task in this namespace."""
 
 
+class QueueNotFound(NotFound):
+    """No such queue of messages in this namespace."""
+
+
 class DuplicateTask(TaskerError):
     """Another run holds the place of the one that was submitted.
 
@@ -80,6 +104,14 @@ class DuplicateTask(TaskerError):
         self.task_name = task_name
         of_whom = "" if task_name is None else f" of Task {task_name}"
         super().__init__(f"it is a duplicate of run {task_uuid}{of_whom}")
+
+
+class Busy(TaskerError):
+    """Enough of the kind is under way for this namespace. `seconds` from now is a good time to try again."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"enough contexts of this namespace are being checked already: try again in {seconds:g} s")
 
 
 class IllegalTransition(TaskerError):

@@ -1,4 +1,4 @@
-"""The composition root: settings to store to engine. Nobody else builds them."""
+"""The composition root: settings to store to engine, and to messages. Nobody else builds them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from tasker.engine import Engine
 from tasker.engine.migrate import check_schema, migrate
 from tasker.engine.pool import Database
+from tasker.messaging import PostgresMessaging
 from tasker.settings import DatabaseSettings
 
-__all__ = ["migrate", "open_engine"]
+__all__ = ["migrate", "open_engine", "open_messaging"]
 
 
 @asynccontextmanager
@@ -26,4 +27,21 @@ async def open_engine(settings: DatabaseSettings) -> AsyncIterator[Engine]:
     try:
         yield Engine(database)
     finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def open_messaging(settings: DatabaseSettings, namespace: str) -> AsyncIterator[PostgresMessaging]:
+    """The queues of a namespace, on connections of their own.
+
+    Raises as `open_engine`, and `InvalidMessage` for a namespace that cannot be one.
+    """
+    await check_schema(settings.url, settings.limits)
+    database = Database(settings)
+    messaging = PostgresMessaging(database, namespace)
+    await database.open()
+    try:
+        yield messaging
+    finally:
+        await messaging.close()
         await database.close()

@@ -52,6 +52,8 @@ async def test_a_claim_carries_all_that_a_handler_needs(lab: Lab) -> None:
         "condition": None,
         "result_schema": None,
         "dependents": None,
+        "batch": None,
+        "checkpoint": None,
         "ready_left": None,
         "tasks_finished": None,
     }

@@ -23,6 +23,7 @@ from tasker.engine.pool import connect as connect_limited
 from tasker.engine.queries import load_queries
 from tasker.errors import (
     IllegalTransition,
+    QueueNotFound,
     SchemaMismatch,
     StoreError,
     StoreUnavailable,
@@ -162,6 +163,7 @@ async def test_no_statement_that_was_answered_is_hung_up_on_later(
     [
         ("TK001", TemplateNotFound, "as it was said"),
         ("TK002", IllegalTransition, "as it was said"),
+        ("TK010", QueueNotFound, "as it was said"),
         ("57014", StoreUnavailable, "the database gave a statement up: as it was said"),
         ("57P01", StoreUnavailable, "the database cannot be reached: as it was said"),
         ("08006", StoreUnavailable, "the database cannot be reached: as it was said"),

@@ -77,9 +77,9 @@ async def test_a_row_cannot_begin_in_a_state_that_nothing_leads_to(lab: Lab) -> 
     await lab.run(step("a"))
     error = await refused(
         lab,
-        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, total_steps, remaining_steps,"
-        " correlation_id, created_at, started_at) select 99, gen_random_uuid(), namespace, template_id,"
-        " 'waiting_for_retry', 1, 1, 'x', now(), now() from tasker.tasks",
+        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, next_place, total_steps,"
+        " remaining_steps, correlation_id, created_at, started_at) select 99, gen_random_uuid(), namespace,"
+        " template_id, 'waiting_for_retry', 1, 1, 1, 'x', now(), now() from tasker.tasks",
     )
     assert error.diag.message_primary == "a task cannot go from nothing to waiting_for_retry"
     error = await refused(
@@ -152,6 +152,7 @@ async def test_a_fence_is_new_at_each_claim_and_nobody_can_guess_the_next(lab: L
         ("update tasker.steps set open_edges = -1", "steps_open_edges_check"),
         ("update tasker.steps set attempts = attempts_allowed + 1", "steps_attempts_check"),
         ("update tasker.definitions set definition_id = definition_id + 1", "definitions_tell_their_template"),
+        ("update tasker.templates set batch_worker_count = 1", "templates_with_a_step_to_begin_with"),
         ("update tasker.definitions set max_attempts = 0", "definitions_max_attempts_check"),
         ("update tasker.definitions set jitter = 2", "definitions_jitter_check"),
         ("update tasker.workers set lease_seconds = 0", "workers_lease_seconds_check"),
@@ -174,9 +175,9 @@ async def test_rows_that_cannot_be_true_are_refused(lab: Lab, change: str, const
         "insert into tasker.leases (step_id, worker_id, attempt, fence, started_at, timeout_at, beginning, actor_id)"
         " select step_id, worker_id, attempt, fence + 1, started_at, timeout_at, beginning, actor_id"
         " from tasker.leases",
-        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, total_steps, remaining_steps,"
-        " correlation_id, created_at, origin_uid) select task_id + 99, gen_random_uuid(), namespace, template_id, 1, 1,"
-        " 'x', now(), origin_uid from tasker.tasks",
+        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, next_place, total_steps,"
+        " remaining_steps, correlation_id, created_at, origin_uid) select task_id + 99, gen_random_uuid(), namespace,"
+        " template_id, 1, 1, 1, 'x', now(), origin_uid from tasker.tasks",
     ],
 )
 async def test_a_step_is_queued_once_held_once_and_a_resource_has_one_run(lab: Lab, duplicate: str) -> None:
@@ -205,6 +206,8 @@ async def test_a_step_is_queued_once_held_once_and_a_resource_has_one_run(lab: L
         ("tasks", "failed_steps", 0, None, 1, ""),
         ("tasks", "cancelled_steps", 0, None, 1, ""),
         ("tasks", "skipped_steps", 0, None, 1, ""),
+        ("tasks", "tolerated_steps", 0, None, 1, ""),
+        ("templates", "batch_worker_count", 0, None, 1, ", step_count = 9"),
         ("steps", "open_edges", 0, None, 1, ""),
         ("steps", "void_edges", 0, None, 1, ""),
         ("steps", "attempts_allowed", 1, None, 1, ""),
@@ -244,13 +247,13 @@ async def test_steps_of_every_kind_count_towards_what_remains(lab: Lab) -> None:
 async def test_of_a_row_nothing_is_assumed_that_it_does_not_say(lab: Lab) -> None:
     registered = await lab.template(step("a"))
     await lab.execute(
-        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, total_steps, remaining_steps,"
-        " correlation_id, created_at) values (1, gen_random_uuid(), 'shop', %s, 1, 1, 'x', now())",
+        "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, next_place, total_steps,"
+        " remaining_steps, correlation_id, created_at) values (1, gen_random_uuid(), 'shop', %s, 1, 1, 1, 'x', now())",
         registered.template_id,
     )
     assert await lab.rows(
         "select state::text, suspended, priority, active_steps, retrying_steps, failed_steps, cancelled_steps,"
-        " skipped_steps, context, tags from tasker.tasks"
+        " skipped_steps, tolerated_steps, context, tags from tasker.tasks"
     ) == [
         {
             "state": "pending",
@@ -261,6 +264,7 @@ async def test_of_a_row_nothing_is_assumed_that_it_does_not_say(lab: Lab) -> Non
             "failed_steps": 0,
             "cancelled_steps": 0,
             "skipped_steps": 0,
+            "tolerated_steps": 0,
             "context": {},
             "tags": [],
         }

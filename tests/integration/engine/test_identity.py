@@ -175,6 +175,16 @@ async def test_a_resource_that_asks_again_is_no_duplicate_of_its_own_run(lab: La
     assert (await ask(lab, idempotency_key="k", origin_uid="v")).created
 
 
+async def test_a_resource_that_has_a_run_needs_no_key_to_get_it_back(lab: Lab) -> None:
+    await lab.template(step("a"))
+    first = await ask(lab, origin_uid="u")
+    await identified(lab)
+    again = await ask(lab, origin_uid="u")
+    assert (again.created, again.duplicate, again.task_uuid) == (False, False, first.task_uuid)
+    with pytest.raises(InvalidTask):
+        await ask(lab, origin_uid="v")
+
+
 async def test_of_the_requests_of_one_resource_in_one_call_the_first_counts(lab: Lab) -> None:
     await identified(lab)
     held = await ask(lab, idempotency_key="held")

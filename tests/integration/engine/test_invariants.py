@@ -114,6 +114,8 @@ PICK = {
             "I8_a_run_of_a_limited",
         ),
         ("delete from tasker.tasks where limited_as is not null", "I8_a_key_is_held"),
+        ("update tasker.limited_tasks set admitted = not admitted", "I8_the_runs_of_limited"),
+        ("delete from tasker.limited_tasks where admitted", "I8_the_runs_of_limited"),
         (
             "update tasker.steps set void_edges = 1 where step_id = (select min(step_id) from tasker.steps"
             " where state = 'complete' and definition_id in (select to_definition_id from tasker.definition_edges))",

@@ -54,6 +54,7 @@ TABLES = [
     "pool_callables",
     "concurrency_limits",
     "identities",
+    "limited_tasks",
     "tasks",
     "ready_steps",
     "steps",

@@ -53,11 +53,13 @@ async def test_whatever_a_worker_calls_gives_up_on_a_held_row_after_two_seconds(
     )
     assert {row["proname"] for row in rows} == {
         "claim_steps",
+        "create_batches",
         "deregister_worker",
         "ensure_partitions",
         "expire_predecessor",
         "register_worker",
         "renew_worker",
+        "save_checkpoint",
         "settle_steps",
         "sweep",
     }

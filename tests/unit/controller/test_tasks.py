@@ -13,6 +13,7 @@ from tasker.controller.kube.client import ClusterError, Manifest
 from tasker.controller.kube.conditions import find
 from tasker.controller.kube.keys import ObjectKey, key_of
 from tasker.controller.tasks.progress import PROGRESS_SECONDS, ProgressPace
+from tasker.errors import Busy
 from tasker.model.task import StepFailure, SubmittedTask, TaskRequest, TaskSummary
 from tasker.model.transitions import TaskState
 
@@ -116,6 +117,79 @@ async def test_a_refused_context_stalls_the_task_and_is_not_tried_again(
     assert await setting.reconcile(made) is None
     assert setting.condition(made, "Stalled") == ("True", "InvalidContext", message)
     assert setting.kit.engine.requests == []
+
+
+SCHEMA = {"type": "object", "properties": {"total": {"type": "number", "minimum": 0}}, "required": ["total"]}
+NEGATIVE = {"total": -1, "card": "4111 1111"}
+TOO_LITTLE = "spec.context/total: must be at least 0"
+
+
+async def test_a_context_against_the_schema_stalls_the_task_with_the_pointer_and_makes_no_run(setting: Setting) -> None:
+    await setting.with_template(inputSchema=SCHEMA)
+    setting.kit.take_events()
+    made = setting.kit.give(task(context=NEGATIVE))
+    assert await setting.reconcile(made) is None, "nothing is tried again by itself"
+    assert setting.condition(made, "Accepted") == ("False", "InvalidContext", TOO_LITTLE)
+    assert setting.condition(made, "Stalled") == ("True", "InvalidContext", TOO_LITTLE)
+    assert setting.condition(made, "Reconciling") == ("False", "InvalidContext", TOO_LITTLE)
+    assert setting.kit.engine.runs == {}
+    assert setting.kit.take_events() == [("Task", "t", "TaskInvalid", TOO_LITTLE)]
+    writes = setting.writes()
+    assert await setting.reconcile(made) is None
+    assert setting.writes() == writes, "and said again, it is the same status"
+
+
+async def test_a_refused_task_is_looked_at_again_when_its_template_changes(setting: Setting) -> None:
+    await setting.with_template(inputSchema=SCHEMA)
+    made = setting.kit.give(task(context=NEGATIVE))
+    await setting.reconcile(made)
+    setting.kit.queue("tasks").take()
+    setting.kit.take_events()
+    await setting.with_template(inputSchema={"required": ["customer"]})
+    assert setting.kit.queue("tasks").take() == [key_of(made)]
+    assert await setting.reconcile(made) is None
+    assert setting.condition(made, "Stalled") == ("True", "InvalidContext", "spec.context/customer: is required")
+    assert ("Task", "t", "TaskInvalid", "spec.context/customer: is required") in setting.kit.take_events()
+    await setting.with_template(inputSchema={"required": ["total"]})
+    assert setting.kit.queue("tasks").take() == [key_of(made)]
+    await setting.start(made)
+    await setting.reconcile(made)
+    assert setting.condition(made, "Accepted")[:2] == ("True", "Submitted")
+    assert setting.condition(made, "Stalled")[0] == "False"
+
+
+async def test_where_a_template_only_warns_the_run_is_made_and_an_event_tells_the_pointer(setting: Setting) -> None:
+    await setting.with_template(inputSchema=SCHEMA, schemaEnforcement="warn")
+    setting.kit.take_events()
+    made = setting.kit.give(task(context=NEGATIVE))
+    await setting.start(made)
+    assert setting.kit.engine.runs.keys() == {setting.run_of(made)}
+    assert ("Task", "t", "InvalidContext", TOO_LITTLE) in setting.kit.take_events()
+    await setting.reconcile(made)
+    assert setting.condition(made, "Accepted")[:2] == ("True", "Submitted")
+    assert setting.kit.take_events() == []
+
+
+async def test_where_a_template_does_not_look_nothing_is_told(setting: Setting) -> None:
+    await setting.with_template(inputSchema=SCHEMA, schemaEnforcement="off")
+    setting.kit.take_events()
+    await setting.start(setting.kit.give(task(context=NEGATIVE)))
+    assert [reason for _, _, reason, _ in setting.kit.take_events()] == ["TaskAccepted"]
+
+
+async def test_a_task_that_is_turned_away_comes_again_when_it_was_told_to(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def submit(namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
+        raise Busy(7)
+
+    await setting.with_template(inputSchema=SCHEMA)
+    made = setting.kit.give(task(context={"total": 1}))
+    with monkeypatch.context() as patched:
+        patched.setattr(setting.kit.engine.tasks, "submit", submit)
+        assert await setting.reconcile(made) == 7
+    assert "status" not in setting.kit.live(made), "it is neither refused nor waiting for its template"
+    await setting.start(made)
 
 
 async def test_suspend_resume_and_cancel_reach_the_run(setting: Setting) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from support.controller_fakes import ControllerKit, task, template
 from tasker.controller.kube.client import Manifest
 from tasker.controller.kube.keys import key_of
+from tasker.controller.kube.resources.task_template import TaskTemplate
 from tasker.model.task import TemplateCounts
+from tasker.model.template import TemplateSpec
 
 TWO_STEPS = [
     {"name": "a", "handler": {"callable": "a"}},
@@ -173,3 +176,48 @@ async def test_a_template_whose_status_was_lost_is_registered_again(setting: Set
     setting.kit.give({**live, "status": {}})
     await setting.reconcile(made)
     assert setting.status(made)["revision"] == revision
+
+
+def watch_parses(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads in which specs are parsed, one a parse."""
+    parse_spec, threads = TaskTemplate.parse_spec, list[threading.Thread]()
+
+    def parse(self: TaskTemplate, *, environment: str) -> TemplateSpec:
+        threads.append(threading.current_thread())
+        return parse_spec(self, environment=environment)
+
+    monkeypatch.setattr(TaskTemplate, "parse_spec", parse)
+    return threads
+
+
+@pytest.mark.parametrize(
+    ("spec", "elsewhere"),
+    [
+        ({"steps": TWO_STEPS}, False),
+        ({"steps": TWO_STEPS, "inputSchema": {}}, True),
+        ({"steps": [TWO_STEPS[0], {**TWO_STEPS[1], "resultSchema": {}}]}, True),
+    ],
+)
+async def test_a_template_is_parsed_once_a_generation_and_one_with_schemas_in_another_thread(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any], elsewhere: bool
+) -> None:
+    threads = watch_parses(monkeypatch)
+    made = await setting.give(**spec)
+    await setting.reconcile(made)
+    assert [thread is not threading.main_thread() for thread in threads] == [elsewhere]
+    setting.templates.forget()
+    await setting.reconcile(made)
+    assert len(threads) == 2, "a database that was restored may not have it"
+
+
+async def test_a_schema_that_cannot_be_enforced_makes_the_template_invalid_at_its_place(setting: Setting) -> None:
+    made = await setting.give(steps=TWO_STEPS, inputSchema={"properties": {"a": {"type": "txt"}}})
+    ready, stalled = setting.status(made)["conditions"]
+    assert (ready["reason"], stalled["status"]) == ("InvalidSpec", "True")
+    assert ready["message"].startswith("spec.inputSchema.properties.a.type: must be one of")
+
+
+@pytest.mark.parametrize("steps", [None, "none", [None], [{"name": "a"}]])
+async def test_schemas_are_looked_for_in_whatever_was_written(setting: Setting, steps: Any) -> None:
+    made = await setting.give(steps=steps)
+    assert setting.status(made)["conditions"][0]["reason"] == "InvalidSpec"

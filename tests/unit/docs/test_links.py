@@ -12,7 +12,7 @@ DOCUMENTS = sorted(
     file
     for pattern in (
         "*.md",
-        *(f"{part}/**/*.md" for part in ("operator", "worker_image", "charts", "examples", "tests")),
+        *(f"{part}/**/*.md" for part in ("docs", "operator", "worker_image", "charts", "examples", "tests")),
     )
     for file in ROOT.glob(pattern)
     if file.name != "checklist.md"

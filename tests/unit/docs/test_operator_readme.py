@@ -20,7 +20,10 @@ from tasker.controller.runtime.repeat import ROUND_SECONDS
 from tasker.controller.runtime.termination import END_SECONDS, ExitCode, Signals
 from tasker.controller.runtime.work_queue import RECONCILE_SECONDS, STALL_SECONDS
 from tasker.engine import Engine
+from tasker.errors import InvalidContext
+from tasker.model import schemas
 from tasker.model.identity import IdentityStrategy
+from tasker.model.schemas import SchemaEnforcement, context_fault
 from tasker.model.template import StepType, parse_template_spec
 from tasker.settings import OperatorSettings
 
@@ -52,6 +55,18 @@ def test_every_metric_is_described_where_it_is_made() -> None:
 def test_every_exit_code_is_documented_and_every_documented_one_exists() -> None:
     section = README.partition("\n## Exit codes\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\| (\d+) \|", section, re.MULTILINE) == [str(code.value) for code in ExitCode]
+
+
+def test_the_template_with_schemas_is_one_and_refuses_in_the_words_that_are_shown() -> None:
+    section = README.partition("\n## Schemas of templates\n")[2].partition("\n## ")[0]
+    [written] = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+    spec = parse_template_spec(yaml.safe_load(written)["spec"])
+    assert spec.input_schema is not None
+    fault = context_fault(spec.input_schema, {"order": {"total": 0}})
+    assert fault is not None
+    assert f"`{InvalidContext(*fault)}`" in section
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)[1:] == list(SchemaEnforcement)
+    assert f"{schemas.CHECKS:,} keywords" in section
 
 
 async def test_every_part_is_documented_with_what_a_stall_of_it_is() -> None:

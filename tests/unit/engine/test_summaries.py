@@ -52,6 +52,7 @@ async def test_every_step_of_a_run_is_counted_once() -> None:
         retrying_steps=6,
         failed_steps=7,
         skipped_steps=8,
+        tolerated_steps=0,
         cancelled_steps=9,
     )
     counts = (await Tasks(cast("Database", row)).read(RUN)).counts

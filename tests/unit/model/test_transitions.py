@@ -20,9 +20,9 @@ from tasker.model.transitions import (
 )
 
 
-def test_there_are_twelve_states_of_tasks_and_ten_of_steps() -> None:
-    assert (len(TaskState), len(StepState)) == (12, 10)
-    assert (len(FINAL_TASK_STATES), len(FINAL_STEP_STATES)) == (4, 3)
+def test_there_are_twelve_states_of_tasks_and_eleven_of_steps() -> None:
+    assert (len(TaskState), len(StepState)) == (12, 11)
+    assert (len(FINAL_TASK_STATES), len(FINAL_STEP_STATES)) == (4, 4)
 
 
 def test_no_step_leaves_a_final_state() -> None:

@@ -13,11 +13,12 @@ from support.worker_engine import make_claim
 from tasker_worker.attempts import Attempt, AttemptState
 from tasker_worker.claims import RELEASE, Outcome, OutcomeKind
 
-DONE = Outcome(OutcomeKind.SUCCESS, '{"result":1}')
-FAILED = Outcome(OutcomeKind.ERROR, "{}")
+DONE = Outcome(OutcomeKind.COMPLETE, "1")
+FAILED = Outcome(OutcomeKind.FAIL)
 
 WAYS: dict[AttemptState, list[Callable[[Attempt], Any]]] = {
     AttemptState.WAITING: [],
+    AttemptState.PREPARING: [Attempt.prepare],
     AttemptState.RUNNING: [Attempt.begin],
     AttemptState.EXPIRED: [Attempt.begin, Attempt.expire],
     AttemptState.FINISHED: [Attempt.begin, lambda attempt: attempt.finish(DONE)],
@@ -30,11 +31,17 @@ WAYS: dict[AttemptState, list[Callable[[Attempt], Any]]] = {
 
 MOVES: dict[str, tuple[Callable[[Attempt], Any], dict[AttemptState, AttemptState]]] = {
     "begin": (Attempt.begin, {AttemptState.WAITING: AttemptState.RUNNING}),
-    "give_back": (Attempt.give_back, {AttemptState.WAITING: AttemptState.FINISHED}),
+    "prepare": (Attempt.prepare, {AttemptState.WAITING: AttemptState.PREPARING}),
+    "prepared": (Attempt.prepared, {AttemptState.PREPARING: AttemptState.WAITING}),
+    "give_back": (
+        Attempt.give_back,
+        {AttemptState.WAITING: AttemptState.FINISHED, AttemptState.PREPARING: AttemptState.FINISHED},
+    ),
     "finish": (
         lambda attempt: attempt.finish(DONE),
         {
             AttemptState.WAITING: AttemptState.FINISHED,
+            AttemptState.PREPARING: AttemptState.FINISHED,
             AttemptState.RUNNING: AttemptState.FINISHED,
             AttemptState.EXPIRED: AttemptState.FINISHED,
         },
@@ -42,12 +49,21 @@ MOVES: dict[str, tuple[Callable[[Attempt], Any], dict[AttemptState, AttemptState
     "time_out": (lambda attempt: attempt.time_out(FAILED), {AttemptState.RUNNING: AttemptState.UNSURE}),
     "expire": (
         Attempt.expire,
-        {AttemptState.WAITING: AttemptState.EXPIRED, AttemptState.RUNNING: AttemptState.EXPIRED},
+        dict.fromkeys(
+            (AttemptState.WAITING, AttemptState.PREPARING, AttemptState.RUNNING),
+            AttemptState.EXPIRED,
+        ),
     ),
     "lose": (
         Attempt.lose,
         dict.fromkeys(
-            (AttemptState.WAITING, AttemptState.RUNNING, AttemptState.EXPIRED, AttemptState.FINISHED),
+            (
+                AttemptState.WAITING,
+                AttemptState.PREPARING,
+                AttemptState.RUNNING,
+                AttemptState.EXPIRED,
+                AttemptState.FINISHED,
+            ),
             AttemptState.LOST,
         ),
     ),
@@ -92,6 +108,14 @@ def test_only_who_loses_the_right_to_settle_is_told_to_stop() -> None:
     attempt = attempt_in(AttemptState.RUNNING)
     attempt.time_out(FAILED)
     assert attempt.context.cancelled
+
+
+def test_an_attempt_waits_from_the_moment_when_it_was_prepared() -> None:
+    attempt = Attempt(make_claim(), 5.0)
+    assert attempt.prepare()
+    assert attempt.since == 5.0
+    assert attempt.prepared()
+    assert attempt.since == attempt.claimed_at > 5.0
 
 
 def test_the_time_of_an_attempt_counts_from_its_handlers_call() -> None:

@@ -6,12 +6,14 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from tasker_worker.claims import RELEASE, SKIP, Outcome, OutcomeKind, Settlement
 from tasker_worker.gateway import (
     Locked,
     Refused,
     SchemaMissing,
     Unavailable,
     _needs_a_new_session,
+    _settle_arguments,
     _translated,
     connection_settings,
 )
@@ -91,6 +93,7 @@ def test_every_statement_has_its_name_and_neither_comment_nor_empty_line() -> No
         "unhandled_callables",
         "claim_steps",
         "settle_steps",
+        "read_results",
         "deregister_worker",
         "renew_worker",
         "sweep",
@@ -99,6 +102,47 @@ def test_every_statement_has_its_name_and_neither_comment_nor_empty_line() -> No
     ]
     assert QUERIES["sweep"] == b"select repair, repaired from tasker.sweep(%s::int)"
     assert not any(b"--" in query or b"\n\n" in query for query in QUERIES.values())
+
+
+def test_a_call_of_successes_alone_sends_nothing_for_what_only_others_need() -> None:
+    settlements = [Settlement(1, 11, Outcome(OutcomeKind.COMPLETE, "1")), Settlement(2, 12, RELEASE)]
+    assert _settle_arguments("shop", "w-1", settlements, 5) == (
+        "shop",
+        "w-1",
+        "{1,2}",
+        "{11,12}",
+        "{complete,release}",
+        ["1", None],
+        *[None] * 7,
+        5,
+    )
+
+
+def test_every_field_of_an_outcome_has_its_place_in_a_call() -> None:
+    settlements = [
+        Settlement(1, 11, Outcome(OutcomeKind.DECIDE, "{}", '{"a":1}', "left,right")),
+        Settlement(2, 12, Outcome(OutcomeKind.FAIL, None, None, None, "HandlerError", "no", "at x", False, 1500)),
+        Settlement(3, 13, Outcome(OutcomeKind.FAIL, error_type="E", message="m", retryable=True)),
+        Settlement(4, 14, SKIP),
+    ]
+    assert _settle_arguments("shop", "w-1", settlements, 0)[4:] == (
+        "{decide,fail,fail,skip}",
+        ["{}", None, None, None],
+        ['{"a":1}', None, None, None],
+        ["left,right", None, None, None],
+        [None, "HandlerError", "E", None],
+        [None, "no", "m", None],
+        [None, "at x", None, None],
+        "{NULL,f,t,NULL}",
+        "{NULL,1500,NULL,NULL}",
+        0,
+    )
+
+
+def test_a_decision_for_no_branch_says_so_in_its_call() -> None:
+    """An empty text: null would be no decision."""
+    settlements = [Settlement(1, 11, Outcome(OutcomeKind.DECIDE, "{}", None, ""))]
+    assert _settle_arguments("shop", "w-1", settlements, 0)[7] == [""]
 
 
 async def test_the_connections_for_hints_have_their_names_and_bounds_too() -> None:

@@ -118,10 +118,12 @@ def test_every_error_of_the_tree_is_a_tasker_error() -> None:
     assert named <= tree(errors.TaskerError)
 
 
-def test_only_permanent_and_validation_errors_are_not_tried_again_by_default() -> None:
+def test_only_errors_that_another_attempt_would_meet_again_are_not_tried_again_by_default() -> None:
     assert {each for each in ErrorType if not each.retryable} == {
         ErrorType.PERMANENT_ERROR,
         ErrorType.VALIDATION_ERROR,
+        ErrorType.RESULT_SCHEMA_ERROR,
+        ErrorType.WHEN_ERROR,
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import sys
 import threading
 import time
@@ -17,11 +16,12 @@ import pytest
 import pytest_asyncio
 
 from support.waiting import eventually_async
-from support.worker_engine import Collected, make_claim
+from support.worker_engine import Collected, MemoryEngine, make_claim, told
 from tasker_worker import HandlerRegistry, PermanentError, RetryableError, StepContext, StepHandler, execution
 from tasker_worker.attempts import Attempt, AttemptState
-from tasker_worker.claims import RELEASE, OutcomeKind
+from tasker_worker.claims import RELEASE, Outcome, OutcomeKind
 from tasker_worker.execution import Executor
+from tasker_worker.fetching import ResultFetcher
 from tasker_worker.logging import current_step
 from tasker_worker.metrics import WorkerMetrics
 from tasker_worker.outcomes import from_exception, from_value, timeout
@@ -33,12 +33,14 @@ class Bench:
     def __init__(self, slots: int = 10) -> None:
         self.registry = HandlerRegistry()
         self.metrics = WorkerMetrics()
+        self.engine = MemoryEngine()  # which has the results that claims left out
         self.finished = Collected()
         self.threads_back = asyncio.Event()
         self.executor = Executor(
             self.registry,
             slots=slots,
             metrics=self.metrics,
+            fetcher=ResultFetcher(self.engine, worker="worker"),
             on_finished=self.finished,
             on_threads_back=self.threads_back.set,
         )
@@ -49,13 +51,12 @@ class Bench:
         return attempts
 
     async def run(self, handler: Any, **columns: Any) -> dict[str, Any]:
-        """One attempt of a handler: the payload of its outcome, with its kind."""
+        """One attempt of a handler: what its outcome tells."""
         self.registry.register("work", handler, replace=True)
         before = len(self.finished.attempts)
         self.start("work", **columns)
         attempt = (await self.finished.wait(before + 1))[before]
-        assert attempt.outcome is not None
-        return {"kind": str(attempt.outcome.kind), **json.loads(attempt.outcome.payload or "{}")}
+        return told(attempt.outcome)
 
 
 @pytest_asyncio.fixture
@@ -78,7 +79,7 @@ def _in_both_kinds(body: Callable[[StepContext], Any]) -> list[Any]:
 
 async def test_what_a_handler_returns_is_the_result_in_a_thread_as_on_the_loop(bench: Bench) -> None:
     for handler in _in_both_kinds(lambda context: {"step": context.step_name}):
-        assert await bench.run(handler) == {"kind": "success", "result": {"step": "work"}}
+        assert await bench.run(handler) == {"kind": "complete", "result": {"step": "work"}}
     assert bench.executor.running == 0
     assert bench.metrics.succeeded == 3
 
@@ -108,10 +109,10 @@ async def test_whatever_a_handler_raises_fails_its_attempt_and_nothing_else(
         raise error
 
     for each in _in_both_kinds(handler):
-        told = await bench.run(each)
-        assert (told["error_type"], told["message"], told["retryable"], told["retry_after_ms"]) == expected
-        assert told["kind"] == "error"
-    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+        tells = await bench.run(each)
+        assert (tells["error_type"], tells["message"], tells["retryable"], tells["retry_after_ms"]) == expected
+        assert tells["kind"] == "fail"
+    assert await bench.run(lambda context: "alive") == {"kind": "complete", "result": "alive"}
     assert bench.executor.running == 0
 
 
@@ -152,17 +153,17 @@ async def test_errors_that_cannot_be_told_are_told_all_the_same(bench: Bench) ->
         def __str__(self) -> str:
             raise RuntimeError("no text")
 
-    told = await bench.run(_raising(Mute()))
-    assert told["message"] == "Mute: (its text cannot be read)"
+    tells = await bench.run(_raising(Mute()))
+    assert tells["message"] == "Mute: (its text cannot be read)"
     assert (await bench.run(_raising(ValueError("a\0b\udc80"))))["message"] == "ValueError: a\\0b\\udc80"
     assert len((await bench.run(_raising(ValueError("x" * 100_000))))["message"]) == 8192
 
 
 async def test_a_result_that_is_not_json_fails_for_good_with_its_place(bench: Bench) -> None:
     for handler in _in_both_kinds(lambda context: {"items": [0, 1, object()]}):
-        told = await bench.run(handler)
-        assert told["message"] == "result of step 'work' is not JSON: $.items[2] is an object"
-        assert not told["retryable"]
+        tells = await bench.run(handler)
+        assert tells["message"] == "result of step 'work' is not JSON: $.items[2] is an object"
+        assert not tells["retryable"]
 
 
 async def test_a_handler_that_waits_too_long_is_cancelled_and_timed_out(bench: Bench) -> None:
@@ -175,13 +176,13 @@ async def test_a_handler_that_waits_too_long_is_cancelled_and_timed_out(bench: B
             assert context.cancelled
             cancelled.set()
 
-    told = await bench.run(handler, timeout_ms=20)
-    assert told["error_type"] == "Timeout"
-    assert told["message"] == "step 'work' exceeded its timeout of 0.02 s"
-    assert told["retryable"]
+    tells = await bench.run(handler, timeout_ms=20)
+    assert tells["error_type"] == "Timeout"
+    assert tells["message"] == "step 'work' exceeded its timeout of 0.02 s"
+    assert tells["retryable"]
     await asyncio.wait_for(cancelled.wait(), 5)
     assert bench.metrics.timed_out == 1
-    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    assert await bench.run(lambda context: "alive") == {"kind": "complete", "result": "alive"}
 
 
 async def test_a_handler_that_swallows_its_cancellation_costs_no_slot_and_its_result_is_not_kept(bench: Bench) -> None:
@@ -196,10 +197,10 @@ async def test_a_handler_that_swallows_its_cancellation_costs_no_slot_and_its_re
         ended.set()
         return "too late"
 
-    told = await bench.run(handler, timeout_ms=20)
-    assert told["error_type"] == "Timeout"
+    tells = await bench.run(handler, timeout_ms=20)
+    assert tells["error_type"] == "Timeout"
     assert bench.executor.running == 0
-    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    assert await bench.run(lambda context: "alive") == {"kind": "complete", "result": "alive"}
     go.set()
     await asyncio.wait_for(ended.wait(), 5)
     assert len(bench.finished.attempts) == 2
@@ -219,7 +220,7 @@ async def test_a_sync_handler_that_never_returns_starves_nobody(bench: Bench) ->
         assert attempt.context.cancelled
     assert bench.executor.stuck_threads == 10
     assert bench.metrics.threads_given_up == 10
-    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    assert await bench.run(lambda context: "alive") == {"kind": "complete", "result": "alive"}
     go.set()
 
     async def all_ended() -> bool:
@@ -269,7 +270,7 @@ async def test_what_cannot_be_resolved_fails_for_good_with_the_reason(bench: Ben
     messages = []
     for attempt in await bench.finished.wait(3):
         assert attempt.outcome is not None
-        assert not json.loads(attempt.outcome.payload or "")["retryable"]
+        assert attempt.outcome.retryable is False
         messages.append(attempt.outcome.message)
     assert messages == [
         "no handler is registered for the callable 'unknown'",
@@ -344,7 +345,7 @@ async def test_asyncio_timeouts_and_tasks_work_inside_a_handler(bench: Bench) ->
             children = [group.create_task(asyncio.sleep(0, result=place)) for place in range(3)]
         return [child.result() for child in children]
 
-    assert await bench.run(handler) == {"kind": "success", "result": [0, 1, 2]}
+    assert await bench.run(handler) == {"kind": "complete", "result": [0, 1, 2]}
 
 
 _leaking: contextvars.ContextVar[int] = contextvars.ContextVar("leaking", default=0)
@@ -385,7 +386,7 @@ async def test_what_a_library_keeps_by_task_reaches_no_other_attempt(bench: Benc
     for number in range(20):
         bench.start("work", step_uuid=f"step-{number}", attempt=number)
     for attempt in await bench.finished.wait(20):
-        assert attempt.outcome == (OutcomeKind.SUCCESS, '{"result":true}', None, None)
+        assert attempt.outcome == Outcome(OutcomeKind.COMPLETE, "true")
 
 
 async def test_cancelling_its_own_task_ends_the_attempt_and_no_other(bench: Bench) -> None:
@@ -396,7 +397,7 @@ async def test_cancelling_its_own_task_ends_the_attempt_and_no_other(bench: Benc
         await asyncio.sleep(0)
 
     assert (await bench.run(handler))["message"] == "handler raised CancelledError"
-    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    assert await bench.run(lambda context: "alive") == {"kind": "complete", "result": "alive"}
 
 
 @pytest.mark.parametrize("kind", ["loop", "thread"])
@@ -438,7 +439,7 @@ async def test_a_result_that_came_in_time_counts_though_the_loop_is_late_to_see_
     assert await asyncio.to_thread(ended.wait, 5)
     bench.executor._on_timeout(attempt)
     assert attempt.outcome is not None
-    assert (attempt.outcome.kind, attempt.state) == (OutcomeKind.SUCCESS, AttemptState.FINISHED)
+    assert (attempt.outcome.kind, attempt.state) == (OutcomeKind.COMPLETE, AttemptState.FINISHED)
     bench.executor._call_collect = call_soon  # type: ignore[method-assign]
 
 
@@ -491,7 +492,7 @@ async def test_steps_for_which_there_is_no_thread_are_given_back_and_nothing_is_
     assert not bench.executor.out_of_threads
     assert pauses == [0.001, 0.001, 0.001, 0.002, 0.002]
     assert bench.executor._thread_pause == 0.001
-    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    assert await bench.run(lambda context: "alive") == {"kind": "complete", "result": "alive"}
 
 
 async def test_a_step_to_which_no_thread_comes_in_all_its_time_is_given_back(
@@ -504,7 +505,7 @@ async def test_a_step_to_which_no_thread_comes_in_all_its_time_is_given_back(
     await bench.finished.wait(1)
     assert (attempt.outcome, attempt.timer) == (RELEASE, None)
     monkeypatch.undo()
-    assert await bench.run(lambda context: "alive") == {"kind": "success", "result": "alive"}
+    assert await bench.run(lambda context: "alive") == {"kind": "complete", "result": "alive"}
     assert len(bench.finished.attempts) == 2
 
 
@@ -634,9 +635,9 @@ async def test_a_deep_recursion_fails_its_attempt(bench: Bench) -> None:
 
         return down(0)
 
-    told = await bench.run(handler)
-    assert told["error_type"] == "HandlerError"
-    assert "RecursionError" in told["message"]
+    tells = await bench.run(handler)
+    assert tells["error_type"] == "HandlerError"
+    assert "RecursionError" in tells["message"]
     assert sys.getrecursionlimit() > 0
 
 
@@ -719,14 +720,14 @@ async def test_a_step_that_was_begun_late_has_all_of_its_time_all_the_same(
     assert bench.finished.attempts == [attempt]
 
 
-@pytest.mark.parametrize(("seconds", "kind"), [(1.5, OutcomeKind.SUCCESS), (1.501, OutcomeKind.ERROR)])
+@pytest.mark.parametrize(("seconds", "kind"), [(1.5, OutcomeKind.COMPLETE), (1.501, OutcomeKind.FAIL)])
 async def test_a_result_counts_up_to_the_end_of_its_time(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, seconds: float, kind: OutcomeKind
 ) -> None:
     _, attempt = _waiting_in_thread(bench, monkeypatch, timeout_ms=1500)
     assert attempt.begin()
     attempt.began_at = 1024.0
-    bench.executor._finish(attempt, from_value("work", 1), 1024.0 + seconds)
+    bench.executor._finish(attempt, from_value(attempt.claim, 1), 1024.0 + seconds)
     assert attempt.outcome is not None
     assert attempt.outcome.kind is kind
     assert bench.metrics.run_seconds.total == pytest.approx(seconds)

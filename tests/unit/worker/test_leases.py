@@ -403,7 +403,7 @@ async def test_a_lease_that_is_lost_after_its_step_ended_is_no_warning(caplog: p
         keeper = Keeper(rig)
         rig.exchange.held.call_begins(keeper.clock.now)
         attempts, _ = rig.exchange.held.call_ends([make_claim("work") for _ in range(2)], keeper.clock.now)
-        attempts[0].finish(Outcome(OutcomeKind.SUCCESS, "{}"))
+        attempts[0].finish(Outcome(OutcomeKind.COMPLETE, "null"))
         keeper.engine.renewal = NOTHING_LOST._replace(lost_fences=[each.claim.fence for each in attempts])
         await keeper.tick(11)
         assert caplog.text.count("the lease of a running step is lost") == 1
@@ -469,8 +469,9 @@ async def test_claims_are_looked_over_once_a_second_and_warned_of_after_ten() ->
         await keeper.tick()  # looks them over at 1000, 1001, …
         held = rig.exchange.held
         held.call_begins(1000.0)
-        attempts, _ = held.call_ends([make_claim("work") for _ in range(2)], 1000.0)
+        attempts, _ = held.call_ends([make_claim("work") for _ in range(3)], 1000.0)
         assert attempts[1].begin()
+        assert attempts[2].prepare(), "what it waits for is no free slot"
         await keeper.tick(10.0)
         assert rig.metrics.steps_starved == 0, "ten seconds are not more than ten"
         await keeper.tick(0.9)

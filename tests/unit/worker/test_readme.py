@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tasker_worker import HandlerRegistry
 from tasker_worker.errors import RetryableError
@@ -24,7 +27,11 @@ TEMPLATE = {
 @pytest.fixture
 def blocks() -> list[str]:
     """Its Python examples, in order."""
-    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return _blocks("python")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_the_handlers_of_the_first_example_work(blocks: list[str]) -> None:
@@ -41,13 +48,37 @@ def test_the_handlers_of_the_first_example_work(blocks: list[str]) -> None:
     assert [attempt.at for attempt in run.attempts if attempt.step == "process_payment"] == [0, 5, 10]
 
 
-def test_the_testing_example_works(blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shop").mkdir()
-    (tmp_path / "shop" / "__init__.py").touch()
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a package `shop`, importable during the test."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
+        del sys.modules[name]
+
+
+def test_the_example_of_decisions_and_conditions_works(blocks: list[str], shop: Path) -> None:
+    (shop / "approval.py").write_text(blocks[2])
+    [template] = _blocks("yaml")
+    names: dict[str, Any] = {"template": yaml.safe_load(template)}
+    exec(blocks[2], names)
+    exec(blocks[3], names)
+    runner = LocalRunner(names["template"], modules=["shop.approval"])
+    assert runner.run({"amount": 20_000}).skipped == ["auto_approve"]
+    assert runner.run({"amount": 999.5}).results["finish"] == ["auto_approve"]
+    nothing = runner.run()
+    assert (nothing.state, list(nothing.results)) == ("complete", ["route_request"])
+    choices = make_context(dependents=["auto_approve", "manager_approval", "finance_review"])
+    assert run_handler(names["RouteRequest"], choices).result == run_handler(names["route_request"], choices).result
+
+
+def test_the_testing_example_works(blocks: list[str], shop: Path) -> None:
     handlers = blocks[0].replace('raise RetryableError("the gateway is busy", retry_after=5)', 'return "paid"')
     assert handlers != blocks[0]
-    (tmp_path / "shop" / "handlers.py").write_text(handlers)
-    monkeypatch.syspath_prepend(tmp_path)
+    (shop / "handlers.py").write_text(handlers)
     names: dict[str, Any] = {"template": TEMPLATE, "RetryableError": RetryableError}
     exec("from shop.handlers import validate_cart", names)
     exec(blocks[1], names)

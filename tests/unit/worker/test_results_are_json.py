@@ -20,11 +20,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.worker_engine import make_claim, told
 from tasker_worker import StepHandler, StepResult
 from tasker_worker.claims import OutcomeKind
 from tasker_worker.errors import RetryableError
 from tasker_worker.jsontext import MAX_BYTES, NotJson, clean_text, encode
 from tasker_worker.outcomes import from_exception, from_value
+
+X = make_claim("x")
 
 
 class Line(pydantic.BaseModel):
@@ -109,10 +112,9 @@ def _holds_itself() -> Order:
 
 
 def _refusal(value: Any) -> dict[str, Any]:
-    outcome = from_value("x", value)
-    assert outcome.kind is OutcomeKind.ERROR
-    told: dict[str, Any] = json.loads(outcome.payload or "")
-    return told
+    outcome = from_value(X, value)
+    assert outcome.kind is OutcomeKind.FAIL
+    return told(outcome)
 
 
 def _nested(depth: int) -> Any:
@@ -166,10 +168,10 @@ def _nested(depth: int) -> Any:
     ),
 )
 def test_what_cannot_be_stored_fails_for_good_and_names_the_place(value: Any, message: str) -> None:
-    told = _refusal(value)
-    assert told["message"].startswith(message)
-    assert told["error_type"] == "PermanentError"
-    assert told["retryable"] is False
+    tells = _refusal(value)
+    assert tells["message"].startswith(message)
+    assert tells["error_type"] == "PermanentError"
+    assert tells["retryable"] is False
 
 
 def test_a_value_that_holds_itself_is_refused() -> None:
@@ -227,11 +229,11 @@ def test_the_limits_are_inclusive() -> None:
 def test_what_pydantic_can_encode_is_stored_as_it_encodes_it(value: Any, stored: Any) -> None:
     if stored is None:
         stored = {"weight": 1, "content": {"print_on": "2026-01-01", "by": None}}
-    outcome = from_value("x", value)
-    assert outcome.kind is OutcomeKind.SUCCESS
-    assert json.loads(outcome.payload or "") == {"result": stored}
-    deeper = from_value("x", {"items": [value]})
-    assert json.loads(deeper.payload or "") == {"result": {"items": [stored]}}
+    outcome = from_value(X, value)
+    assert outcome.kind is OutcomeKind.COMPLETE
+    assert json.loads(outcome.result or "") == stored
+    deeper = from_value(X, {"items": [value]})
+    assert json.loads(deeper.result or "") == {"items": [stored]}
 
 
 @pytest.mark.filterwarnings("error")
@@ -259,14 +261,14 @@ _json = st.recursive(
 
 @given(_json)
 def test_any_json_value_comes_back_as_it_was(value: Any) -> None:
-    outcome = from_value("x", value)
-    assert outcome.kind is OutcomeKind.SUCCESS
-    assert json.loads(outcome.payload or "") == {"result": value}
+    outcome = from_value(X, value)
+    assert outcome.kind is OutcomeKind.COMPLETE
+    assert json.loads(outcome.result or "") == value
 
 
 @given(st.from_type(object) | st.binary() | st.floats() | st.sets(st.integers()))
 def test_no_value_whatever_makes_the_worker_raise(value: Any) -> None:
-    assert from_value("x", {"value": value}).kind in (OutcomeKind.SUCCESS, OutcomeKind.ERROR)
+    assert from_value(X, {"value": value}).kind in (OutcomeKind.COMPLETE, OutcomeKind.FAIL)
 
 
 class Hostile(dict[str, Any]):
@@ -293,15 +295,16 @@ def test_what_cannot_even_be_read_fails_the_attempt(value: Any) -> None:
 
 
 def test_metadata_is_stored_beside_the_result_and_held_to_the_same() -> None:
-    outcome = from_value("x", StepResult.succeed({"a": 1}, metadata={"seconds": 2}))
-    assert json.loads(outcome.payload or "") == {"result": {"a": 1}, "metadata": {"seconds": 2}}
-    told = _refusal(StepResult.succeed({"a": 1}, metadata={"tags": [object()]}))
-    assert told["message"] == "metadata of step 'x' is not JSON: $.tags[0] is an object"
+    outcome = from_value(X, StepResult.succeed({"a": 1}, metadata={"seconds": 2}))
+    assert told(outcome) == {"kind": "complete", "result": {"a": 1}, "metadata": {"seconds": 2}}
+    tells = _refusal(StepResult.succeed({"a": 1}, metadata={"tags": [object()]}))
+    assert tells["message"] == "metadata of step 'x' is not JSON: $.tags[0] is an object"
 
 
 def test_a_failure_keeps_its_fields() -> None:
     result = StepResult.fail("no stock", "StockError", True, {"product": "tea"}, retry_after=1.5)
     assert _refusal(result) == {
+        "kind": "fail",
         "error_type": "StockError",
         "message": "no stock",
         "retryable": True,
@@ -324,9 +327,9 @@ def test_a_failure_keeps_its_fields() -> None:
 def test_a_failure_is_told_even_when_its_metadata_cannot_be(
     metadata: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = _refusal(StepResult.fail("no", metadata=metadata))
-    assert told["message"] == "no"
-    assert "metadata" not in told
+    tells = _refusal(StepResult.fail("no", metadata=metadata))
+    assert tells["message"] == "no"
+    assert "metadata" not in tells
     assert f"metadata of a failure is dropped: {reason}" in caplog.text
 
 
@@ -334,9 +337,8 @@ def test_metadata_of_a_failure_is_encoded_alike_and_may_be_as_deep() -> None:
     deepest = _nested(31)
     error = RetryableError("busy", metadata={"at": date(2026, 1, 1), "ids": {UUID(int=1)}, "deep": deepest})
     outcome = from_exception(error)
-    told = json.loads(outcome.payload or "")
-    assert (outcome.kind, outcome.message, told["message"], told["retryable"]) == ("error", "busy", "busy", True)
-    assert told["metadata"] == {"at": "2026-01-01", "ids": [str(UUID(int=1))], "deep": deepest}
+    assert (outcome.kind, outcome.message, outcome.retryable) == ("fail", "busy", True)
+    assert told(outcome)["metadata"] == {"at": "2026-01-01", "ids": [str(UUID(int=1))], "deep": deepest}
 
 
 class UnreadableError(RetryableError):
@@ -352,10 +354,9 @@ class UnreadableError(RetryableError):
 
 def test_an_exception_that_cannot_be_read_fails_the_attempt_all_the_same() -> None:
     outcome = from_exception(UnreadableError("no stock"))
-    payload = json.loads(outcome.payload or "")
-    assert outcome.kind is OutcomeKind.ERROR
-    assert payload["message"] == "UnreadableError, which raises OSError when read"
-    assert (payload["error_type"], payload["retryable"]) == ("HandlerError", True)
+    assert outcome.kind is OutcomeKind.FAIL
+    assert outcome.message == "UnreadableError, which raises OSError when read"
+    assert (outcome.error_type, outcome.retryable) == ("HandlerError", True)
 
 
 def test_text_of_errors_is_made_storable() -> None:
@@ -367,16 +368,16 @@ def test_text_of_errors_is_made_storable() -> None:
 def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None:
     async def work() -> None: ...
 
-    told = _refusal(work())
-    assert told["message"] == "the handler of step 'x' is a plain function that returned an awaitable; make it async"
-    assert (told["error_type"], told["retryable"]) == ("PermanentError", False)
+    tells = _refusal(work())
+    assert tells["message"] == "the handler of step 'x' is a plain function that returned an awaitable; make it async"
+    assert (tells["error_type"], tells["retryable"]) == ("PermanentError", False)
 
 
 @pytest.mark.parametrize(("length", "kept"), [(8192, 8192), (8193, 8192)])
 def test_a_message_is_kept_up_to_8_kibibytes(length: int, kept: int) -> None:
-    told = _refusal(StepResult.fail("m" * length))
-    assert len(told["message"]) == kept
-    assert told["message"].endswith("…") is (length > kept)
+    tells = _refusal(StepResult.fail("m" * length))
+    assert len(tells["message"]) == kept
+    assert tells["message"].endswith("…") is (length > kept)
 
 
 @pytest.mark.parametrize("length", [256, 257])
@@ -399,31 +400,31 @@ def test_of_a_long_traceback_the_last_16_kibibytes_are_kept() -> None:
     try:
         raise ValueError("v" * 17_000)
     except ValueError as error:
-        told = json.loads(from_exception(error).payload or "")
-    assert told["traceback"] == "…" + ("v" * 17_000 + "\n")[-(16 * 1024 - 1) :]
+        tells = told(from_exception(error))
+    assert tells["traceback"] == "…" + ("v" * 17_000 + "\n")[-(16 * 1024 - 1) :]
 
 
 def test_a_traceback_of_exactly_that_length_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traceback, "format_exception", lambda *_: ["t" * (16 * 1024)])
-    told = json.loads(from_exception(ValueError("v")).payload or "")
-    assert told["traceback"] == "t" * (16 * 1024)
+    tells = told(from_exception(ValueError("v")))
+    assert tells["traceback"] == "t" * (16 * 1024)
 
 
 def test_the_sdk_s_own_errors_bring_a_traceback_when_another_one_caused_them() -> None:
-    def told(error: BaseException) -> Any:
+    def traceback_of(error: BaseException) -> Any:
         try:
             raise error from (ValueError("why") if error.args == ("caused",) else None)
         except BaseException as raised:
-            return json.loads(from_exception(raised).payload or "")["traceback"]
+            return from_exception(raised).traceback
 
-    assert told(RetryableError("alone")) is None
-    assert "ValueError: why" in told(RetryableError("caused"))
-    assert "RuntimeError: other" in told(RuntimeError("other"))
+    assert traceback_of(RetryableError("alone")) is None
+    assert "ValueError: why" in traceback_of(RetryableError("caused"))
+    assert "RuntimeError: other" in traceback_of(RuntimeError("other"))
 
 
 def test_a_failure_without_words_is_told_all_the_same_and_an_awaitable_of_no_coroutine_too() -> None:
-    told = _refusal(StepResult(success=False))
-    assert (told["message"], told["error_type"]) == (
+    tells = _refusal(StepResult(success=False))
+    assert (tells["message"], tells["error_type"]) == (
         "the handler reported a failure without a message",
         "HandlerError",
     )
@@ -442,15 +443,15 @@ def test_what_cannot_be_read_is_told_with_the_place_where_that_failed() -> None:
             raise OSError("no")
 
     value = object.__new__(Unreadable)
-    told = _refusal(value)
-    assert told["message"] == "what the handler of step 'x' returned cannot be read: OSError"
-    assert (told["error_type"], told["retryable"]) == ("PermanentError", False)
-    assert told["traceback"].endswith("OSError: no\n")
+    tells = _refusal(value)
+    assert tells["message"] == "what the handler of step 'x' returned cannot be read: OSError"
+    assert (tells["error_type"], tells["retryable"]) == ("PermanentError", False)
+    assert tells["traceback"].endswith("OSError: no\n")
 
 
-def test_an_outcome_carries_type_and_message_for_logs_beside_its_payload() -> None:
-    outcome = from_value("x", StepResult.fail("no stock", "StockError"))
-    assert (outcome.kind, outcome.error_type, outcome.message) == ("error", "StockError", "no stock")
+def test_an_outcome_carries_type_and_message() -> None:
+    outcome = from_value(X, StepResult.fail("no stock", "StockError"))
+    assert (outcome.kind, outcome.error_type, outcome.message) == ("fail", "StockError", "no stock")
 
 
 def test_integers_are_stored_up_to_4300_digits() -> None:
@@ -507,13 +508,13 @@ def test_a_traceback_that_cannot_be_written_costs_nothing_beside_it(monkeypatch:
         raise OSError("no")
 
     monkeypatch.setattr(traceback, "format_exception", fails)
-    told = json.loads(from_exception(ValueError("v")).payload or "")
-    assert (told["message"], told["traceback"]) == ("ValueError: v", "(the traceback cannot be formatted: OSError)")
+    tells = told(from_exception(ValueError("v")))
+    assert (tells["message"], tells["traceback"]) == ("ValueError: v", "(the traceback cannot be formatted: OSError)")
 
 
 def test_a_class_of_handlers_has_words_for_both_ends() -> None:
     handler = StepHandler()
     assert handler.success({"a": 1}, {"seconds": 2}) == StepResult.succeed({"a": 1}, {"seconds": 2})
-    told = _refusal(handler.failure("busy", "BusyError", True, {"queue": 7}, retry_after=1.5))
-    assert (told["message"], told["error_type"], told["retryable"]) == ("busy", "BusyError", True)
-    assert (told["metadata"], told["retry_after_ms"]) == ({"queue": 7}, 1500)
+    tells = _refusal(handler.failure("busy", "BusyError", True, {"queue": 7}, retry_after=1.5))
+    assert (tells["message"], tells["error_type"], tells["retryable"]) == ("busy", "BusyError", True)
+    assert (tells["metadata"], tells["retry_after_ms"]) == ({"queue": 7}, 1500)

@@ -126,6 +126,7 @@ COUNTERS = {
     "succeeded": "tasker_worker_steps_total{'outcome': 'success'}",
     "failed": "tasker_worker_steps_total{'outcome': 'error'}",
     "released": "tasker_worker_steps_total{'outcome': 'release'}",
+    "skipped": "tasker_worker_steps_total{'outcome': 'skip'}",
     "timed_out": "tasker_worker_step_timeouts_total",
     "calls": "tasker_worker_calls_total",
     "call_failures": "tasker_worker_call_failures_total",

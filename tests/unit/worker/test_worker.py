@@ -66,7 +66,7 @@ def running(worker: Worker, **changes: Any) -> Worker:
     for _ in range(2):
         held.call_begins(time.monotonic())
         attempts += held.call_ends([make_claim("order", attempt=3)], time.monotonic())[0]
-    attempts[0].finish(Outcome(OutcomeKind.SUCCESS, "{}"))
+    attempts[0].finish(Outcome(OutcomeKind.COMPLETE, "null"))
     attempts[1].begin()
     attempts[1].context.heartbeat({"done": 5})
     stepping = None

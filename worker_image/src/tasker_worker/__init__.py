@@ -1,7 +1,7 @@
 """The SDK: write step handlers, and run them in a worker.
 
-A person writing a step needs the names here; the rest stands in submodules: `errors`, `registry`, `logging`,
-`lifecycle`, `testing`.
+A person writing a step needs the names here; the rest stands in submodules: `decision`, `errors`, `registry`,
+`logging`, `lifecycle`, `testing`.
 """
 
 from ._version import __version__

@@ -20,6 +20,7 @@ from .threads import Job
 
 class AttemptState(Enum):
     WAITING = "waiting"  # its handler has not been called
+    PREPARING = "preparing"  # its handler cannot be called yet: results are fetched, its condition is judged
     RUNNING = "running"  # its handler was called and has not ended
     EXPIRED = "expired"  # the leases ran out by the local clock before it ended: its handler is asked to stop
     FINISHED = "finished"  # it has an outcome, of which the engine knows nothing
@@ -32,11 +33,13 @@ class AttemptState(Enum):
 _State = AttemptState
 _MOVES: dict[str, tuple[set[AttemptState], AttemptState]] = {
     "begin": ({_State.WAITING}, _State.RUNNING),
-    "give_back": ({_State.WAITING}, _State.FINISHED),
-    "finish": ({_State.WAITING, _State.RUNNING, _State.EXPIRED}, _State.FINISHED),
+    "prepare": ({_State.WAITING}, _State.PREPARING),
+    "prepared": ({_State.PREPARING}, _State.WAITING),
+    "give_back": ({_State.WAITING, _State.PREPARING}, _State.FINISHED),
+    "finish": ({_State.WAITING, _State.PREPARING, _State.RUNNING, _State.EXPIRED}, _State.FINISHED),
     "time_out": ({_State.RUNNING}, _State.UNSURE),
-    "expire": ({_State.WAITING, _State.RUNNING}, _State.EXPIRED),
-    "lose": ({_State.WAITING, _State.RUNNING, _State.EXPIRED, _State.FINISHED}, _State.LOST),
+    "expire": ({_State.WAITING, _State.PREPARING, _State.RUNNING}, _State.EXPIRED),
+    "lose": ({_State.WAITING, _State.PREPARING, _State.RUNNING, _State.EXPIRED, _State.FINISHED}, _State.LOST),
     "send": ({_State.FINISHED}, _State.SENDING),
     "not_sent": ({_State.SENDING}, _State.FINISHED),
     "doubt": ({_State.SENDING}, _State.UNSURE),
@@ -66,7 +69,7 @@ class Attempt:
         self._lock = threading.Lock()
         self.claim = claim
         self.context = StepContext(claim, on_heartbeat=self._heartbeat)
-        self.claimed_at = claimed_at  # monotonic seconds, as is the next
+        self.claimed_at = claimed_at  # or prepared; monotonic seconds, as is the next
         self.began_at: float | None = None  # None until its handler is called
         self.state = AttemptState.WAITING
         self.outcome: Outcome | None = None  # None while its handler runs, whatever became of the lease
@@ -80,6 +83,17 @@ class Attempt:
     def since(self) -> float:
         """When its handler was called, or else when it was claimed; monotonic seconds."""
         return self.claimed_at if self.began_at is None else self.began_at
+
+    def prepare(self) -> bool:
+        """Something has to come before its handler. False: the handler must not be called any more."""
+        with self._lock:
+            return self._move("prepare")
+
+    def prepared(self) -> bool:
+        """All that had to come before its handler is done; it waits for that from now. False: it must not be called."""
+        with self._lock:
+            self.claimed_at = time.monotonic()
+            return self._move("prepared")
 
     def begin(self) -> bool:
         """Its handler is about to be called, and from here its time counts. False: it must not be called any more."""
@@ -100,7 +114,7 @@ class Attempt:
         with self._lock:
             if self.state is AttemptState.LOST and self.outcome is None:
                 self.outcome = outcome
-            if self.state is AttemptState.EXPIRED and outcome.kind is OutcomeKind.ERROR:
+            if self.state is AttemptState.EXPIRED and outcome.kind is OutcomeKind.FAIL:
                 # It was asked to stop, which is no failure of the step. If the lease is current, it is released.
                 outcome = RELEASE
             return self._move("finish", outcome)

@@ -6,15 +6,16 @@ stay the text they came as until somebody reads them: a no-op step never pays fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 
 class Claim(NamedTuple):
-    """One row of `tasker.worker_row`, columns in its order; those after `fence` are set for claims only."""
+    """One row that the engine answers with, columns in its order; those after `fence` are set for claims only."""
 
-    kind: str  # settled, stale, claim, summary
+    kind: str  # stale, claim, summary
     step_id: int
     fence: int
     task_uuid: str
@@ -23,6 +24,7 @@ class Claim(NamedTuple):
     template_name: str
     template_version: str
     step_name: str
+    step_type: str  # of the template: standard, decision, deferred_convergence, batchable, batch_worker
     callable: str
     method: str
     resolver: str | None
@@ -36,23 +38,49 @@ class Claim(NamedTuple):
     inputs: str | dict[str, Any]
     context: str | dict[str, Any]
     dependency_results: str | dict[str, Any]
+    results_left: Sequence[str] | None = None  # steps whose results did not fit the call, to be fetched before the run
+    condition: str | None = None  # the step's `when`, in CEL
+    result_schema: str | None = None  # JSON text of a JSON Schema
+    dependents: Sequence[str] | None = None  # the steps that a decision may choose; None for other types
     ready_left: int | None = None  # of the summary row only, as is the next
     tasks_finished: int | None = None
 
 
+DECISION = "decision"
+"""The type of steps whose handlers choose which of their dependents run."""
+
+
 class OutcomeKind(StrEnum):
-    SUCCESS = "success"
-    ERROR = "error"
-    RELEASE = "release"
+    COMPLETE = "complete"  # the handler returned
+    DECIDE = "decide"  # the handler of a decision chose
+    SKIP = "skip"  # the step's `when` was false: its handler was not called, the attempt is given back
+    FAIL = "fail"
+    RELEASE = "release"  # it goes back unrun, the attempt is given back
 
 
 class Outcome(NamedTuple):
-    """What became of an attempt, ready to be sent: `payload` is JSON text, None for a release."""
+    """What became of an attempt, ready to be sent. What an outcome's kind has no use for is None."""
 
     kind: OutcomeKind
-    payload: str | None
-    error_type: str | None = None  # of an error, as is the next: what the payload says, for logs and metrics
+    result: str | None = None  # JSON text
+    metadata: str | None = None  # JSON text
+    branches: str | None = None  # of a decision: the names of the chosen steps, joined with commas
+    error_type: str | None = None  # of a failure, as are those below
     message: str | None = None
+    traceback: str | None = None
+    retryable: bool | None = None
+    retry_after_ms: int | None = None
+
+    @property
+    def characters(self) -> int:
+        """About how much of a call it takes."""
+        result, metadata, message, trace = self.result, self.metadata, self.message, self.traceback
+        return len(result or "") + len(metadata or "") + len(message or "") + len(trace or "")
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether a handler has come to its result."""
+        return self.kind is OutcomeKind.COMPLETE or self.kind is OutcomeKind.DECIDE
 
 
 class Settlement(NamedTuple):
@@ -66,10 +94,11 @@ class Settlement(NamedTuple):
 class Answer(NamedTuple):
     """What one call of the engine came back with."""
 
-    settled: frozenset[int]  # fences recorded by this very call
+    stale: frozenset[int]  # fences that are not current, of which this call recorded nothing; all others are settled
     claims: list[Claim]
     ready_left: int  # steps that became ready and were not handed to this worker
     tasks_finished: int
 
 
-RELEASE = Outcome(OutcomeKind.RELEASE, None)
+RELEASE = Outcome(OutcomeKind.RELEASE)
+SKIP = Outcome(OutcomeKind.SKIP)

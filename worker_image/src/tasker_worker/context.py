@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, overload
 
@@ -47,6 +47,21 @@ class StepContext:
         #: True once the attempt has lost its right to settle (task cancelled, lease lost, timed out, worker leaving).
         #: What the handler returns from then on is not recorded; it should stop as soon as it can.
         self.cancelled = False
+
+    def add_results(self, results: Mapping[str, str]) -> None:
+        """Add results that the claim was too small for, JSON texts by step name; before anybody has read any."""
+        if results:
+            before = self.json_texts()[1].strip().removeprefix("{").removesuffix("}").strip()
+            added = [f"{json.dumps(name)}:{text}" for name, text in results.items()]
+            self._dependency_results = "{" + ",".join([before, *added] if before else added) + "}"
+
+    def json_texts(self) -> tuple[str, str]:
+        """The task's input and the dependency results as JSON."""
+        context, results = self._context, self._dependency_results
+        return (
+            context if isinstance(context, str) else json.dumps(context),
+            results if isinstance(results, str) else json.dumps(results),
+        )
 
     def begin(self) -> None:
         """Called by whoever runs the handler, when it starts: the attempt's timeout counts from here."""
@@ -130,7 +145,10 @@ class StepContext:
 
     @property
     def dependency_results(self) -> dict[str, Any]:
-        """Results by step name: of all steps before this one when they are at most 100, else of its direct parents."""
+        """Results by step name: of all steps before this one when they are at most 100, else of its direct parents.
+
+        Steps that were skipped have none.
+        """
         if type(self._dependency_results) is str:
             self._dependency_results = json.loads(self._dependency_results)
         return self._dependency_results  # type: ignore[return-value]

@@ -37,11 +37,18 @@ class ErrorType(StrEnum):
     VALIDATION_ERROR = "ValidationError"
     HANDLER_ERROR = "HandlerError"
     TIMEOUT = "Timeout"
+    RESULT_SCHEMA_ERROR = "ResultSchemaError"
+    WHEN_ERROR = "WhenError"
 
     @property
     def retryable(self) -> bool:
         """Whether an attempt that failed so is worth another one when nothing else is said."""
-        return self not in (ErrorType.PERMANENT_ERROR, ErrorType.VALIDATION_ERROR)
+        return self not in (
+            ErrorType.PERMANENT_ERROR,
+            ErrorType.VALIDATION_ERROR,
+            ErrorType.RESULT_SCHEMA_ERROR,
+            ErrorType.WHEN_ERROR,
+        )
 
 
 class TaskerError(Exception):
@@ -140,6 +147,12 @@ class BusinessLogicError(PermanentError):
     """A rule of the business forbids what the step was asked to do."""
 
     error_type = "BusinessLogicError"
+
+
+class WhenError(PermanentError):
+    """The condition of a step cannot be judged."""
+
+    error_type = ErrorType.WHEN_ERROR
 
 
 class WorkerError(TaskerError):

@@ -1,6 +1,7 @@
 """Runs claimed steps: async handlers on the event loop, sync ones in threads, each under its timeout.
 
 The exchange hands claims to `Executor.start` and gets every attempt back, once, through `on_finished`, with an outcome.
+Most begin at once; one whose claim left results out, or whose step has a `when`, is prepared first, beside the others.
 
 Every async attempt is a task of its own, in a context of its own, so that nothing that a library keeps by task or by
 context goes from step to step. The tasks are begun a share at a time: handlers that never wait would else keep the loop
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import logging
 import threading
@@ -18,12 +20,13 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
-from . import outcomes
+from . import conditions, outcomes, schemas
 from .attempts import Attempt, AttemptState, log_fields
-from .claims import RELEASE, Outcome, OutcomeKind
+from .claims import RELEASE, SKIP, Claim, Outcome, OutcomeKind
 from .errors import ErrorType
+from .fetching import ResultFetcher
 from .logging import current_step, with_fields
 from .metrics import WorkerMetrics
 from .registry import HandlerRegistry, Invocation
@@ -35,6 +38,13 @@ _TURN_SECONDS = 0.005  # a share of async attempts that takes the loop for longe
 _SHARE = (1, 8, 64)  # attempts begun in one turn of the loop: fewest, first, most
 _START_SECONDS = 5.0  # for a thread to come to a handler, should its timeout be shorter than that
 _THREAD_PAUSE_SECONDS = (1.0, 30.0)  # until a thread is tried again after the system had none, first and longest
+
+
+Value = TypeVar("Value")
+
+
+class NoThread(Exception):
+    """The system has no thread."""
 
 
 class LoopWatch:
@@ -54,12 +64,14 @@ class Executor:
         *,
         slots: int,
         metrics: WorkerMetrics,
+        fetcher: ResultFetcher,
         on_finished: Callable[[Attempt], None],
         on_threads_back: Callable[[], None],
     ) -> None:
         """`on_finished` gets every attempt with its outcome; `on_threads_back` is called when `out_of_threads` ends."""
         self._registry = registry
         self._metrics = metrics
+        self._fetcher = fetcher
         self._on_finished = on_finished
         self._on_threads_back = on_threads_back
         self._loop = asyncio.get_running_loop()
@@ -91,19 +103,12 @@ class Executor:
     def start(self, attempts: Iterable[Attempt]) -> None:
         """Begin to run attempts. Those that cannot be run are finished at once, with the reason as their outcome."""
         for attempt in attempts:
-            claim = attempt.claim
             self._active.add(attempt)
-            try:
-                invocation = self._registry.invocation(claim.callable, claim.method, claim.resolver)
-            except Exception as error:  # a custom resolver's, or an import's, too
-                self._finish(attempt, outcomes.from_exception(error))
-                continue
-            if invocation.is_async:
-                self._queue.append((attempt, invocation))
+            if _needs_preparation(attempt.claim):
+                self._start_task(attempt, self._prepare(attempt), name="preparation")
             else:
-                self._start_in_thread(attempt, invocation)
-        if self._queue and self._share_began is None:
-            self._begin_share()
+                self._begin(attempt)
+        self._begin_queued()
 
     def release(self, attempt: Attempt) -> None:
         """Stop waiting for a running attempt and give its claim back; its handler is cancelled."""
@@ -120,6 +125,93 @@ class Executor:
         if self._tasks:
             # A handler that swallows its cancellation is left behind.
             await asyncio.wait(self._tasks, timeout=0.2)
+
+    # before a handler
+
+    async def _prepare(self, attempt: Attempt) -> None:
+        """Find out whether an attempt's handler is to be called, with all it needs, and see to it."""
+        try:
+            outcome = await self._prepared(attempt) if attempt.prepare() else RELEASE
+        except NoThread:
+            self._refuse(attempt)
+            return
+        except Exception as error:
+            outcome = outcomes.from_exception(error)
+        if attempt not in self._active:
+            return
+        attempt.task = None
+        if outcome is None and attempt.prepared():
+            self._begin(attempt)
+            self._begin_queued()
+        else:
+            self._finish(attempt, outcome or RELEASE)
+
+    async def _prepared(self, attempt: Attempt) -> Outcome | None:
+        """What became of the attempt already, None when its handler is to be called."""
+        claim = attempt.claim
+        if claim.results_left and not await self._fetcher.fetch(attempt):
+            return RELEASE
+        if claim.condition is None or claim.attempt > 1:
+            return None
+        texts = attempt.context.json_texts()
+        judge = functools.partial(conditions.judge, claim.step_name, claim.condition, *texts)
+        quick = conditions.is_quick(claim.condition, *texts)
+        return None if (judge() if quick else await self._in_thread(attempt, judge)) else SKIP
+
+    def _begin(self, attempt: Attempt) -> None:
+        """Have an attempt's handler called: in a thread, or on the loop by `_begin_queued`."""
+        claim = attempt.claim
+        try:
+            invocation = self._registry.invocation(claim.callable, claim.method, claim.resolver)
+        except Exception as error:  # a custom resolver's, or an import's, too
+            self._finish(attempt, outcomes.from_exception(error))
+            return
+        if invocation.is_async:
+            self._queue.append((attempt, invocation))
+        else:
+            self._start_in_thread(attempt, invocation)
+
+    def _begin_queued(self) -> None:
+        if self._queue and self._share_began is None:
+            self._begin_share()
+
+    def _start_task(self, attempt: Attempt, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=name, context=contextvars.Context())
+        attempt.task = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _in_thread(self, attempt: Attempt, function: Callable[[], Value]) -> Value:
+        """Call something that may take long for an attempt, in one of the handlers' threads; there is one a slot.
+
+        Raises what the function raises, and NoThread when the system has none.
+        """
+        done: asyncio.Future[tuple[Value | None, BaseException | None]] = self._loop.create_future()
+
+        def tell(value: Value | None, error: BaseException | None) -> None:
+            if not done.done():
+                done.set_result((value, error))
+
+        def call_tell(value: Value | None, error: BaseException | None) -> None:
+            try:
+                self._loop.call_soon_threadsafe(tell, value, error)
+            except RuntimeError:
+                logger.debug("what was done for a step ended after its worker had stopped")
+
+        def work() -> None:
+            try:
+                value = function()
+            except BaseException as error:
+                call_tell(None, error)
+            else:
+                call_tell(value, None)
+
+        attempt.job = self._threads.submit(work, lambda: call_tell(None, NoThread()))
+        value, error = await done
+        attempt.job = None
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]  # there is one without an error
 
     # async handlers
 
@@ -140,12 +232,7 @@ class Executor:
     def _begin_task(self, attempt: Attempt, invocation: Invocation) -> None:
         if attempt not in self._active or self._closed:
             return
-        task = self._loop.create_task(
-            self._run_async(attempt, invocation), name="handler", context=contextvars.Context()
-        )
-        attempt.task = task
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._start_task(attempt, self._run_async(attempt, invocation), name="handler")
 
     async def _run_async(self, attempt: Attempt, invocation: Invocation) -> None:
         if not attempt.begin():  # its lease was lost before its turn came
@@ -161,8 +248,23 @@ class Executor:
                 raise
             outcome = outcomes.from_exception(error)
         else:
-            outcome = outcomes.from_value(attempt.claim.step_name, value)
-        self._finish(attempt, outcome)
+            outcome = outcomes.from_value(attempt.claim, value)
+        ended = time.monotonic()
+        if attempt.claim.result_schema is not None:
+            outcome = await self._checked(attempt, outcome)
+        self._finish(attempt, outcome, ended)
+
+    async def _checked(self, attempt: Attempt, outcome: Outcome) -> Outcome:
+        """An outcome with its result held to the step's schema, which takes a thread when it may take long."""
+        check = functools.partial(outcomes.checked, attempt.claim, outcome)
+        if outcome.result is None or schemas.is_quick(outcome.result):
+            return check()
+        if attempt.timer is None and attempt in self._active:
+            self._set_timer(attempt)
+        try:
+            return await self._in_thread(attempt, check)
+        except NoThread:
+            return check()
 
     @types.coroutine
     def _steps_of(self, attempt: Attempt, invocation: Invocation) -> Generator[Any, Any, Any]:
@@ -284,7 +386,7 @@ class Executor:
             stuck_before = self._threads.stuck
             self._threads.give_up(attempt.job)
             self._metrics.threads_given_up += self._threads.stuck - stuck_before
-        elif attempt.task is not None:
+        if attempt.task is not None:
             attempt.task.cancel()
             self._loop.call_later(1, self._report_stuck, attempt, attempt.task)
 
@@ -304,7 +406,7 @@ class Executor:
         if ended is None:
             ended = time.monotonic()
         claim = attempt.claim
-        if outcome.kind is OutcomeKind.SUCCESS and (ended - attempt.since) * 1000 > claim.timeout_ms:
+        if outcome.succeeded and (ended - attempt.since) * 1000 > claim.timeout_ms:
             # It kept the loop or the interpreter to itself past its time, so that no timer could say so.
             outcome = outcomes.timeout(claim.step_name, claim.timeout_ms)
         attempt.finish(outcome)
@@ -321,11 +423,11 @@ class Executor:
         seconds = ended - attempt.since
         metrics = self._metrics
         metrics.run_seconds.observe(seconds)
-        if outcome.kind is OutcomeKind.SUCCESS:
+        if outcome.succeeded:
             metrics.succeeded += 1
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("step done", extra=with_fields(**log_fields(attempt), seconds=round(seconds, 6)))
-        elif outcome.kind is OutcomeKind.ERROR:
+        elif outcome.kind is OutcomeKind.FAIL:
             metrics.failed += 1
             metrics.timed_out += outcome.error_type == ErrorType.TIMEOUT
             logger.warning(
@@ -337,9 +439,15 @@ class Executor:
                     error=outcome.message,
                 ),
             )
+        elif outcome.kind is OutcomeKind.SKIP:
+            metrics.skipped += 1
         else:
             metrics.released += 1
         self._on_finished(attempt)
+
+
+def _needs_preparation(claim: Claim) -> bool:
+    return bool(claim.results_left) or (claim.condition is not None and claim.attempt == 1)
 
 
 def _call(attempt: Attempt, invocation: Invocation) -> Outcome:
@@ -348,7 +456,7 @@ def _call(attempt: Attempt, invocation: Invocation) -> Outcome:
         return RELEASE
     current_step.set(attempt.context)
     try:
-        return outcomes.from_value(attempt.claim.step_name, invocation.run(attempt.context))
+        return outcomes.checked(attempt.claim, outcomes.from_value(attempt.claim, invocation.run(attempt.context)))
     except BaseException as error:
         return outcomes.from_exception(error)
 

@@ -8,9 +8,9 @@ is `Locked`), `Refused` when the database has understood and says no.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import conninfo
@@ -23,7 +23,7 @@ from .queries import QUERIES
 logger = logging.getLogger("tasker_worker.database")
 
 _CONNECT_SECONDS = 5
-CONTRACT = 1
+CONTRACT = 2
 """What this worker relies on, by the number that `tasker.contract` tells of the functions in a database."""
 
 _ENGINE_ERRORS = "TK"  # SQLSTATEs that the engine's functions raise
@@ -93,8 +93,45 @@ def _use_text(connection: psycopg.AsyncConnection[Any]) -> None:
     connection.adapters.register_loader("uuid", TextLoader)
 
 
-def _array(numbers: Sequence[int]) -> str:
-    return "{" + ",".join(map(str, numbers)) + "}"
+def _array(numbers: Sequence[int | None]) -> str:
+    return "{" + ",".join(["NULL" if number is None else str(number) for number in numbers]) + "}"
+
+
+def _truths(values: Sequence[bool | None]) -> str:
+    return "{" + ",".join(["NULL" if value is None else "t" if value else "f" for value in values]) + "}"
+
+
+_Item = TypeVar("_Item")
+_Written = TypeVar("_Written")
+
+
+def _if_any(items: Sequence[_Item | None], write: Callable[[Sequence[_Item | None]], _Written]) -> _Written | None:
+    """An array of the call, or None when nothing is in it: then it costs neither side anything."""
+    return None if items.count(None) == len(items) else write(items)
+
+
+def _settle_arguments(
+    namespace: str, worker: str, settlements: Sequence[Settlement], claim_limit: int
+) -> tuple[Any, ...]:
+    """What `settle_steps` takes, in its order."""
+    columns = zip(*[each.outcome for each in settlements], strict=True)
+    kinds, results, metadata, branches, error_types, messages, tracebacks, retryable, retry_after_ms = columns
+    return (
+        namespace,
+        worker,
+        _array([each.step_id for each in settlements]),
+        _array([each.fence for each in settlements]),
+        "{" + ",".join(kinds) + "}",
+        _if_any(results, list),
+        _if_any(metadata, list),
+        _if_any(branches, list),
+        _if_any(error_types, list),
+        _if_any(messages, list),
+        _if_any(tracebacks, list),
+        _if_any(retryable, _truths),
+        _if_any(retry_after_ms, _array),
+        claim_limit,
+    )
 
 
 def _translated(error: psycopg.Error) -> DatabaseError:
@@ -182,27 +219,23 @@ class Gateway:
     async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer:
         """Record outcomes, and claim up to `claim_limit` steps in the same transaction. Repeating it is harmless."""
         *told, summary = await self._rows(
-            "settle_steps",
-            (
-                self._namespace,
-                worker,
-                _array([each.step_id for each in settlements]),
-                _array([each.fence for each in settlements]),
-                "{" + ",".join([each.outcome.kind for each in settlements]) + "}",
-                [each.outcome.payload for each in settlements],
-                claim_limit,
-            ),
+            "settle_steps", _settle_arguments(self._namespace, worker, settlements, claim_limit)
         )
-        settled = set()
+        stale = set()
         claims = []
         for row in map(Claim._make, told):
             match row.kind:
-                case "settled":
-                    settled.add(row.fence)
+                case "stale":
+                    stale.add(row.fence)
                 case "claim":
                     claims.append(row)
         *_, ready_left, tasks_finished = summary  # which is always there, and the last
-        return Answer(frozenset(settled), claims, ready_left, tasks_finished)
+        return Answer(frozenset(stale), claims, ready_left, tasks_finished)
+
+    async def read_result(self, worker: str, step_id: int, fence: int, name: str) -> str | None:
+        """The JSON text of an earlier step's result that a claim was too small for; None when the lease is gone."""
+        rows = await self._rows("read_results", (self._namespace, worker, step_id, fence, [name]))
+        return next((result for step_name, result in rows if step_name == name), None)
 
     async def notify(self, channel: str) -> None:
         await self._rows("notify", (channel,))
@@ -249,19 +282,7 @@ class SyncGateway:
         return Renewal._make(row)
 
     def settle(self, worker: str, settlement: Settlement) -> None:
-        outcome = settlement.outcome
-        self._rows(
-            "settle_steps",
-            (
-                self._namespace,
-                worker,
-                _array([settlement.step_id]),
-                _array([settlement.fence]),
-                f"{{{outcome.kind}}}",
-                [outcome.payload],
-                0,
-            ),
-        )
+        self._rows("settle_steps", _settle_arguments(self._namespace, worker, [settlement], 0))
 
     def sweep(self, limit: int) -> dict[str, int]:
         """Repairs made, by kind."""

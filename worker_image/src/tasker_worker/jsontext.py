@@ -123,9 +123,9 @@ def _encoded(value: Any) -> Any:
     try:
         return as_plain(value, _unknown)
     except UnicodeDecodeError:
-        raise _Fault("is not JSON: ", f" is {_article(name)} that is not UTF-8 text") from None
+        raise _Fault("is not JSON: ", f" is {an(name)} that is not UTF-8 text") from None
     except Exception as error:  # of the value's own code, as far as it has any
-        raise _Fault("is not JSON: ", f" is {_article(name)}, which raises {type(error).__name__}: {error}") from error
+        raise _Fault("is not JSON: ", f" is {an(name)}, which raises {type(error).__name__}: {error}") from error
 
 
 def _unknown(value: Any) -> str:
@@ -178,7 +178,7 @@ def _checked_integer(value: int) -> int:
 def _checked_text(text: str) -> str:
     if "\0" in text:
         if text.startswith(_UNKNOWN_TYPE):
-            raise _Fault("is not JSON: ", f" is {_article(text.removeprefix(_UNKNOWN_TYPE))}")
+            raise _Fault("is not JSON: ", f" is {an(text.removeprefix(_UNKNOWN_TYPE))}")
         raise _Fault("is not JSON that Postgres can store: ", " holds the character U+0000")
     if not text.isascii():
         try:
@@ -189,7 +189,8 @@ def _checked_text(text: str) -> str:
     return text
 
 
-def _article(name: str) -> str:
+def an(name: str) -> str:
+    """A noun behind its article."""
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 

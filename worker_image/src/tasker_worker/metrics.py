@@ -43,13 +43,14 @@ class WorkerMetrics:
         self.failed = 0
         self.timed_out = 0  # also counted as failed
         self.released = 0
+        self.skipped = 0  # their `when` was false
         self.run_seconds = Histogram()
         self.calls = 0
         self.call_failures = 0
         self.lock_timeouts = 0
         self.results_discarded = 0  # the fence was stale: somebody else has the step
         self.results_refused = 0  # by the database, and failed for that
-        self.outcomes_unsure = 0  # stale after a call whose effect was unknown: recorded then, most likely
+        self.outcomes_unsure = 0  # stale after a call whose effect was unknown: recorded then, or lost
         self.leases_lost = 0
         self.renewals = 0
         self.renewal_failures = 0
@@ -81,6 +82,7 @@ class _Families(Collector):
             ("success", counted.succeeded),
             ("error", counted.failed),
             ("release", counted.released),
+            ("skip", counted.skipped),
         ):
             steps.add_metric([outcome], count)
         yield steps

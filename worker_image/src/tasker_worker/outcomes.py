@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .claims import Outcome, OutcomeKind
+from .claims import DECISION, Claim, Outcome, OutcomeKind
+from .decision import MAX_BRANCHES, Decision
 from .errors import ErrorType, TaskerError, classify
-from .jsontext import NotJson, clean_text, encode
+from .jsontext import NotJson, an, clean_text, encode
 from .result import StepResult
+from .schemas import fault_of_result
 
 logger = logging.getLogger("tasker_worker.handler")
 
@@ -23,20 +25,20 @@ _METADATA_CHARACTERS = 64 * 1024  # of JSON, for a failure's metadata
 _PACKAGE = str(Path(__file__).parent)
 
 
-def from_value(step_name: str, value: Any) -> Outcome:
-    """The outcome of a handler that returned."""
+def from_value(claim: Claim, value: Any) -> Outcome:
+    """The outcome of a handler that returned; a result is not yet held to the step's schema (see `checked`)."""
     try:
-        return _from_value(step_name, value)
+        return _from_value(claim, value)
     except Exception as error:  # what it returned is the user's, and may raise anything when it is read
         return failure(
             ErrorType.PERMANENT_ERROR,
-            f"what the handler of step {step_name!r} returned cannot be read: {type(error).__name__}",
+            f"what the handler of step {claim.step_name!r} returned cannot be read: {type(error).__name__}",
             retryable=False,
             trace=_traceback(error),
         )
 
 
-def _from_value(step_name: str, value: Any) -> Outcome:
+def _from_value(claim: Claim, value: Any) -> Outcome:
     metadata: Mapping[str, Any] | None = None
     if isinstance(value, StepResult):
         if not value.success:
@@ -54,18 +56,69 @@ def _from_value(step_name: str, value: Any) -> Outcome:
             close()
         return failure(
             ErrorType.PERMANENT_ERROR,
-            f"the handler of step {step_name!r} is a plain function that returned an awaitable; make it async",
+            f"the handler of step {claim.step_name!r} is a plain function that returned an awaitable; make it async",
             retryable=False,
         )
+    kind, branches = OutcomeKind.COMPLETE, None
+    if claim.step_type == DECISION or isinstance(value, Decision):
+        fault = _fault_of_decision(claim, value)
+        if fault is not None:
+            return failure(ErrorType.PERMANENT_ERROR, fault, retryable=False)
+        kind, branches = OutcomeKind.DECIDE, ",".join(value.step_names)
+        value, metadata = value.as_result(), metadata or value.metadata
     what = "result"
     try:
         text = encode(value)
         if not metadata:
-            return Outcome(OutcomeKind.SUCCESS, f'{{"result":{text}}}')
+            return Outcome(kind, text, None, branches)
         what = "metadata"
-        return Outcome(OutcomeKind.SUCCESS, f'{{"result":{text},"metadata":{encode(dict(metadata))}}}')
+        return Outcome(kind, text, encode(dict(metadata)), branches)
     except NotJson as error:
-        return failure(ErrorType.PERMANENT_ERROR, f"{what} of step {step_name!r} {error}", retryable=False)
+        return failure(ErrorType.PERMANENT_ERROR, f"{what} of step {claim.step_name!r} {error}", retryable=False)
+
+
+def _fault_of_decision(claim: Claim, value: Any) -> str | None:
+    """What is wrong with what a decision's handler returned, or with a Decision that somebody else returned."""
+    if claim.step_type != DECISION:
+        return (
+            f"step {claim.step_name!r} is of the type {claim.step_type!r}, and its handler returned a Decision;"
+            f" only a step of the type {DECISION!r} can choose what runs"
+        )
+    if not isinstance(value, Decision):
+        returned = "nothing" if value is None else an(type(value).__name__)
+        return (
+            f"step {claim.step_name!r} is a decision, and its handler returned {returned};"
+            " return Decision.route(…) with names of steps, or Decision.skip(reason)"
+        )
+    if len(value.step_names) > MAX_BRANCHES:
+        return f"decision {claim.step_name!r} chose {len(value.step_names)} steps, the limit is {MAX_BRANCHES}"
+    choices = claim.dependents or ()
+    unknown = [name for name in value.step_names if name not in choices]
+    if unknown:
+        return (
+            f"decision {claim.step_name!r} chose {_listed(unknown)}, which"
+            f" {'does' if len(unknown) == 1 else 'do'} not depend on it;"
+            f" it can choose {_listed(sorted(choices)) if choices else 'nothing'}"
+        )
+    return None
+
+
+def _listed(names: Sequence[str], shown: int = 20) -> str:
+    listed = ", ".join(repr(name) for name in names[:shown])
+    return listed if len(names) <= shown else f"{listed} and {len(names) - shown} more"
+
+
+def checked(claim: Claim, outcome: Outcome) -> Outcome:
+    """An outcome of `from_value`, with its result held to the step's schema where there is one."""
+    if claim.result_schema is None or not outcome.succeeded or outcome.result is None:
+        return outcome
+    try:
+        fault = fault_of_result(claim.result_schema, outcome.result)
+    except Exception as error:  # of a library, about a schema that somebody wrote
+        fault = f"cannot be validated: {type(error).__name__}: {error}"
+    if fault is None:
+        return outcome
+    return failure(ErrorType.RESULT_SCHEMA_ERROR, f"result of step {claim.step_name!r} {fault}", retryable=False)
 
 
 def from_exception(error: BaseException) -> Outcome:
@@ -114,14 +167,7 @@ def failure(
     metadata: Mapping[str, Any] | None = None,
     trace: str | None = None,
 ) -> Outcome:
-    error: dict[str, Any] = {
-        "error_type": clean_text(str(error_type), 256),
-        "message": clean_text(str(message), _MESSAGE_CHARACTERS),
-        "retryable": bool(retryable),
-        "retry_after_ms": None if retry_after is None else round(min(retry_after, 1e9) * 1000),
-        "traceback": trace,
-    }
-    payload = encode(error)
+    text = None
     if metadata:
         try:
             text = encode(dict(metadata))
@@ -129,9 +175,16 @@ def failure(
                 raise NotJson(f"is longer than {_METADATA_CHARACTERS} characters")
         except Exception as fault:  # the failure itself matters more than what was said about it
             logger.warning("metadata of a failure is dropped: it %s", fault)
-        else:
-            payload = f'{payload[:-1]},"metadata":{text}}}'
-    return Outcome(OutcomeKind.ERROR, payload, error["error_type"], error["message"])
+            text = None
+    return Outcome(
+        OutcomeKind.FAIL,
+        metadata=text,
+        error_type=clean_text(str(error_type), 256),
+        message=clean_text(str(message), _MESSAGE_CHARACTERS),
+        traceback=trace,
+        retryable=bool(retryable),
+        retry_after_ms=None if retry_after is None else round(min(retry_after, 1e9) * 1000),
+    )
 
 
 def _text(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from .metrics import WorkerMetrics
 logger = logging.getLogger("tasker_worker.settling")
 
 _BATCH_OUTCOMES = 1000  # settled by one call at most
-_BATCH_CHARACTERS = 16 * 1024 * 1024  # of their payloads together
+_BATCH_CHARACTERS = 16 * 1024 * 1024  # of their texts together
 RETRY_SECONDS = (0.05, 2.0)  # first and longest wait before a failed call is repeated
 
 
@@ -77,7 +77,7 @@ class Settler:
                 self.discard(attempt)
                 continue
             assert attempt.outcome is not None
-            characters += len(attempt.outcome.payload or "")
+            characters += attempt.outcome.characters
             batch.append(attempt)
         return batch
 
@@ -173,12 +173,13 @@ class Settler:
         for attempt in batch:
             self._held.drop(attempt)
             doubted = attempt.settle()
-            if attempt.claim.fence in answer.settled:
+            if attempt.claim.fence not in answer.stale:
                 continue
             if doubted:
                 self._metrics.outcomes_unsure += 1
                 logger.info(
-                    "an outcome was recorded before, or its lease is lost", extra=with_fields(**log_fields(attempt))
+                    "an outcome was recorded and the step has gone on since, or its lease is lost",
+                    extra=with_fields(**log_fields(attempt)),
                 )
             else:
                 self.discard(attempt)
@@ -193,7 +194,7 @@ class Settler:
     def discard(self, attempt: Attempt) -> None:
         """The lease of an attempt was lost, so its outcome is nobody's concern."""
         self._held.drop(attempt)
-        if attempt.outcome is not None and attempt.outcome.kind is not OutcomeKind.RELEASE:
+        if attempt.outcome is not None and attempt.outcome.kind not in (OutcomeKind.RELEASE, OutcomeKind.SKIP):
             self._metrics.results_discarded += 1
             logger.warning(
                 "a result is discarded: the lease was lost, the step is not ours",

@@ -6,8 +6,8 @@
     run = LocalRunner(template, modules=["shop.handlers"]).run({"cart_items": [...]})
     assert run.state == "complete"
 
-`LocalRunner` runs a whole template in memory: its order, its retries with the waits between them on a clock of its own,
-and faults that a test puts in.
+`LocalRunner` runs a whole template in memory: its order, its decisions, conditions and result schemas, its retries with
+the waits between them on a clock of its own, and faults that a test puts in.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any
 from uuid import uuid4
 
 from . import outcomes
-from .claims import Claim, Outcome, OutcomeKind
+from .claims import DECISION, Claim, Outcome
+from .conditions import judge
 from .context import StepContext
-from .errors import ConfigurationError, RetryableError
+from .errors import ConfigurationError, ErrorType, RetryableError, WhenError
 from .jsontext import encode
 from .logging import bound_to
 from .registry import HandlerRegistry, Invocation
@@ -37,6 +38,9 @@ _RETRY_AFTER_CAP_SECONDS = 3600.0
 def make_context(
     *,
     step_name: str = "step",
+    step_type: str | None = None,
+    dependents: Iterable[str] | None = None,
+    result_schema: Mapping[str, Any] | bool | None = None,
     task_context: Mapping[str, Any] | None = None,
     step_inputs: Mapping[str, Any] | None = None,
     step_config: Mapping[str, Any] | None = None,
@@ -54,7 +58,13 @@ def make_context(
     callable_name: str | None = None,
     method: str = "call",
 ) -> StepContext:
-    """A context as a worker would give. The mappings go through JSON, as they do on their way to a worker."""
+    """A context as a worker would give. The mappings go through JSON, as they do on their way to a worker.
+
+    `dependents` are the steps that a decision may choose; with them, `step_type` is ``decision`` unless said, else
+    ``standard``. `result_schema` is the JSON Schema that the result is held to.
+    """
+    if step_type is None:
+        step_type = "standard" if dependents is None else DECISION
     return StepContext(
         Claim(
             kind="claim",
@@ -66,6 +76,7 @@ def make_context(
             template_name=template_name,
             template_version=template_version,
             step_name=step_name,
+            step_type=step_type,
             callable=callable_name or step_name,
             method=method,
             resolver=None,
@@ -79,6 +90,8 @@ def make_context(
             inputs=encode(step_inputs or {}),
             context=encode(task_context or {}),
             dependency_results=encode(dependency_results or {}),
+            result_schema=None if result_schema is None else encode(result_schema),
+            dependents=None if dependents is None else list(dependents),
         )
     )
 
@@ -86,8 +99,8 @@ def make_context(
 def run_handler(handler: Any, context: StepContext | None = None, *, method: str = "call") -> StepResult:
     """One attempt of a handler: a function, a StepHandler class or an instance.
 
-    Returns what the engine would be told: a refused result or an exception is a failure here too. Not for use inside a
-    running event loop; there, await `run_handler_async`.
+    Returns what the engine would be told: a refused result or an exception is a failure here too, and the result of a
+    decision is what is recorded of it. Not for use inside a running event loop; there, await `run_handler_async`.
     """
     return asyncio.run(run_handler_async(handler, context, method=method))
 
@@ -119,27 +132,30 @@ async def _attempt(
             return outcomes.from_exception(error)
         except BaseException as error:
             return outcomes.from_exception(error)
-        return outcomes.from_value(context.step_name, value)
+        return _outcome_of(context, value)
+
+
+def _outcome_of(context: StepContext, value: Any) -> Outcome:
+    return outcomes.checked(context._claim, outcomes.from_value(context._claim, value))
 
 
 def _call(invocation: Invocation, context: StepContext) -> Outcome:
     try:
-        return outcomes.from_value(context.step_name, invocation.run(context))
+        return _outcome_of(context, invocation.run(context))
     except BaseException as error:
         return outcomes.from_exception(error)
 
 
 def _result_of(outcome: Outcome) -> StepResult:
-    payload = json.loads(outcome.payload or "{}")
-    if outcome.kind is OutcomeKind.SUCCESS:
-        return StepResult.succeed(payload["result"], payload.get("metadata"))
-    retry_after = payload["retry_after_ms"]
+    metadata = None if outcome.metadata is None else json.loads(outcome.metadata)
+    if outcome.succeeded:
+        return StepResult.succeed(json.loads(outcome.result or "null"), metadata)
     return StepResult.fail(
-        payload["message"],
-        payload["error_type"],
-        payload["retryable"],
-        payload.get("metadata"),
-        retry_after=None if retry_after is None else retry_after / 1000,
+        outcome.message or "",
+        outcome.error_type or ErrorType.HANDLER_ERROR,
+        outcome.retryable,
+        metadata,
+        retry_after=None if outcome.retry_after_ms is None else outcome.retry_after_ms / 1000,
     )
 
 
@@ -173,8 +189,13 @@ class _Step:
     parents: tuple[str, ...]
     max_attempts: int
     attempts: int = 0
-    state: str = "pending"  # pending, waiting_for_retry, complete, error
+    state: str = "pending"  # pending, waiting_for_retry, complete, skipped, error
     due: float = 0.0
+    chosen: frozenset[str] = frozenset()  # by a decision that is complete
+
+    @property
+    def type(self) -> str:
+        return str(self.spec.get("type", "standard"))
 
 
 @dataclass(kw_only=True)
@@ -187,6 +208,8 @@ class LocalRun:
     """By step, of those that are complete."""
     attempts: list[LocalAttempt] = field(default_factory=list)
     """In the order in which they were made."""
+    skipped: list[str] = field(default_factory=list)
+    """Steps that do not run: not chosen, their `when` false, or what they depend on skipped; in that order."""
 
     @property
     def failures(self) -> list[LocalAttempt]:
@@ -270,8 +293,15 @@ class LocalRunner:
             raise ConfigurationError(f"the template has no step {step!r}")
         self._faults.setdefault(step, []).extend([outcome] * times)
 
-    async def attempt(self, step: _Step, context: Mapping[str, Any], results: Mapping[str, Any]) -> StepResult:
-        """One attempt of a step, or the fault that stands in for it."""
+    async def attempt(self, step: _Step, context: Mapping[str, Any], results: Mapping[str, Any]) -> StepResult | None:
+        """One attempt of a step, or the fault that stands in for it; None when its `when` is false."""
+        condition = step.spec.get("when")
+        if condition is not None and step.attempts == 1:
+            try:
+                if not await asyncio.to_thread(judge, step.name, condition, encode(context), encode(results)):
+                    return None
+            except WhenError as error:
+                return _result_of(outcomes.from_exception(error))
         faults = self._faults.get(step.name)
         if faults:
             return _result_of(faults.pop(0))
@@ -279,6 +309,9 @@ class LocalRunner:
         defaults = self._spec.get("defaults", {}).get("handler", {}).get("initialization", {})
         made = make_context(
             step_name=step.name,
+            step_type=step.type,
+            dependents=self._dependents(step) if step.type == DECISION else None,
+            result_schema=step.spec.get("resultSchema"),
             task_context=context,
             step_config={**defaults, **handler.get("initialization", {})},
             dependency_results=results,
@@ -288,6 +321,9 @@ class LocalRunner:
         )
         method, resolver = handler.get("method", "call"), handler.get("resolver")
         return _result_of(await _attempt(self.registry, made, handler["callable"], method, resolver))
+
+    def _dependents(self, step: _Step) -> list[str]:
+        return [name for name, spec in self._order.items() if step.name in spec.get("dependsOn", ())]
 
 
 @dataclass(kw_only=True)
@@ -306,38 +342,75 @@ class SteppedRun(LocalRun):
     async def run_ready(self) -> int:
         """Run every step that may run at the clock's time, and those that become ready by that; how many ran."""
         made = 0
-        while ready := [step for step in self.steps.values() if self._is_ready(step)]:
+        while True:
+            self._skip_void()
+            ready = [step for step in self.steps.values() if self._is_ready(step)]
+            if not ready:
+                break
             for step in ready:
-                made += 1
-                await self._run(step)
+                made += await self._run(step)
         states = {step.state for step in self.steps.values()}
-        if states == {"complete"}:
+        if states <= {"complete", "skipped"}:
             self.state = "complete"
         else:
             self.state = "waiting_for_retry" if "waiting_for_retry" in states else "error"
         return made
 
+    def _edges(self, step: _Step) -> set[str]:
+        """What the steps before it are to a step: open, satisfied, or void (skipped, or a decision for others)."""
+        return {self._edge(self.steps[parent], step) for parent in step.parents}
+
+    def _edge(self, parent: _Step, step: _Step) -> str:
+        if parent.state == "skipped":
+            return "void"
+        if parent.state != "complete":
+            return "open"
+        return "satisfied" if parent.type != DECISION or step.name in parent.chosen else "void"
+
+    def _skip_void(self) -> None:
+        """Skip what can not run any more; the steps come in the order in which they depend on each other."""
+        for step in self.steps.values():
+            if step.state != "pending":
+                continue
+            edges = self._edges(step)
+            if "open" not in edges and "void" in edges:
+                if step.type == "deferred_convergence" and "satisfied" in edges:
+                    continue
+                self._skip(step)
+
+    def _skip(self, step: _Step) -> None:
+        step.state = "skipped"
+        self.skipped.append(step.name)
+
     def _is_ready(self, step: _Step) -> bool:
         if step.state == "waiting_for_retry":
             return step.due <= self.runner.clock.now
-        return step.state == "pending" and all(self.steps[parent].state == "complete" for parent in step.parents)
+        return step.state == "pending" and "open" not in self._edges(step)
 
-    async def _run(self, step: _Step) -> None:
+    async def _run(self, step: _Step) -> bool:
+        """Make an attempt at a step; False when its `when` was false, and there was none."""
         step.attempts += 1
         ancestors = _ancestors(self.steps, step)
         names = ancestors if len(ancestors) <= _RESULTS_OF_ALL_ANCESTORS else set(step.parents)
-        results = {name: self.results[name] for name in names}
+        results = {name: self.results[name] for name in names if name in self.results}
         result = await self.runner.attempt(step, self.context, results)
+        if result is None:
+            step.attempts -= 1
+            self._skip(step)
+            return False
         now = self.runner.clock.now
         self.attempts.append(LocalAttempt(step=step.name, attempt=step.attempts, at=now, result=result))
         if result.success:
             step.state = "complete"
             self.results[step.name] = result.result
+            if step.type == DECISION:
+                step.chosen = frozenset(result.result["decision"].get("step_names", ()))
         elif result.retryable and step.attempts < step.max_attempts:
             step.state = "waiting_for_retry"
             step.due = now + _retry_delay(step.spec["retry"], step.attempts, result.retry_after)
         else:
             step.state = "error"
+        return True
 
 
 def _ancestors(steps: Mapping[str, _Step], step: _Step) -> set[str]:

@@ -19,6 +19,7 @@ from ._version import __version__
 from .errors import DatabaseError, WorkerError
 from .exchange import Exchange, Hinter
 from .execution import Executor
+from .fetching import ResultFetcher
 from .gateway import Gateway, Offer, SchemaMissing, SyncGateway, Unavailable
 from .hints import HintReceiver, HintSender
 from .jitter import spread
@@ -76,6 +77,7 @@ class Worker:
         self._web: WebServer | None = None
         self._gateway: Gateway | None = None
         self._gateway_for_locked: Gateway | None = None
+        self._gateway_for_results: Gateway | None = None
         self._executor: Executor | None = None
         self._exchange: Exchange | None = None
         self._leases: LeaseKeeper | None = None
@@ -211,10 +213,12 @@ class Worker:
             metrics=self.metrics,
             hinter=hinter,
         )
+        self._gateway_for_results = self._open_gateway("results")
         self._executor = Executor(
             self.registry,
             slots=settings.slots,
             metrics=self.metrics,
+            fetcher=ResultFetcher(self._gateway_for_results, worker=settings.name),
             on_finished=exchange.finished,
             on_threads_back=exchange.hint,
         )
@@ -334,8 +338,9 @@ class Worker:
             if self._state == "stopping":
                 await self._sign_off(self._gateway)
             await self._gateway.close()
-        if self._gateway_for_locked is not None:
-            await self._gateway_for_locked.close()
+        for each in (self._gateway_for_locked, self._gateway_for_results):
+            if each is not None:
+                await each.close()
         if self._web is not None:
             await _in_own_thread(self._web.close, _THREAD_SECONDS)
             self._web = None

@@ -1,8 +1,8 @@
 """The engine's one face: what the operator, the command line and other programs do with templates and runs.
 
 One object of calls a subject. Each call checks what enters, calls one database function, and hints workers afterwards.
-Nothing is kept in memory; any number of engines may work on one database. Every call raises `StoreUnavailable` while it
-cannot be reached.
+Nothing is kept in memory but what never changes; any number of engines may work on one database. Every call raises
+`StoreUnavailable` while it cannot be reached.
 """
 
 from __future__ import annotations

@@ -28,8 +28,12 @@ async def listen(
     *,
     retry_seconds: float = 1.0,
     silence_seconds: float = 5.0,
+    hint_at_connect: bool = False,
 ) -> AsyncIterator[str]:
     """Yields the name of a channel for each notification, for ever; connects again after `retry_seconds`.
+
+    With `hint_at_connect` every channel is also named whenever a connection begins to listen: for what was said while
+    none did.
 
     Every `silence_seconds` the server is asked something, since a server that is gone is as silent as one with no news.
     """
@@ -40,6 +44,9 @@ async def listen(
                 with translated_errors():
                     for channel in channels:
                         await execute(connection, _listen_to(connection, channel), limits=asking)
+                    if hint_at_connect:
+                        for channel in channels:
+                            yield channel
                     while True:
                         async for notification in connection.notifies(timeout=silence_seconds):
                             yield notification.channel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,10 +11,11 @@ from uuid import UUID
 
 from psycopg.types.json import Json
 
+from tasker.engine.inputs import Inputs, Revision
 from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
 from tasker.engine.workers import hint_ready
-from tasker.errors import StoreError, TaskNotFound
+from tasker.errors import InvalidTask, StoreError, TaskNotFound
 from tasker.model.identity import IdentityStrategy, identity_key
 from tasker.model.task import (
     Hold,
@@ -43,49 +45,49 @@ class Tasks:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._inputs = Inputs(database)
 
     async def submit(self, namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
         """Creates runs, all or none, in one call; the answer is in the order of `requests`.
 
         A duplicate of another run gets none and does not keep the others from theirs: its answer says so, and
-        `SubmittedTask.refusal` is the error. Raises `InvalidTask` for a request that cannot be accepted and
-        `TemplateNotFound`.
+        `SubmittedTask.refusal` is the error. Raises `InvalidTask` for a request that cannot be accepted,
+        `InvalidContext` for one that the template's inputSchema refuses, `TemplateNotFound`, and `Busy` when checking
+        takes long and a check of the namespace is under way.
         """
         for request in requests:
             request.check()
-        pinned = await self._pinned(namespace, requests)
+        checked = await self._inputs.check(namespace, requests)
+        pinned = [await self._pinned(request, each.revision) for request, each in zip(requests, checked, strict=True)]
         rows = await self._database.fetch(
-            load_queries("tasks")["submit_tasks"],
-            {"namespace": namespace, "requests": Json(pinned)},
+            load_queries("tasks")["submit_tasks"], {"namespace": namespace, "requests": Json(pinned)}
         )
         # The runs are accepted whether or not the hint gets through.
         with contextlib.suppress(StoreError):
             await hint_ready(self._database)
-        return [SubmittedTask(**row) for row in rows]
+        return [
+            SubmittedTask(**row, context_fault=each.fault if row["created"] else None)
+            for row, each in zip(rows, checked, strict=True)
+        ]
 
-    async def _pinned(self, namespace: str, requests: Sequence[TaskRequest]) -> list[dict[str, Any]]:
-        """The requests as the database takes them: with the revision that is current, and the key by its identity."""
-        wanted = list(dict.fromkeys((each.template_name, each.template_version) for each in requests))
-        rows = await self._database.fetch(
-            load_queries("templates")["current_templates"],
-            {
-                "namespace": namespace,
-                "names": [name for name, _ in wanted],
-                "versions": [version for _, version in wanted],
-            },
-        )
-        current = dict(zip(wanted, rows, strict=True))
-        pinned = []
-        for request in requests:
-            template = current[request.template_name, request.template_version]
-            strategy = template["identity_strategy"]
+    async def _pinned(self, request: TaskRequest, revision: Revision | None) -> dict[str, Any]:
+        """The request as the database takes it: of the revision that was checked, with the key of its identity."""
+        if revision is None:
+            # Nothing is stored under this one: the template was not there, and what comes meanwhile was not checked.
+            return {**request.as_row(), "revision": ""}
+        try:
+            key = identity_key(
+                IdentityStrategy(revision.identity_strategy),
+                request.template_name,
+                request.context,
+                request.idempotency_key,
+            )
+        except InvalidTask:
+            if not await self._inputs.has_run(request):
+                raise
             key = None
-            if strategy is not None:
-                key = identity_key(
-                    IdentityStrategy(strategy), request.template_name, request.context, request.idempotency_key
-                )
-            pinned.append({**request.as_row(), "revision": template["revision"], "identity_key": key})
-        return pinned
+        await asyncio.sleep(0)  # a set may be large: others run between any two
+        return {**request.as_row(), "revision": revision.revision, "identity_key": key}
 
     async def read(self, task_uuid: UUID) -> TaskSummary:
         """One run. Raises `TaskNotFound`."""
@@ -145,7 +147,7 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
     state = TaskState(row["state"])
     remaining, active, running = row["remaining_steps"], row["active_steps"], row["running_steps"]
     retrying, failed, cancelled = row["retrying_steps"], row["failed_steps"], row["cancelled_steps"]
-    skipped = row["skipped_steps"]
+    skipped, tolerated = row["skipped_steps"], row["tolerated_steps"]
     return TaskSummary(
         namespace=row["namespace"],
         task_uuid=row["task_uuid"],
@@ -165,8 +167,8 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
             ready=active - running,
             running=running,
             waiting=retrying,
-            complete=row["total_steps"] - remaining - skipped - cancelled,
-            failed=failed,
+            complete=row["total_steps"] - remaining - skipped - cancelled - tolerated,
+            failed=failed + tolerated,
             skipped=skipped,
             cancelled=cancelled,
         ),

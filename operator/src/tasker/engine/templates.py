@@ -10,8 +10,9 @@ from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
 from tasker.model import limits
 from tasker.model.graph import bounded_ancestors
+from tasker.model.schemas import SchemaEnforcement
 from tasker.model.task import RegisteredTemplate, TemplateCounts
-from tasker.model.template import TemplateSpec
+from tasker.model.template import BatchSpec, StepType, TemplateSpec
 
 
 class Templates:
@@ -51,6 +52,11 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
     dependencies = spec.dependency_positions
     has_dependents = {parent for parents in dependencies for parent in parents}
     ancestors = bounded_ancestors(dependencies, limits.DELIVERED_ANCESTORS)
+    # A worker enforces every schema that it is given: it cannot only warn.
+    schemas_hold = spec.schema_enforcement is SchemaEnforcement.ENFORCE
+    results = [
+        sorted(parents) if every is None else every for parents, every in zip(dependencies, ancestors, strict=True)
+    ]
     return [
         {
             "name": step.name,
@@ -62,7 +68,8 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
             "configuration": step.handler.initialization,
             "dependency_count": len(dependencies[position]),
             "is_leaf": position not in has_dependents,
-            "result_positions": sorted(dependencies[position]) if ancestors[position] is None else ancestors[position],
+            "result_positions": results[position],
+            **_batch_columns(spec, position, results[position]),
             "max_attempts": step.retry.effective_attempts,
             "backoff": step.retry.backoff.value,
             "base_ms": step.retry.base_ms,
@@ -70,6 +77,26 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
             "jitter": step.retry.jitter,
             "timeout_ms": step.timeout_seconds * 1000,
             "schedule_timeout_ms": step.schedule_timeout_seconds and step.schedule_timeout_seconds * 1000,
+            "result_schema": step.result_schema if schemas_hold else None,
         }
         for position, step in enumerate(spec.steps)
     ]
+
+
+def _batch_columns(spec: TemplateSpec, position: int, results: list[int]) -> dict[str, Any]:
+    """What a node has to do with batches: it divides its work, is a part of it, or comes after it."""
+    columns: dict[str, Any] = {
+        "batch_positions": [each for each in results if spec.steps[each].type is StepType.BATCH_WORKER] or None
+    }
+    step = spec.steps[position]
+    if step.type is StepType.BATCHABLE:
+        worker = spec.worker_positions[position]
+        batch = step.batch or BatchSpec()
+        columns["batch"] = batch.model_dump(mode="json") | {"worker_template": spec.steps[worker].name}
+        columns["worker_position"] = worker
+        columns["parallelism"] = batch.parallelism
+        columns["failure_strategy"] = batch.failure_strategy.value
+    elif step.type is StepType.BATCH_WORKER:
+        [batchable] = spec.dependency_positions[position]
+        columns["failure_strategy"] = (spec.steps[batchable].batch or BatchSpec()).failure_strategy.value
+    return columns

@@ -15,6 +15,8 @@ CONTEXT_BYTES = 1_048_576
 """A task's context, as JSON text: it goes with every claim of the task."""
 CONTEXT_BYTES_IN_RESOURCE = 262_144
 RESULT_BYTES = 1_048_576
+SCHEMA_BYTES = 65_536
+"""A JSON Schema, as JSON text: it goes with every claim of its step, and what it asks of a value takes time."""
 JSON_DEPTH = 32
 """Nesting of contexts and results: bounds the recursion of every reader."""
 CONDITION_LENGTH = 4096

@@ -9,9 +9,10 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from tasker.errors import DuplicateTask, InvalidTask
+from tasker.errors import DuplicateTask, InvalidContext, InvalidTask
 from tasker.model import limits
 from tasker.model.transitions import FINAL_TASK_STATES, TaskState
+from tasker.model.validation import json_type
 from tasker.model.workers import UnofferedCallable
 
 IDEMPOTENCY_KEY_LENGTH = 255
@@ -51,7 +52,7 @@ class TaskRequest:
     def check(self) -> None:
         """Raises `InvalidTask` with path and reason when the request cannot be accepted."""
         if not isinstance(self.context, dict):
-            raise InvalidTask("spec.context", f"must be an object, not {_json_type(self.context)}")
+            raise InvalidTask("spec.context", f"must be an object, not {json_type(self.context)}")
         fault = limits.json_fault(self.context, "spec.context")
         if fault is not None:
             raise InvalidTask(*fault)
@@ -87,18 +88,6 @@ class TaskRequest:
         return asdict(self)
 
 
-def _json_type(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "a string"
-    return "a list" if isinstance(value, (list, tuple)) else type(value).__name__
-
-
 @dataclass(frozen=True, kw_only=True)
 class SubmittedTask:
     """`created` is False when the request's origin had a run already; `task_uuid` is that run's then.
@@ -108,6 +97,8 @@ class SubmittedTask:
 
     task_uuid: UUID
     created: bool
+    context_fault: InvalidContext | None = None
+    """What the context lacks of an inputSchema whose template only warns; of a run that was created now."""
     duplicate: bool = False
     origin_name: str | None = None
     """The name of the resource that asked for the run; None when none did, or the run's row is gone."""

@@ -18,11 +18,13 @@ import semver
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from tasker.errors import InvalidTemplate
-from tasker.model import limits
+from tasker.model import batches, limits
+from tasker.model.batches import FailureStrategy
 from tasker.model.conditions import condition_fault
 from tasker.model.graph import find_cycle
 from tasker.model.identity import IdentityStrategy
 from tasker.model.retry import Backoff
+from tasker.model.schemas import SchemaEnforcement, check_schema
 from tasker.model.validation import first_fault
 from tasker.settings import ENVIRONMENTS
 
@@ -114,6 +116,24 @@ class StepType(StrEnum):
     """A standard step whose outcome names those of its direct dependents that run; the others are skipped."""
     DEFERRED_CONVERGENCE = "deferred_convergence"
     """Runs when each step that it depends on is complete or was skipped; skipped only when all were."""
+    BATCHABLE = "batchable"
+    """A standard step whose outcome divides the work: for each part there is a worker."""
+    BATCH_WORKER = "batch_worker"
+    """What each worker of the one batchable step does that it depends on. Complete when all of them have ended."""
+
+
+class BatchSpec(_Spec):
+    """How a batchable step's work is divided. Its handler keeps to it; the engine to `parallelism`, `failure_strategy`.
+
+    `worker_template` may be left out where just one batch_worker depends on the step. Without `parallelism` all workers
+    may run at once.
+    """
+
+    batch_size: Annotated[int, Field(ge=1, le=2_147_483_647)] = 1_000
+    parallelism: Annotated[int, Field(ge=1, le=batches.MAXIMUM)] | None = None
+    cursor_field: Annotated[str, Field(min_length=1, max_length=253)] = "id"
+    worker_template: Annotated[str, Field(min_length=1, max_length=limits.NAME_LENGTH)] | None = None
+    failure_strategy: Annotated[FailureStrategy, Field(strict=False)] = FailureStrategy.CONTINUE_ON_FAILURE
 
 
 class StepSpec(_Spec):
@@ -128,6 +148,9 @@ class StepSpec(_Spec):
     retry: RetrySpec = RetrySpec()
     timeout_seconds: TimeoutSeconds = 300
     schedule_timeout_seconds: TimeoutSeconds | None = None
+    result_schema: dict[str, Any] | None = None
+    """JSON Schema, Draft 2020-12, of the result that is recorded."""
+    batch: BatchSpec | None = None
 
 
 class _Part(_Spec):
@@ -159,6 +182,9 @@ class TemplateSpec(_Spec):
     ttl_seconds_after_finished: TtlSeconds | None = None
     identity: IdentitySpec = IdentitySpec()
     concurrency: ConcurrencySpec = ConcurrencySpec()
+    input_schema: dict[str, Any] | None = None
+    """JSON Schema, Draft 2020-12, of the context of a run."""
+    schema_enforcement: Annotated[SchemaEnforcement, Field(strict=False)] = SchemaEnforcement.ENFORCE
 
     @cached_property
     def revision(self) -> str:
@@ -180,6 +206,16 @@ class TemplateSpec(_Spec):
         positions = {step.name: position for position, step in enumerate(self.steps)}
         return [[positions[name] for name in step.depends_on] for step in self.steps]
 
+    @cached_property
+    def worker_positions(self) -> dict[int, int]:
+        """For each batchable step, by position, the position of its batch_worker."""
+        return {
+            parent: position
+            for position, parents in enumerate(self.dependency_positions)
+            if self.steps[position].type is StepType.BATCH_WORKER
+            for parent in parents
+        }
+
 
 def parse_template_spec(spec: Mapping[str, Any], *, environment: str | None = None) -> TemplateSpec:
     """Checks a TaskTemplate's ``spec`` (camelCase keys, as written) and returns it as it is run in `environment`.
@@ -195,6 +231,7 @@ def parse_template_spec(spec: Mapping[str, Any], *, environment: str | None = No
     _check_version(template)
     _check_identity(template.identity)
     _check_steps(template)
+    _check_schemas(template)
     chosen = template
     for name, overrides in environments.items():
         overridden = _in_environment(template, name, overrides)
@@ -298,6 +335,15 @@ def _check_identity(identity: IdentitySpec) -> None:
         raise InvalidTemplate("spec.identity.windowSeconds", "needs a strategy other than alwaysUnique")
 
 
+def _check_schemas(template: TemplateSpec) -> None:
+    """Also of those that are not enforced: they may be tomorrow."""
+    if template.input_schema is not None:
+        check_schema(template.input_schema, "spec.inputSchema")
+    for position, step in enumerate(template.steps):
+        if step.result_schema is not None:
+            check_schema(step.result_schema, f"spec.steps[{position}].resultSchema")
+
+
 def _check_steps(template: TemplateSpec) -> None:
     fault = limits.json_fault(template.description, "spec.description")
     if fault is not None:
@@ -364,5 +410,41 @@ def _check_types(template: TemplateSpec) -> None:
                     raise InvalidTemplate(
                         f"spec.steps[{position}].dependsOn", "must not be empty: a deferred_convergence joins branches"
                     )
+            case StepType.BATCHABLE:
+                _check_batchable(template, position)
+            case StepType.BATCH_WORKER:
+                _check_batch_worker(template, position)
             case _:
                 assert_never(step.type)
+        if step.batch is not None and step.type is not StepType.BATCHABLE:
+            raise InvalidTemplate(f"spec.steps[{position}].batch", f"is for batchable steps, and this is {step.type}")
+
+
+def _check_batchable(template: TemplateSpec, position: int) -> None:
+    name, path = template.steps[position].name, f"spec.steps[{position}]"
+    workers = [step.name for step in template.steps if step.type is StepType.BATCH_WORKER and name in step.depends_on]
+    if not workers:
+        raise InvalidTemplate(
+            f"{path}.type", f"a batchable step needs a batch_worker that depends on it: {name!r} has none"
+        )
+    if len(workers) > 1:
+        raise InvalidTemplate(
+            f"{path}.type", f"a batchable step has one batch_worker, and {', '.join(workers)} depend on {name!r}"
+        )
+    batch = template.steps[position].batch
+    if batch is not None and batch.worker_template not in (None, workers[0]):
+        raise InvalidTemplate(
+            f"{path}.batch.workerTemplate", f"{batch.worker_template!r} is not the batch_worker {workers[0]!r}"
+        )
+
+
+def _check_batch_worker(template: TemplateSpec, position: int) -> None:
+    step, path = template.steps[position], f"spec.steps[{position}]"
+    parents = [template.steps[parent] for parent in template.dependency_positions[position]]
+    if len(parents) != 1 or parents[0].type is not StepType.BATCHABLE:
+        raise InvalidTemplate(f"{path}.dependsOn", "a batch_worker depends on one step, which is batchable")
+    if len(step.name) > batches.NAME_LENGTH:
+        raise InvalidTemplate(
+            f"{path}.name",
+            f"has {len(step.name)} characters; a batch_worker has {batches.NAME_LENGTH} at most, for numbers follow",
+        )

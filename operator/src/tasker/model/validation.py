@@ -49,3 +49,18 @@ def first_fault(error: ValidationError, root: str) -> tuple[str, str]:
         case _:
             message = fault["msg"]
             return path, message[:1].lower() + message[1:]
+
+
+def json_type(value: object) -> str:
+    """What JSON calls the value, with its article; of what JSON does not have, the Python type."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    if isinstance(value, dict):
+        return "an object"
+    return "a list" if isinstance(value, (list, tuple)) else type(value).__name__

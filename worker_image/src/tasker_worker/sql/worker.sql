@@ -18,17 +18,23 @@ select tasker.unhandled_callables(%s, %s)
 
 -- name: claim_steps
 -- Takes ready steps when nothing is there to settle.
-select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, callable,
-    method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration, inputs,
-    context, dependency_results, ready_left, tasks_finished
+select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, step_type,
+    callable, method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration,
+    inputs, context, dependency_results, results_left, condition, result_schema, dependents, ready_left, tasks_finished
 from tasker.claim_steps(%s, %s, %s::int)
 
 -- name: settle_steps
--- Records outcomes and takes new steps. The arrays of numbers and outcomes come as array literals, the payloads as text.
-select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, callable,
-    method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration, inputs,
-    context, dependency_results, ready_left, tasks_finished
-from tasker.settle_steps(%s, %s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::json[], %s::int)
+-- Records outcomes and takes new steps. The arrays of numbers, truth values and outcomes come as array literals, those
+-- of texts as they are; what no outcome of the call needs is null as a whole.
+select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, step_type,
+    callable, method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration,
+    inputs, context, dependency_results, results_left, condition, result_schema, dependents, ready_left, tasks_finished
+from tasker.settle_steps(%s, %s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::json[], %b::text[]::json[],
+    %b::text[], %b::text[], %b::text[], %b::text[], %s::boolean[], %s::bigint[], %s::int)
+
+-- name: read_results
+-- Results of steps before a claimed one, which did not fit its claim; no rows when the lease is gone.
+select step_name, result from tasker.read_results(%s, %s, %s::bigint, %s::bigint, %s::text[])
 
 -- name: deregister_worker
 -- Releases what the worker still holds and forgets it.

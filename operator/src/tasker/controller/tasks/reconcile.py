@@ -34,7 +34,7 @@ from tasker.controller.tasks.status import (
 from tasker.controller.tasks.summaries import SummaryReader
 from tasker.engine.actions import Actions
 from tasker.engine.tasks import Tasks
-from tasker.errors import DuplicateTask, InvalidInput, InvalidResource, InvalidTask, TemplateNotFound
+from tasker.errors import Busy, DuplicateTask, InvalidInput, InvalidResource, InvalidTask, TemplateNotFound
 from tasker.model.limits import CONTEXT_BYTES_IN_RESOURCE, json_size
 from tasker.model.task import Hold, TaskRequest, TaskSummary
 
@@ -131,6 +131,8 @@ class TaskReconciler:
         except InvalidTask as error:
             await self._refuse(task, error)
             return None
+        except Busy as error:
+            return error.seconds
         except TemplateNotFound as error:
             await self._write_waiting(task, "TemplateNotFound", str(error))
             return None
@@ -140,6 +142,8 @@ class TaskReconciler:
         if submitted.created:
             message = f"Run {submitted.task_uuid} of template {request.template_name}."
             self._events.record(task.manifest, Reason.TASK_ACCEPTED, message, once_per="accepted")
+        if submitted.context_fault is not None:
+            self._events.record(task.manifest, Reason.INVALID_CONTEXT, str(submitted.context_fault), once_per="context")
         if self._tasks.find_uid(metadata.uid) is None:
             # Deleted while it was being submitted: nobody else will cancel the run soon.
             self._cancel_run(metadata.namespace, metadata.uid)
@@ -219,7 +223,8 @@ class TaskReconciler:
 
     async def _refuse(self, task: Task, error: InvalidTask) -> None:
         await self._write_waiting(task, _refusal_reason(error), str(error), stalled=True)
-        self._events.record(task.manifest, Reason.TASK_INVALID, str(error), once_per="invalid")
+        # Another fault is told too: the context may have met another revision of the template.
+        self._events.record(task.manifest, Reason.TASK_INVALID, str(error), once_per=str(error))
 
     async def _refuse_duplicate(self, task: Task, error: DuplicateTask) -> None:
         await self._write_waiting(task, "DuplicateTask", str(error), stalled=True)

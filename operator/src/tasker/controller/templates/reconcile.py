@@ -5,9 +5,12 @@ The reconcile of `WorkQueue` "TaskTemplate". Tasks that wait for the template ar
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from tasker.controller.kube.client import TASK_TEMPLATE, Manifest
@@ -22,7 +25,6 @@ from tasker.controller.runtime.queues import KeyQueue
 from tasker.engine.templates import Templates
 from tasker.errors import InvalidInput, InvalidResource, InvalidTemplate
 from tasker.model.task import TemplateCounts
-from tasker.model.template import TemplateSpec
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,19 @@ class WaitingTasks(Protocol):
 
     def waiting_for(self, template: ObjectKey) -> list[ObjectKey]:
         """The Tasks of this template that have not been accepted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Registered:
+    """What was stored of one generation of a template."""
+
+    uid: str
+    generation: int
+    revision: str
+    steps: int
+
+    def is_of(self, template: TaskTemplate) -> bool:
+        return (self.uid, self.generation) == (template.metadata.uid, template.metadata.generation)
 
 
 class TemplateReconciler:
@@ -60,7 +75,7 @@ class TemplateReconciler:
         self._events = events
         self._environment = environment
         self._now = now
-        self._registered: dict[ObjectKey, tuple[str, int]] = {}
+        self._registered: dict[ObjectKey, _Registered] = {}
 
     def forget(self) -> None:
         """Registers everything again when it is next reconciled: the database may have been restored."""
@@ -72,31 +87,37 @@ class TemplateReconciler:
             if template is None or template.is_being_deleted:
                 self._registered.pop(key, None)
                 return None
-            spec = template.parse_spec(environment=self._environment)
+            was_ready = template.is_ready
+            registered = await self._register(key, template)
         except (InvalidResource, InvalidTemplate) as error:
             await self._refuse(key, error)
             return None
-        was_ready = template.is_ready
-        revision = await self._register(key, template, spec)
         counts = await self._engine_templates.counts(key.namespace, key.name)
-        status = self._ready_status(template, spec, revision, counts)
+        status = self._ready_status(template, registered, counts)
         await self._statuses.write(TASK_TEMPLATE, template.manifest, status)
         if not was_ready:
             for task in self._waiting_tasks.waiting_for(key):
                 self._task_queue.add(task)
         return None
 
-    async def _register(self, key: ObjectKey, template: TaskTemplate, spec: TemplateSpec) -> str:
-        """The spec's revision, stored; without a call when it is known to be."""
-        version = (template.metadata.uid, template.metadata.generation)
-        if self._registered.get(key) == version and template.is_ready:
-            return str(template.status.revision)
+    async def _register(self, key: ObjectKey, template: TaskTemplate) -> _Registered:
+        """The spec, checked and stored; without doing either when it is known to be. Raises `InvalidTemplate`."""
+        metadata = template.metadata
+        known = self._registered.get(key)
+        if known is not None and known.is_of(template) and template.is_ready:
+            return known
+        parse = partial(template.parse_spec, environment=self._environment)
+        # Schemas of a template may take seconds to check.
+        spec = await asyncio.to_thread(parse) if template.has_schemas else parse()
         registered = await self._engine_templates.register(key.namespace, key.name, spec)
-        self._registered[key] = version
+        made = _Registered(
+            uid=metadata.uid, generation=metadata.generation, revision=registered.revision, steps=len(spec.steps)
+        )
+        self._registered[key] = made
         if registered.created:
             message = f"Revision {registered.revision}, version {spec.version}, {len(spec.steps)} steps."
             self._events.record(template.manifest, Reason.TEMPLATE_REGISTERED, message, once_per=registered.revision)
-        return registered.revision
+        return made
 
     async def _refuse(self, key: ObjectKey, error: InvalidInput) -> None:
         """Writes the fault into the status. The last good revision stays there: its Tasks continue."""
@@ -116,20 +137,18 @@ class TemplateReconciler:
         once_per = f"{manifest['metadata'].get('generation')} {message}"
         self._events.record(manifest, Reason.TEMPLATE_INVALID, message, once_per=once_per)
 
-    def _ready_status(
-        self, template: TaskTemplate, spec: TemplateSpec, revision: str, counts: TemplateCounts
-    ) -> dict[str, Any]:
+    def _ready_status(self, template: TaskTemplate, registered: _Registered, counts: TemplateCounts) -> dict[str, Any]:
         metadata = template.metadata
-        message = f"Revision {revision} is stored."
+        message = f"Revision {registered.revision} is stored."
         conditions = [
             Condition(type="Ready", status="True", reason="Registered", message=message),
             Condition(type="Stalled", status="False", reason="Registered", message=message),
         ]
         return {
             "observedGeneration": metadata.generation,
-            "revision": revision,
+            "revision": registered.revision,
             "queue": metadata.namespace,
-            "steps": len(spec.steps),
+            "steps": registered.steps,
             "tasks": {
                 "running": counts.running,
                 "waiting": counts.waiting,

@@ -10,9 +10,9 @@
 -- are due, deadlines) is done by `sweep`, which any process may call as often as it likes.
 --
 -- Hot and cold. `ready_steps`, `leases` and `workers` are small and change all the time: rows are narrow, rewritten in
--- place where possible, and vacuumed early. `tasks` and `steps` change a few times a row; no index covers a column that
--- changes, so these updates stay heap-only. The two logs are only ever appended to, partitioned by day,
--- and one day dropped by partition.
+-- place where possible, and vacuumed early. `tasks` and `steps` change a few times a row: no index covers a column that
+-- changes, and their pages have room for the changes, so these stay heap-only. The two logs are only ever appended to,
+-- partitioned by day, and one day dropped by partition.
 --
 -- A step's id holds its task's: step_id = task_id * 2^20 + its place in the task. The steps of a task are one range of
 -- the primary key, and no second index is needed. 2^20 is just above the limit of 1,000,000 steps a task. A definition's
@@ -21,6 +21,10 @@
 -- An arrow of a run resolves once: it is satisfied when the step it comes from completes, and void when that is skipped, or
 -- is a decision that chose others. A step counts the arrows that are open and those that are void. When none is open, a
 -- standard step runs if none is void, a deferred convergence if not all are; else it is skipped, and its own are void.
+--
+-- A batchable step says how the work is divided. Its workers' node has no row of its own: each batch gets a row in
+-- `step_batches` and a range of places behind the nodes, one a worker, and an arrow from that node is resolved when the batch
+-- has nothing open any more.
 --
 -- Locks are taken in one order everywhere: worker, tasks by id, ready_steps, steps, leases. Whoever holds a task's row
 -- may change its steps; the one exception, a claim, holds the step's row of `ready_steps`, which nobody else then has.
@@ -55,7 +59,14 @@ create type tasker.step_event as enum (
     'wait_for_retry', 'retry', 'reset_for_retry', 'cancel', 'resolve_manually', 'complete_manually', 'skip'
 );
 
-create type tasker.step_type as enum ('standard', 'decision', 'deferred_convergence');
+create type tasker.step_type as enum ('standard', 'decision', 'deferred_convergence', 'batchable', 'batch_worker');
+
+-- What the failure of a batch's worker means once it has no attempt left.
+create type tasker.failure_strategy as enum ('continue_on_failure', 'isolate', 'fail_fast');
+
+-- When an arrow resolves: with its step; when a decision has chosen; never by itself (from a batchable to its workers'
+-- node); or, from a batchable to what comes after its workers, only when there are none.
+create type tasker.edge_kind as enum ('plain', 'choice', 'batch', 'without_batch');
 
 create type tasker.hold as enum ('resource', 'person');
 
@@ -164,7 +175,9 @@ create table tasker.templates (
     version text not null,
     revision text not null,
     spec json not null,
+    -- Of nodes, and of those among them that have no step of their own.
     step_count integer not null check (step_count > 0),
+    batch_worker_count integer not null default 0 check (batch_worker_count >= 0),
     -- What tells two runs apart. A revision with a key is given one with every request.
     identity_strategy text not null default 'alwaysUnique'
         check (identity_strategy in ('strict', 'callerProvided', 'alwaysUnique')),
@@ -175,7 +188,8 @@ create table tasker.templates (
     created_at timestamptz not null default clock_timestamp(),
     -- The newest activation of a name is what a new task gets; going back to an older text activates its revision anew.
     activated_at timestamptz not null default clock_timestamp(),
-    unique (namespace, name, revision)
+    unique (namespace, name, revision),
+    constraint templates_with_a_step_to_begin_with check (batch_worker_count < step_count)
 );
 create index templates_by_activation on tasker.templates (namespace, name, activated_at desc);
 comment on table tasker.templates is 'Template revisions. A revision never changes.';
@@ -203,6 +217,13 @@ create table tasker.definitions (
     is_leaf boolean not null,
     -- Steps whose results a claim carries: all ancestors when they are few, else the direct parents.
     result_positions integer[] not null,
+    -- Nodes of batch workers among these; null when there are none.
+    batch_positions integer[],
+    -- Of a batchable step: what its handler is told, and what the engine keeps to.
+    batch json,
+    worker_position integer,
+    parallelism integer check (parallelism > 0),
+    failure_strategy tasker.failure_strategy,
     max_attempts integer not null check (max_attempts between 1 and 100),
     backoff tasker.backoff not null,
     base_ms integer not null check (base_ms >= 0),
@@ -220,17 +241,9 @@ comment on column tasker.definitions.max_attempts is '1 for a step that is not r
 create table tasker.definition_edges (
     from_definition_id bigint not null references tasker.definitions on delete cascade,
     to_definition_id bigint not null,
-    -- It leads out of a decision: satisfied only when that has chosen it.
-    is_choice boolean not null,
-    primary key (from_definition_id, to_definition_id)
+    kind tasker.edge_kind not null,
+    primary key (from_definition_id, to_definition_id, kind)
 );
-
--- A run's place among those that wait: one point of priority is worth six seconds, so that nothing waits for ever. It is
--- said to be immutable, which arithmetic on seconds is, to be indexed.
-create function tasker.order_at(created_at timestamptz, priority smallint) returns timestamptz
-language sql immutable parallel safe as $$
-    select created_at - priority * interval '6 seconds'
-$$;
 
 create sequence tasker.task_ids;
 
@@ -255,6 +268,10 @@ create table tasker.tasks (
     failed_steps integer not null default 0 check (failed_steps >= 0),
     cancelled_steps integer not null default 0 check (cancelled_steps >= 0),
     skipped_steps integer not null default 0 check (skipped_steps >= 0),
+    -- Batch workers that failed for good where that is put up with: they do not remain.
+    tolerated_steps integer not null default 0 check (tolerated_steps >= 0),
+    -- Where the next batch's workers go.
+    next_place integer not null,
     context json not null default '{}' check (json_typeof(context) = 'object'),
     error jsonb,
     correlation_id text not null,
@@ -276,14 +293,27 @@ create table tasker.tasks (
         check (remaining_steps <= total_steps and active_steps + retrying_steps + failed_steps <= remaining_steps),
     constraint tasks_complete_when_nothing_remains check (state <> 'complete' or remaining_steps = 0),
     constraint tasks_go_on_once_started check (started_at is not null or state = 'pending' or completed_at is not null)
-) with (fillfactor = 70);
-create index tasks_open on tasker.tasks (namespace, task_id) where completed_at is null;
+) with (fillfactor = 50);
 create index tasks_by_template on tasker.tasks (template_id);
--- Those that hold a place and those that wait for one. Runs without a limit are in neither.
-create index tasks_admitted on tasker.tasks (namespace, limited_as)
-    where limited_as is not null and started_at is not null and completed_at is null;
-create index tasks_waiting on tasker.tasks (namespace, limited_as, tasker.order_at(created_at, priority), task_id)
-    where limited_as is not null and started_at is null and completed_at is null;
+create table tasker.open_tasks (
+    task_id bigint primary key,
+    namespace text not null
+) with (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+comment on table tasker.open_tasks is
+    'Runs that have not ended. An index over tasks would have every end of a run written into all indexes of that table.';
+create function tasker.note_open() returns trigger language plpgsql as $$
+begin
+    if new.completed_at is null then
+        insert into tasker.open_tasks (task_id, namespace) values (new.task_id, new.namespace);
+    else
+        delete from tasker.open_tasks where task_id = new.task_id;
+    end if;
+    return null;
+end $$;
+create trigger tasks_note_begin after insert on tasker.tasks for each row
+    when (new.completed_at is null) execute function tasker.note_open();
+create trigger tasks_note_end after update on tasker.tasks for each row
+    when ((old.completed_at is null) <> (new.completed_at is null)) execute function tasker.note_open();
 create trigger tasks_refuse_move after update on tasker.tasks for each row
     when (old.state <> new.state and not tasker.task_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a task');
@@ -301,15 +331,36 @@ create table tasker.concurrency_limits (
 comment on table tasker.concurrency_limits is
     'Templates whose runs are limited in number, or once were. Whoever admits runs of one holds its row: so the count is exact.';
 
--- The place of a run that ends is taken at once, by whatever ended it.
-create function tasker.admit_next() returns trigger language plpgsql as $$
+create table tasker.limited_tasks (
+    task_id bigint primary key,
+    namespace text not null,
+    template_name text not null,
+    -- It holds a place; else it waits for one.
+    admitted boolean not null,
+    -- When its turn comes, as in ready_steps.
+    order_at timestamptz not null
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+create index limited_tasks_in_order on tasker.limited_tasks (namespace, template_name, admitted, order_at, task_id);
+comment on table tasker.limited_tasks is 'Runs that have not ended, of templates in concurrency_limits.';
+
+-- The place of a run that ends is taken at once, by whatever ended it. One that was taken up again holds one again, whether
+-- or not there is one.
+create function tasker.note_limited() returns trigger language plpgsql as $$
 begin
-    perform tasker.admit_at_once(new.namespace, new.limited_as, 100, 'admission');
+    if new.completed_at is null then
+        insert into tasker.limited_tasks (task_id, namespace, template_name, admitted, order_at)
+        values (new.task_id, new.namespace, new.limited_as, new.started_at is not null, tasker.order_at(new));
+    else
+        delete from tasker.limited_tasks where task_id = new.task_id;
+        perform tasker.admit_at_once(new.namespace, new.limited_as, 100, 'admission');
+    end if;
     return null;
 end $$;
-create trigger tasks_admit_next after update on tasker.tasks for each row
-    when (new.limited_as is not null and new.completed_at is not null and old.completed_at is null)
-    execute function tasker.admit_next();
+create trigger tasks_note_limited_begin after insert on tasker.tasks for each row
+    when (new.limited_as is not null and new.completed_at is null) execute function tasker.note_limited();
+create trigger tasks_note_limited_end after update on tasker.tasks for each row
+    when (new.limited_as is not null and (old.completed_at is null) <> (new.completed_at is null))
+    execute function tasker.note_limited();
 
 create table tasker.identities (
     identity_id bigint generated always as identity unique,
@@ -357,13 +408,14 @@ create table tasker.steps (
     result json,
     metadata json,
     error json,
+    checkpoint json,
     constraint steps_attempts_check check (attempts between 0 and attempts_allowed),
     constraint steps_end_with_a_time
         check ((completed_at is not null) = (state in ('complete', 'cancelled', 'resolved_manually', 'skipped'))),
     constraint steps_wait_for_dependencies
         check (open_edges = 0 or state in ('pending', 'cancelled', 'resolved_manually', 'complete', 'skipped')),
     constraint steps_retry_at_a_time check ((next_attempt_at is not null) = (state = 'waiting_for_retry'))
-) with (fillfactor = 60);
+) with (fillfactor = 50);
 create trigger steps_refuse_move after update on tasker.steps for each row
     when (old.state <> new.state and not tasker.step_jump_is_legal(old.state, new.state))
     execute function tasker.refuse_move('a step');
@@ -383,12 +435,36 @@ create function tasker.place_of(id bigint) returns integer language sql immutabl
     select (id & 1048575)::integer
 $$;
 
+create table tasker.step_batches (
+    task_id bigint not null,
+    first_place integer not null,
+    size integer not null check (size > 0),
+    batchable_step_id bigint not null,
+    -- Of the workers.
+    definition_id bigint not null,
+    strategy tasker.failure_strategy not null,
+    -- It stands for no work at all.
+    is_no_op boolean not null,
+    parallelism integer not null check (parallelism > 0),
+    -- The first that was never in the queue.
+    next_place integer not null check (next_place between first_place and first_place + size),
+    at_once integer not null check (at_once between 0 and parallelism),
+    -- Retries whose time has come and that wait for a place.
+    due integer not null default 0 check (due >= 0),
+    open integer not null check (open between 0 and size),
+    failed integer not null default 0 check (failed between 0 and size),
+    primary key (task_id, first_place)
+) with (fillfactor = 70);
+comment on table tasker.step_batches is
+    'The workers of a batchable step: a range of places. at_once are queued or held, open neither done nor failed for good.';
+
 create view tasker.step_edges as
     select t.task_id, tasker.first_step_id(t.task_id) + tasker.place_of(e.from_definition_id) as from_step_id,
         tasker.first_step_id(t.task_id) + tasker.place_of(e.to_definition_id) as to_step_id
     from tasker.tasks t
     join tasker.definition_edges e on e.from_definition_id >= tasker.first_definition_id(t.template_id)
-        and e.from_definition_id < tasker.first_definition_id(t.template_id + 1);
+        and e.from_definition_id < tasker.first_definition_id(t.template_id + 1)
+    where e.kind in ('plain', 'choice', 'batch');
 comment on view tasker.step_edges is 'The arrows of every run: those of its template.';
 
 create table tasker.ready_steps (
@@ -535,6 +611,22 @@ create trigger task_log_append_only before update or delete on tasker.task_log
 create trigger step_log_append_only before update or delete on tasker.step_log
     for each row execute function tasker.refuse_change();
 
+-- What the functions hand to each other. An outcome that was recorded:
+create type tasker.settlement as (
+    step_id bigint,
+    fence bigint,
+    definition_id bigint,
+    attempt integer,
+    outcome text,
+    state tasker.step_state,
+    retry_at timestamptz,
+    is_tolerated boolean,           -- a batch's worker that failed for good, and the batch puts up with it
+    chosen integer[]                -- of a decision: places of the steps that are to run
+);
+
+-- How many steps of a run were cancelled with their batch, and what these were.
+create type tasker.cancellation as (task_id bigint, every integer, active integer, retrying integer);
+
 -- What claim_steps and settle_steps answer with; a column that a kind of row does not have is null.
 create type tasker.worker_row as (
     kind text,                      -- stale, claim, summary
@@ -564,6 +656,43 @@ create type tasker.worker_row as (
     condition text,
     result_schema json,
     dependents text[],              -- what a decision may choose
+    batch json,                     -- how a batchable step is to divide
+    checkpoint json,                -- what an earlier attempt has saved
     ready_left integer,             -- summary: became ready and was not handed to the caller
     tasks_finished integer          -- summary: reached a final state in this call
 );
+
+-- Messages: queues of JSON for whoever wants to tell somebody something. `functions/65_messages.sql` works on them, and
+-- is their only writer. Steps do not travel here but in ready_steps.
+
+create table tasker.message_queues (
+    queue_id bigint generated always as identity primary key,
+    namespace text not null check (namespace ~ '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$' and length(namespace) <= 63),
+    name text not null check (name ~ '^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$' and length(name) <= 63),
+    created_at timestamptz not null,
+    unique (namespace, name)
+);
+
+create sequence tasker.message_ids;
+
+create table tasker.messages (
+    message_id bigint primary key,
+    queue_id bigint not null,
+    -- Until then nobody receives it: it is delayed, or in somebody's hands.
+    visible_at timestamptz not null,
+    read_count integer not null default 0 check (read_count >= 0),
+    -- Whose hands: new at each reading, drawn at random; null while in nobody's.
+    receipt uuid,
+    enqueued_at timestamptz not null,
+    -- Of the text in UTF-8, so that a reader's budget is counted without reading the text.
+    body_bytes integer not null check (body_bytes <= 1048576),
+    body json not null,
+    -- Of a message that was given up: the queue it came from, why, and after how many readings.
+    dead_from text,
+    dead_reason text check (length(dead_reason) <= 1024),
+    dead_reads integer,
+    constraint messages_are_dead_or_not
+        check ((dead_from is null) = (dead_reason is null) and (dead_from is null) = (dead_reads is null))
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+create index messages_in_order on tasker.messages (queue_id, visible_at, message_id);
+comment on table tasker.messages is 'A row lives from send to acknowledgement.';

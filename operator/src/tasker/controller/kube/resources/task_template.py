@@ -6,6 +6,8 @@ a fault is an object like any other, whose status says where the fault is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tasker.controller.kube.resources.base import KubernetesObject, ResourcePart, ResourceStatus
 from tasker.model.template import TemplateSpec, TtlSeconds, VersionText, parse_template_spec
 
@@ -47,6 +49,14 @@ class TaskTemplate(KubernetesObject):
         Raises `InvalidTemplate` with the path and reason of the first fault.
         """
         return parse_template_spec(self.manifest["spec"], environment=environment)
+
+    @property
+    def has_schemas(self) -> bool:
+        """Whether its spec holds JSON Schemas, which may take long to be checked."""
+        spec = self.manifest["spec"]
+        steps = spec.get("steps")
+        steps = steps if isinstance(steps, list) else []
+        return "inputSchema" in spec or any("resultSchema" in step for step in steps if isinstance(step, Mapping))
 
     @property
     def is_ready(self) -> bool:

@@ -38,11 +38,13 @@ begin
         update tasker.steps s set state = 'in_progress', attempts = s.attempts + 1, started_at = p_now,
             open_edges = 0, enqueued_at = coalesce(s.enqueued_at, p_now)
         where s.step_id = any (p_step_ids)
-        returning s.step_id, s.definition_id, s.step_uuid, s.attempts, s.attempts_allowed, s.enqueued_at, s.inputs
+        returning s.step_id, s.definition_id, s.step_uuid, s.attempts, s.attempts_allowed, s.enqueued_at, s.inputs,
+            s.checkpoint
     ), prepared as materialized (
-        select s.step_id, s.step_uuid, s.attempts, s.attempts_allowed, s.enqueued_at, s.inputs, tasker.new_fence() as fence,
-            d.definition_id, d.template_id, d.name, d.type, d.callable, d.method, d.resolver, d.configuration, d.condition,
-            d.result_schema, d.result_positions, d.timeout_ms
+        select s.step_id, s.step_uuid, s.attempts, s.attempts_allowed, s.enqueued_at, s.inputs, s.checkpoint,
+            tasker.new_fence() as fence, tasker.step_name(d.name, d.definition_id, s.step_id) as name, d.definition_id,
+            d.template_id, d.type, d.callable, d.method, d.resolver, d.configuration, d.condition, d.result_schema,
+            d.result_positions, d.batch_positions, d.batch, d.timeout_ms
         from started s join tasker.definitions d on d.definition_id = s.definition_id
     ), leased as (
         insert into tasker.leases (step_id, worker_id, fence, started_at, timeout_at, attempt, beginning, actor_id)
@@ -55,7 +57,7 @@ begin
         p.name, p.type, p.callable, p.method, p.resolver, p.attempts::integer, p.attempts_allowed::integer, p.timeout_ms,
         t.deadline, t.correlation_id, p.enqueued_at, p.configuration, coalesce(p.inputs, '{}'), t.context,
         coalesce(needed.results, '{}'), needed.results_left, p.condition, p.result_schema,
-        case when p.type = 'decision' then tasker.dependents(p.definition_id) end,
+        case when p.type = 'decision' then tasker.dependents(p.definition_id) end, p.batch, p.checkpoint,
         null::integer, null::integer
     from prepared p
     join tasker.tasks t on t.task_id = tasker.task_of_step(p.step_id)
@@ -64,14 +66,44 @@ begin
         select json_object_agg(each.name, each.result) filter (where each.fits) as results,
             array_agg(each.name) filter (where not each.fits) as results_left
         from (
-            select ancestor.name, done.result, sum(done.result_bytes) over (rows unbounded preceding)
+            select done.name, done.result, sum(done.result_bytes) over (rows unbounded preceding)
                 <= tasker.result_budget(cardinality(p_step_ids)) as fits
-            from unnest(p.result_positions) as needs(position)
-            join tasker.steps done on done.step_id = tasker.first_step_id(t.task_id) + needs.position
-            join tasker.definitions ancestor on ancestor.definition_id = done.definition_id
-            where done.result_bytes is not null
+            from (
+                select ancestor.name, done.result, done.result_bytes
+                from unnest(p.result_positions) as needs(position)
+                join tasker.steps done on done.step_id = tasker.first_step_id(t.task_id) + needs.position
+                join tasker.definitions ancestor on ancestor.definition_id = done.definition_id
+                where done.result_bytes is not null
+                union all
+                select one.name, one.result, one.result_bytes
+                from tasker.batch_results(t.task_id, p.template_id, p.batch_positions, 0, 100) as one
+                where p.batch_positions is not null
+            ) as done(name, result, result_bytes)
         ) as each
     ) as needed;
+end $$;
+
+-- Results of the workers of a run's batches, in order of their places after the given one: of each of the nodes the newest
+-- batch.
+create or replace function tasker.batch_results(
+    p_task_id bigint, p_template_id bigint, p_positions integer[], p_after integer, p_limit integer
+) returns table (place integer, name text, state tasker.step_state, result json, result_bytes integer)
+language plpgsql stable as $$
+begin
+    return query
+    select tasker.place_of(s.step_id), tasker.step_name(d.name, d.definition_id, s.step_id), s.state, s.result,
+        s.result_bytes
+    from unnest(p_positions) as node(position)
+    join tasker.definitions d on d.definition_id = tasker.first_definition_id(p_template_id) + node.position
+    cross join lateral (
+        select b.first_place, b.size from tasker.step_batches b
+        where b.task_id = p_task_id and b.definition_id = d.definition_id
+        order by b.first_place desc limit 1
+    ) as batch
+    join tasker.steps s on s.step_id >= tasker.first_step_id(p_task_id) + greatest(batch.first_place, p_after + 1)
+        and s.step_id < tasker.first_step_id(p_task_id) + batch.first_place + batch.size
+    where s.result_bytes is not null
+    order by s.step_id limit p_limit;
 end $$;
 
 -- The steps that a node leads to, by name.
@@ -100,6 +132,50 @@ begin
     join tasker.definitions ancestor on ancestor.definition_id = done.definition_id
     where l.step_id = p_step_id and l.fence = p_fence and w.namespace = p_namespace and w.name = p_worker
         and done.result_bytes is not null and ancestor.name = any (p_names);
+end $$;
+
+-- A page of the results of a batch's workers, for who holds the step by this fence: of the batch_worker node of this name
+-- among the steps before it, after the given place (0 at first). Failed workers have none and are left out.
+create or replace function tasker.read_batch_results(
+    p_namespace text, p_worker text, p_step_id bigint, p_fence bigint, p_node text, p_after integer, p_limit integer
+) returns table (place integer, step_name text, result json) language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+    return query
+    select one.place, one.name, one.result
+    from tasker.leases l
+    join tasker.workers w on w.worker_id = l.worker_id
+    join tasker.steps s on s.step_id = l.step_id
+    join tasker.definitions d on d.definition_id = s.definition_id
+    cross join lateral tasker.batch_results(tasker.task_of_step(p_step_id), d.template_id, array(
+        select node.position from tasker.definitions node
+        where node.template_id = d.template_id and node.name = p_node and node.position = any (d.batch_positions)
+    ), p_after, least(p_limit, 1000)) as one
+    where l.step_id = p_step_id and l.fence = p_fence and w.namespace = p_namespace and w.name = p_worker
+    order by one.place;
+end $$;
+
+-- Keeps how far the attempt has come, for the next one: up to 64 KiB. False when the fence is not current.
+create or replace function tasker.save_checkpoint(
+    p_namespace text, p_worker text, p_step_id bigint, p_fence bigint, p_checkpoint json
+) returns boolean language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s'
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+    if octet_length(p_checkpoint::text) > 65536 then
+        raise exception 'a checkpoint may have 65536 bytes, not %', octet_length(p_checkpoint::text)
+            using errcode = 'TK005';
+    end if;
+    -- The run is held, as by whoever else changes its steps: who ends the attempt comes before this or after.
+    perform from tasker.tasks where task_id = tasker.task_of_step(p_step_id) for no key update;
+    perform from tasker.leases l join tasker.workers w on w.worker_id = l.worker_id
+    where l.step_id = p_step_id and l.fence = p_fence and w.namespace = p_namespace and w.name = p_worker;
+    if not found then
+        return false;
+    end if;
+    update tasker.steps set checkpoint = p_checkpoint where step_id = p_step_id;
+    return true;
 end $$;
 
 -- Takes up to p_limit ready steps that this worker has handlers for, in order. Callables are looked up one by one, so that

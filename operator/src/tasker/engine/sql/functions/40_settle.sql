@@ -4,19 +4,9 @@
 -- for a worker's outcomes, the sweep for leases that ran out. It goes in five strides: fence and record, resolve, choose
 -- what the caller takes, advance the runs, hand out. An outcome whose fence is not current changes nothing.
 
-do $$ begin
-    -- An outcome that was recorded.
-    create type tasker.settlement as (
-        step_id bigint, fence bigint, definition_id bigint, attempt integer, outcome text, state tasker.step_state,
-        retry_at timestamptz,
-        chosen integer[] -- of a decision: places of the steps that are to run
-    );
-exception when duplicate_object then null;
-end $$;
-
 -- A run's place among those that wait for a worker.
 create or replace function tasker.order_at(p_task tasker.tasks) returns timestamptz language sql immutable as $$
-    select tasker.order_at(p_task.created_at, p_task.priority)
+    select p_task.created_at - p_task.priority * interval '6 seconds'
 $$;
 
 -- Makes steps ready: queue rows for those given (their state is enqueued already), unless their task is suspended,
@@ -43,7 +33,8 @@ end $$;
 create or replace function tasker.last_failure(p_task_id bigint) returns jsonb language plpgsql stable as $$
 begin
     return (
-        select jsonb_build_object('reason', 'steps_failed', 'step', d.name, 'error_type', f.error_type, 'message', f.message)
+        select jsonb_build_object('reason', 'steps_failed', 'step', tasker.step_name(d.name, d.definition_id, s.step_id),
+            'error_type', f.error_type, 'message', f.message)
         from tasker.step_failures f
         join tasker.steps s on s.step_id = f.step_id
         join tasker.definitions d on d.definition_id = s.definition_id
@@ -55,7 +46,8 @@ end $$;
 -- Moves tasks on after some of their steps were settled, became ready or were skipped: counts, state, log. The caller
 -- holds the tasks' rows. Returns how many became final.
 create or replace function tasker.advance_tasks(
-    p_actor_id integer, p_now timestamptz, p_settled tasker.settlement[], p_ready bigint[], p_skipped bigint[]
+    p_actor_id integer, p_now timestamptz, p_settled tasker.settlement[], p_ready bigint[], p_skipped bigint[],
+    p_cancelled tasker.cancellation[]
 ) returns integer language plpgsql as $$
 declare
     v_finished integer;
@@ -63,17 +55,22 @@ begin
     with counted as (
         -- done: no longer remains; active, retrying and failed by how much these change.
         select task_id, sum(done)::integer as done, sum(skipped)::integer as skipped, sum(active)::integer as active,
-            sum(retrying)::integer as retrying, sum(failed)::integer as failed, bool_or(ready) as ready
+            sum(retrying)::integer as retrying, sum(failed)::integer as failed, bool_or(ready) as ready,
+            sum(tolerated)::integer as tolerated, sum(cancelled)::integer as cancelled
         from (
-            select tasker.task_of_step(d.step_id) as task_id, (d.state in ('complete', 'skipped'))::integer as done,
+            select tasker.task_of_step(d.step_id) as task_id,
+                (d.state in ('complete', 'skipped') or d.is_tolerated)::integer as done,
                 (d.state = 'skipped')::integer as skipped, -1 as active,
-                (d.state = 'waiting_for_retry')::integer as retrying, (d.state = 'error')::integer as failed,
-                false as ready
+                (d.state = 'waiting_for_retry')::integer as retrying,
+                (d.state = 'error' and not d.is_tolerated)::integer as failed, false as ready,
+                d.is_tolerated::integer as tolerated, 0 as cancelled
             from unnest(p_settled) d where d.outcome <> 'release'
             union all
-            select tasker.task_of_step(id), 0, 0, 1, 0, 0, true from unnest(p_ready) as ready(id)
+            select tasker.task_of_step(id), 0, 0, 1, 0, 0, true, 0, 0 from unnest(p_ready) as ready(id)
             union all
-            select tasker.task_of_step(id), 1, 1, 0, 0, 0, false from unnest(p_skipped) as skipped(id)
+            select tasker.task_of_step(id), 1, 1, 0, 0, 0, false, 0, 0 from unnest(p_skipped) as skipped(id)
+            union all
+            select c.task_id, c.every, 0, -c.active, -c.retrying, 0, false, 0, c.every from unnest(p_cancelled) c
         ) as each_step
         group by task_id
     ), moved as (
@@ -89,6 +86,8 @@ begin
             retrying_steps = t.retrying_steps + c.retrying,
             failed_steps = t.failed_steps + c.failed,
             skipped_steps = t.skipped_steps + c.skipped,
+            tolerated_steps = t.tolerated_steps + c.tolerated,
+            cancelled_steps = t.cancelled_steps + c.cancelled,
             completed_at = case when t.remaining_steps = c.done or c.active + t.active_steps = 0
                 and t.retrying_steps + c.retrying = 0 and t.failed_steps + c.failed > 0 then p_now end,
             error = case when t.remaining_steps > c.done and c.active + t.active_steps = 0
@@ -159,7 +158,8 @@ begin
                 count(*)::integer as void
             from unnest(v_skipped) as gone(step_id)
             join tasker.steps s on s.step_id = gone.step_id
-            join tasker.definition_edges e on e.from_definition_id = s.definition_id
+            join tasker.definition_edges e on e.from_definition_id = s.definition_id and e.kind <> 'batch'
+            where not tasker.is_of_batch(s.definition_id, s.step_id)
             group by 1
         ) as r;
         exit when v_step_ids is null;
@@ -203,7 +203,8 @@ create or replace function tasker.apply_outcomes(
     p_actor_id integer, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_results json[] default null,
     p_metadata json[] default null, p_branches text[] default null, p_error_types text[] default null,
     p_messages text[] default null, p_tracebacks text[] default null, p_retryable boolean[] default null,
-    p_retry_after_ms bigint[] default null, p_worker tasker.workers default null, p_claim_limit integer default 0
+    p_retry_after_ms bigint[] default null, p_worker tasker.workers default null, p_claim_limit integer default 0,
+    p_batch_inputs json[] default null, p_is_no_op boolean default false
 ) returns setof tasker.worker_row language plpgsql as $$
 declare
     v_now timestamptz;
@@ -214,6 +215,11 @@ declare
     v_chosen text[];
     v_refused text[];
     v_settled tasker.settlement[];
+    v_any_of_batch boolean;
+    v_created bigint[];
+    v_refilled bigint[];
+    v_closed bigint[];
+    v_cancelled tasker.cancellation[];
     v_reached bigint[];
     v_satisfied integer[];
     v_void integer[];
@@ -259,21 +265,22 @@ begin
     ), recorded as (
         update tasker.steps s set
             state = case
-                when f.outcome in ('complete', 'decide') then 'complete'
+                when f.outcome in ('complete', 'decide', 'batch') then 'complete'
                 when f.outcome = 'skip' then 'skipped'
                 when f.outcome = 'release' then 'enqueued'
                 when s.attempts < s.attempts_allowed and f.retryable is not false then 'waiting_for_retry'
                 else 'error' end::tasker.step_state,
             attempts = s.attempts - (f.outcome in ('release', 'skip'))::integer,
             enqueued_at = case when f.outcome = 'release' then v_now else s.enqueued_at end,
-            completed_at = case when f.outcome in ('complete', 'decide', 'skip') then v_now end,
+            completed_at = case when f.outcome in ('complete', 'decide', 'batch', 'skip') then v_now end,
             next_attempt_at = case when f.outcome in ('fail', 'expire') and s.attempts < s.attempts_allowed
                 and f.retryable is not false then v_now + case
                     when f.outcome = 'fail' then tasker.step_retry_delay(s.definition_id, s.attempts, f.retry_after_ms)
                     else interval '0' end end,
             settled_fence = case when f.outcome in ('release', 'expire') then s.settled_fence else f.fence end,
-            result = case when f.outcome in ('complete', 'decide') then coalesce(f.result, 'null') end,
-            result_bytes = case when f.outcome in ('complete', 'decide') then octet_length(coalesce(f.result::text, 'null')) end,
+            result = case when f.outcome in ('complete', 'decide', 'batch') then coalesce(f.result, 'null') end,
+            result_bytes = case when f.outcome in ('complete', 'decide', 'batch')
+                then octet_length(coalesce(f.result::text, 'null')) end,
             metadata = f.metadata,
             error = case
                 when f.outcome in ('fail', 'expire') then json_build_object('error_type', f.error_type, 'message',
@@ -302,7 +309,9 @@ begin
         from recorded r where r.state in ('error', 'waiting_for_retry')
     )
     select array_agg(row(r.step_id, r.fence, r.definition_id, r.attempt, r.outcome, r.state, r.next_attempt_at,
-        r.chosen::integer[])::tasker.settlement) into v_settled
+        r.state = 'error' and tasker.is_tolerated(r.definition_id, r.step_id), r.chosen::integer[])::tasker.settlement),
+        bool_or(tasker.is_of_batch(r.definition_id, r.step_id))
+        into v_settled, v_any_of_batch
     from recorded r;
 
     if cardinality(v_settled) is distinct from cardinality(p_step_ids) then
@@ -328,9 +337,17 @@ begin
             from unnest(v_settled) d where d.retry_at <= v_now;
         end if;
 
+        if v_any_of_batch then
+            select refilled, due, closed, cancelled into v_refilled, v_due, v_closed, v_cancelled
+            from tasker.settle_batch_workers(p_actor_id, v_now, v_settled, v_due);
+        end if;
+        if 'batch' = any (v_outcomes) then
+            v_created := tasker.create_batch(v_settled[1], p_batch_inputs, p_is_no_op, v_now);
+        end if;
+
         -- What the arrows lead to is counted down; what has none open any more is ready, or skipped. The caller may take what
         -- is ready: then it starts in one change of its row.
-        if v_outcomes && array['complete', 'decide', 'skip'] then
+        if v_closed is not null or v_outcomes && array['complete', 'decide', 'batch', 'skip'] then
             select array_agg(r.step_id), array_agg(r.satisfied), array_agg(r.void), bool_or(r.void + s.void_edges > 0),
                 array_agg(r.step_id) filter (where s.open_edges = r.satisfied)
                 into v_reached, v_satisfied, v_void, v_any_void, v_ready
@@ -339,11 +356,18 @@ begin
                     (count(*) filter (where not arrow.satisfied))::integer as void
                 from (
                     select tasker.first_step_id(tasker.task_of_step(d.step_id)) + tasker.place_of(e.to_definition_id) as step_id,
-                        d.state = 'complete' and (not e.is_choice
-                            or coalesce(tasker.place_of(e.to_definition_id) = any (d.chosen), false)) as satisfied
+                        d.state = 'complete' and (e.kind = 'plain' or e.kind = 'choice'
+                            and coalesce(tasker.place_of(e.to_definition_id) = any (d.chosen), false)) as satisfied
                     from unnest(v_settled) d
                     join tasker.definition_edges e on e.from_definition_id = d.definition_id
-                    where d.state in ('complete', 'skipped')
+                    where d.state in ('complete', 'skipped') and e.kind <> 'batch'
+                        and (e.kind <> 'without_batch' or d.outcome <> 'batch')
+                        and not tasker.is_of_batch(d.definition_id, d.step_id)
+                    union all
+                    select tasker.first_step_id(tasker.task_of_step(closed.step_id)) + tasker.place_of(e.to_definition_id), true
+                    from unnest(v_closed) as closed(step_id)
+                    join tasker.steps last on last.step_id = closed.step_id
+                    join tasker.definition_edges e on e.from_definition_id = last.definition_id
                 ) as arrow
                 group by arrow.step_id
             ) r
@@ -356,6 +380,7 @@ begin
             end if;
         end if;
 
+        v_ready := v_ready || v_refilled || v_created;
         -- The caller takes of these what nothing that waits in the queue comes before.
         if p_claim_limit > 0 and v_ready is not null then
             with head as materialized (
@@ -382,7 +407,9 @@ begin
             ) as ready;
         end if;
 
-        if v_reached is not null and cardinality(v_reached) is distinct from cardinality(v_kept) then
+        if v_reached is not null
+            and (v_kept is null or cardinality(v_reached) > cardinality(v_kept) or not v_reached <@ v_kept)
+        then
             update tasker.steps s set
                 open_edges = s.open_edges - r.satisfied,
                 state = case when s.open_edges = r.satisfied then 'enqueued' else s.state end,
@@ -391,7 +418,7 @@ begin
             where s.step_id = r.step_id and s.step_id <> all (coalesce(v_kept, '{}'));
         end if;
 
-        v_finished := tasker.advance_tasks(p_actor_id, v_now, v_settled, v_ready, v_skipped);
+        v_finished := tasker.advance_tasks(p_actor_id, v_now, v_settled, v_ready, v_skipped, v_cancelled);
         -- A retry without delay (an expired lease, backoff none) need not wait for a sweep.
         if v_due is not null then
             perform tasker.retry_steps(v_due, p_actor_id, v_now);
@@ -479,4 +506,38 @@ begin
         coalesce(v_worker.actor_id, tasker.actor_id(p_worker)), p_step_ids, p_fences, p_outcomes, p_results, p_metadata,
         p_branches, p_error_types, p_messages, p_tracebacks, p_retryable, p_retry_after_ms, v_worker,
         case when v_worker.worker_id is null then 0 else v_claim_limit end);
+end $$;
+
+-- Settles a batchable step: one worker for each of the inputs, named by their order. ids tell the batches apart; from and to
+-- (exclusive) are those of integer cursors, null for others. p_is_no_op: there is no work, and the one worker stands for that.
+-- What cannot be is the step's failure, with the reason. Answers as settle_steps does.
+create or replace function tasker.create_batches(
+    p_namespace text, p_worker text, p_step_id bigint, p_fence bigint, p_result json, p_metadata json, p_ids text[],
+    p_from bigint[], p_to bigint[], p_inputs json[], p_is_no_op boolean, p_claim_limit integer
+) returns setof tasker.worker_row language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off set lock_timeout = '2s'
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    v_worker tasker.workers;
+    v_claim_limit integer := greatest(p_claim_limit, 0);
+    v_count integer := cardinality(p_inputs);
+    v_fault text;
+begin
+    if v_count is null or cardinality(p_ids) is distinct from v_count or cardinality(p_from) is distinct from v_count
+        or cardinality(p_to) is distinct from v_count
+    then
+        raise exception 'create_batches: the arrays differ in length' using errcode = 'TK005';
+    end if;
+    if v_claim_limit > 0 then
+        select * into v_worker from tasker.workers
+        where namespace = p_namespace and name = p_worker and not draining for key share;
+    end if;
+    v_fault := tasker.batch_fault(p_step_id, p_ids, p_from, p_to, p_is_no_op);
+    return query select * from tasker.apply_outcomes(
+        coalesce(v_worker.actor_id, tasker.actor_id(p_worker)), array[p_step_id], array[p_fence],
+        array[case when v_fault is null then 'batch' else 'fail' end], p_results => array[p_result],
+        p_metadata => array[p_metadata], p_error_types => array['BatchError'], p_messages => array[v_fault],
+        p_retryable => array[v_fault is null], p_worker => v_worker,
+        p_claim_limit => case when v_worker.worker_id is null then 0 else v_claim_limit end,
+        p_batch_inputs => p_inputs, p_is_no_op => p_is_no_op);
 end $$;

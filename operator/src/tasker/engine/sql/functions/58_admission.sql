@@ -24,13 +24,16 @@ begin
     insert into tasker.concurrency_limits (namespace, template_name, max_tasks)
     values (p_namespace, p_template_name, p_max_tasks);
     select array_agg(task_id) into v_open from (
-        select t.task_id from tasker.tasks t
-        where t.namespace = p_namespace and t.completed_at is null and t.template_id in (
+        select t.task_id
+        from tasker.open_tasks o join tasker.tasks t on t.task_id = o.task_id
+        where o.namespace = p_namespace and t.completed_at is null and t.template_id in (
             select own.template_id from tasker.templates own
             where own.namespace = p_namespace and own.name = p_template_name)
         order by t.task_id for no key update of t
     ) as locked;
     update tasker.tasks set limited_as = p_template_name where task_id = any (v_open);
+    insert into tasker.limited_tasks (task_id, namespace, template_name, admitted, order_at)
+    select t.task_id, t.namespace, p_template_name, true, tasker.order_at(t) from tasker.tasks t where t.task_id = any (v_open);
 end $$;
 
 -- Waits for the limits of these templates and holds them. Returns the names of those that have one.
@@ -51,8 +54,8 @@ end $$;
 -- How many runs of a limited template hold a place.
 create or replace function tasker.admitted_runs(p_namespace text, p_template_name text) returns integer
 language sql stable as $$
-    select count(*)::integer from tasker.tasks
-    where namespace = p_namespace and limited_as = p_template_name and started_at is not null and completed_at is null
+    select count(*)::integer from tasker.limited_tasks
+    where namespace = p_namespace and template_name = p_template_name and admitted
 $$;
 
 -- Admits as many runs of a template as there are places, at most p_limit, in the order of their steps in the queue; of
@@ -68,9 +71,8 @@ declare
     v_ready bigint[];
     v_now timestamptz;
 begin
-    perform from tasker.tasks
-    where namespace = p_namespace and limited_as = p_template_name and started_at is null and completed_at is null
-    limit 1;
+    perform from tasker.limited_tasks
+    where namespace = p_namespace and template_name = p_template_name and not admitted limit 1;
     if not found then
         return 0;
     end if;
@@ -86,12 +88,13 @@ begin
         return 0;
     end if;
     select array_agg(task_id) into v_task_ids from (
-        select t.task_id from tasker.tasks t
-        where t.namespace = p_namespace and t.limited_as = p_template_name and t.started_at is null
-            and t.completed_at is null and not t.suspended and case when p_task_ids is null
+        select t.task_id
+        from tasker.limited_tasks w join tasker.tasks t on t.task_id = w.task_id
+        where w.namespace = p_namespace and w.template_name = p_template_name and not w.admitted
+            and t.state = 'pending' and not t.suspended and case when p_task_ids is null
                 then not tasker.is_parked('admissions', t.task_id, tasker.now()) else t.task_id = any (p_task_ids) end
-        order by tasker.order_at(t.created_at, t.priority), t.task_id limit v_places
-        for no key update skip locked
+        order by w.order_at, w.task_id limit v_places
+        for no key update of t skip locked
     ) as first;
     if v_task_ids is null then
         return 0;
@@ -99,6 +102,7 @@ begin
     v_actor_id := tasker.actor_id(p_actor);
     v_now := tasker.now();
 
+    update tasker.limited_tasks set admitted = true where task_id = any (v_task_ids);
     with ready as (
         update tasker.steps s set state = 'enqueued', enqueued_at = v_now
         from unnest(v_task_ids) as admitted(task_id)
@@ -146,18 +150,20 @@ begin
         select array_agg(task_id) from (
             select waiting.task_id
             from (
-                select l.* from tasker.concurrency_limits l
-                where exists (
-                    select from tasker.tasks t
-                    where t.namespace = l.namespace and t.limited_as = l.template_name and t.started_at is null
-                        and t.completed_at is null)
+                select l.*
+                from tasker.concurrency_limits l
+                cross join lateral (
+                    select from tasker.limited_tasks w
+                    where w.namespace = l.namespace and w.template_name = l.template_name and not w.admitted limit 1
+                ) as any_that_waits
                 order by random()
             ) l
             cross join lateral (
-                select t.task_id from tasker.tasks t
-                where t.namespace = l.namespace and t.limited_as = l.template_name and t.started_at is null
-                    and t.completed_at is null and not t.suspended and not tasker.is_parked('admissions', t.task_id, p_now)
-                order by tasker.order_at(t.created_at, t.priority), t.task_id
+                select t.task_id
+                from tasker.limited_tasks w join tasker.tasks t on t.task_id = w.task_id
+                where w.namespace = l.namespace and w.template_name = l.template_name and not w.admitted
+                    and not t.suspended and not tasker.is_parked('admissions', t.task_id, p_now)
+                order by w.order_at, w.task_id
                 limit greatest(least(p_limit / 10 + 1, coalesce(
                     l.max_tasks - tasker.admitted_runs(l.namespace, l.template_name), p_limit)), 0)
             ) as waiting
@@ -195,8 +201,8 @@ begin
     select t.name, t.identity_strategy into v_template_name, v_strategy
     from tasker.templates t
     where t.identity_strategy <> 'alwaysUnique' and t.template_id = any (array(
-        select request.template_id from unnest(p_template_ids, p_keys) as request(template_id, key)
-        where request.key is null)) limit 1;
+        select request.template_id from unnest(p_template_ids, p_keys, p_wanted) as request(template_id, key, wanted)
+        where request.key is null and request.wanted)) limit 1;
     if found then
         raise exception 'a run of template % needs an identity_key: its identity is %', v_template_name, v_strategy
             using errcode = 'TK006';

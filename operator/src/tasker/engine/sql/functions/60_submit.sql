@@ -15,28 +15,46 @@ begin
     select t.template_id into v_template_id from tasker.templates t
     where t.namespace = p_namespace and t.name = p_name and t.revision = p_revision;
     if not found then
-        insert into tasker.templates (namespace, name, version, revision, spec, step_count, identity_strategy,
-            identity_window_seconds, max_tasks)
-        values (p_namespace, p_name, p_version, p_revision, p_spec, json_array_length(p_steps),
+        insert into tasker.templates (namespace, name, version, revision, spec, step_count, batch_worker_count,
+            identity_strategy, identity_window_seconds, max_tasks)
+        values (p_namespace, p_name, p_version, p_revision, p_spec, json_array_length(p_steps), (
+            select count(*) from json_array_elements(p_steps) as step where step ->> 'type' = 'batch_worker'),
             coalesce(p_spec #>> '{identity,strategy}', 'alwaysUnique'),
             (p_spec #>> '{identity,window_seconds}')::integer, (p_spec #>> '{concurrency,max_tasks}')::integer)
         returning templates.template_id into v_template_id;
         insert into tasker.definitions (definition_id, template_id, position, name, type, callable, method, resolver,
-            configuration, condition, result_schema, dependency_count, is_leaf, result_positions, max_attempts, backoff,
-            base_ms, max_ms, jitter, timeout_ms, schedule_timeout_ms)
-        select tasker.first_definition_id(v_template_id) + step.place - 1, v_template_id, step.place - 1, s.name, coalesce(s.type, 'standard'),
-            s.callable, s.method, s.resolver, s.configuration, s.condition, s.result_schema, s.dependency_count, s.is_leaf, s.result_positions, s.max_attempts, s.backoff, s.base_ms, s.max_ms, s.jitter,
-            s.timeout_ms, s.schedule_timeout_ms
+            configuration, condition, result_schema, dependency_count, is_leaf, result_positions, batch_positions, batch,
+            worker_position, parallelism, failure_strategy, max_attempts, backoff, base_ms, max_ms, jitter, timeout_ms,
+            schedule_timeout_ms)
+        select tasker.first_definition_id(v_template_id) + step.place - 1, v_template_id, step.place - 1, s.name,
+            coalesce(s.type, 'standard'), s.callable, s.method, s.resolver, s.configuration, s.condition, s.result_schema,
+            s.dependency_count, s.is_leaf, s.result_positions, s.batch_positions, s.batch, s.worker_position,
+            s.parallelism, s.failure_strategy, s.max_attempts, s.backoff, s.base_ms, s.max_ms, s.jitter, s.timeout_ms,
+            s.schedule_timeout_ms
         from json_array_elements(p_steps) with ordinality as step(value, place)
         cross join lateral json_to_record(step.value) as s(
             name text, type tasker.step_type, callable text, method text, resolver text, configuration json,
-            condition text, result_schema json, dependency_count integer, is_leaf boolean, result_positions integer[], max_attempts integer, backoff tasker.backoff, base_ms integer,
+            condition text, result_schema json, dependency_count integer, is_leaf boolean, result_positions integer[],
+            batch_positions integer[], batch json, worker_position integer, parallelism integer,
+            failure_strategy tasker.failure_strategy, max_attempts integer, backoff tasker.backoff, base_ms integer,
             max_ms integer, jitter double precision, timeout_ms integer, schedule_timeout_ms integer);
-        insert into tasker.definition_edges (from_definition_id, to_definition_id, is_choice)
-        select d.definition_id, tasker.first_definition_id(v_template_id) + (edge ->> 1)::integer, d.type = 'decision'
-        from json_array_elements(p_edges) as edge
-        join tasker.definitions d
-            on d.definition_id = tasker.first_definition_id(v_template_id) + (edge ->> 0)::integer;
+        with edge as (
+            select d.definition_id, d.type, tasker.first_definition_id(v_template_id) + d.worker_position as worker_id,
+                tasker.first_definition_id(v_template_id) + (given ->> 1)::integer as to_definition_id
+            from json_array_elements(p_edges) as given
+            join tasker.definitions d
+                on d.definition_id = tasker.first_definition_id(v_template_id) + (given ->> 0)::integer
+        )
+        insert into tasker.definition_edges (from_definition_id, to_definition_id, kind)
+        select e.definition_id, e.to_definition_id, case
+            when e.type = 'decision' then 'choice'
+            when e.to_definition_id = e.worker_id then 'batch'
+            else 'plain' end::tasker.edge_kind
+        from edge e
+        union all
+        select b.definition_id, after.to_definition_id, 'without_batch'
+        from edge b join edge after on after.definition_id = b.worker_id
+        where b.to_definition_id = b.worker_id;
         v_created := true;
     elsif tasker.current_template(p_namespace, p_name, null) <> v_template_id then
         update tasker.templates t set activated_at = clock_timestamp() where t.template_id = v_template_id;
@@ -98,7 +116,7 @@ begin
         select request.value ->> 'template_name' as name, request.value ->> 'template_version' as version,
             request.value ->> 'revision' as revision into v_missing
         from (select p_requests -> (array_position(v_template_ids, null) - 1) as value) as request;
-        raise exception 'no template % in namespace %', v_missing.name || coalesce(' revision ' || v_missing.revision,
+        raise exception 'no template % in namespace %', v_missing.name || coalesce(' revision ' || nullif(v_missing.revision, ''),
             ' version ' || v_missing.version, ''), p_namespace using errcode = 'TK001';
     end if;
 
@@ -132,14 +150,15 @@ begin
             suspended boolean, deadline_seconds double precision, origin_uid text, origin_name text)
         where v_refused_for[given.place] is null
     ), fresh as (
-        insert into tasker.tasks (task_id, task_uuid, namespace, template_id, limited_as, state, holds, priority, total_steps,
-            remaining_steps, active_steps, context, correlation_id, parent_correlation_id, initiator, source_system,
+        insert into tasker.tasks (task_id, task_uuid, namespace, template_id, limited_as, state, holds, priority, next_place,
+            total_steps, remaining_steps, active_steps, context, correlation_id, parent_correlation_id, initiator, source_system,
             reason, tags, origin_uid, origin_name, deadline, created_at, started_at)
         select v_new_ids[r.place], v_new_uuids[r.place], p_namespace, template.template_id, limit_.name,
             case when limit_.name is null then 'steps_in_process' else 'pending' end::tasker.task_state,
             case when r.suspended
                 then array[case when r.origin_uid is null then 'person' else 'resource' end::tasker.hold] else '{}' end,
-            coalesce(r.priority, 0), template.step_count, template.step_count,
+            coalesce(r.priority, 0), template.step_count, template.step_count - template.batch_worker_count,
+            template.step_count - template.batch_worker_count,
             case when limit_.name is null then (
                 select count(*) from tasker.definitions d
                 where d.template_id = template.template_id and d.dependency_count = 0) else 0 end,
@@ -180,6 +199,7 @@ begin
         from unnest(v_task_ids) as fresh(task_id)
         join tasker.tasks t on t.task_id = fresh.task_id
         join tasker.definitions d on d.template_id = t.template_id
+        where d.type <> 'batch_worker'
         order by t.task_id, d.position;
 
         insert into tasker.step_log (step_id, at, passage, actor_id)

@@ -10,11 +10,13 @@
 create or replace function tasker.retry_steps(p_step_ids bigint[], p_actor_id integer, p_now timestamptz)
 returns integer language plpgsql as $$
 declare
+    v_placed bigint[] := tasker.take_places(array(
+        select s.step_id from tasker.steps s where s.step_id = any (p_step_ids) and s.next_attempt_at <= p_now));
     v_due bigint[];
 begin
     with due as (
         update tasker.steps set state = 'enqueued', enqueued_at = p_now, next_attempt_at = null
-        where step_id = any (p_step_ids) and next_attempt_at <= p_now
+        where step_id = any (v_placed)
         returning step_id
     )
     select array_agg(step_id) into v_due from due;
@@ -328,8 +330,8 @@ declare
     v_looked_at bigint[];
 begin
     select array_agg(task_id order by task_id) into v_looked_at from (
-        select task_id from tasker.tasks
-        where completed_at is null and task_id > tasker.setting('sweep_cursor', 0)::bigint
+        select task_id from tasker.open_tasks
+        where task_id > tasker.setting('sweep_cursor', 0)::bigint
         order by task_id limit 100
     ) as looked_at;
     insert into tasker.settings (key, value)

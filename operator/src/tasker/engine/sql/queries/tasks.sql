@@ -2,6 +2,10 @@
 -- Creates runs, all or none.
 select task_uuid, created, duplicate, origin_name from tasker.submit_tasks(%(namespace)s, %(requests)s) order by place;
 
+-- name: origins_with_run
+-- Which of these resources have a run.
+select origin_uid from tasker.tasks where origin_uid = any (%(origin_uids)s);
+
 -- name: task_ids_by_uuid
 -- The internal id of a run.
 select task_id from tasker.tasks where task_uuid = %(task_uuid)s;
@@ -24,14 +28,13 @@ select tasker.resume_task(%(task_id)s, %(hold)s::tasker.hold, %(actor)s, %(reaso
 
 -- name: open_task_ids_of_namespace
 -- All runs of a namespace that have not ended.
-select task_id from tasker.tasks
-where namespace = %(namespace)s and completed_at is null and tasker.is_owner(%(installation)s);
+select task_id from tasker.open_tasks where namespace = %(namespace)s and tasker.is_owner(%(installation)s);
 
 -- name: open_origins
 -- The resources whose runs have not ended.
-select namespace, coalesce(origin_name, '') as name, origin_uid as uid, task_uuid
-from tasker.tasks
-where completed_at is null and origin_uid is not null and (%(namespace)s::text is null or namespace = %(namespace)s)
+select t.namespace, coalesce(t.origin_name, '') as name, t.origin_uid as uid, t.task_uuid
+from tasker.open_tasks o join tasker.tasks t on t.task_id = o.task_id
+where t.origin_uid is not null and (%(namespace)s::text is null or o.namespace = %(namespace)s)
     and tasker.is_owner(%(installation)s);
 
 -- name: summaries
@@ -39,7 +42,7 @@ where completed_at is null and origin_uid is not null and (%(namespace)s::text i
 select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as template_name,
     template.version as template_version, template.revision, t.state::text as state, t.holds::text[] as holds, t.created_at,
     t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
-    t.cancelled_steps, t.skipped_steps, t.error,
+    t.cancelled_steps, t.skipped_steps, t.tolerated_steps, t.error,
     case when t.state = 'pending' then (
         select jsonb_build_object('max_tasks', l.max_tasks, 'taken', tasker.admitted_runs(l.namespace, l.template_name))
         from tasker.concurrency_limits l where l.namespace = t.namespace and l.template_name = t.limited_as
@@ -66,7 +69,7 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
         select jsonb_agg(jsonb_build_object('step', recent.name, 'attempt', recent.attempt, 'error_type',
             recent.error_type, 'message', recent.message, 'final', recent.final, 'at', recent.at))
         from (
-            select d.name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
+            select tasker.step_name(d.name, d.definition_id, s.step_id) as name, f.attempt, f.error_type, left(f.message, 1024) as message, f.final, f.at
             from tasker.step_failures f
             join tasker.steps s on s.step_id = f.step_id
             join tasker.definitions d on d.definition_id = s.definition_id

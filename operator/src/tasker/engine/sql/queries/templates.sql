@@ -6,10 +6,19 @@ from tasker.register_template(%(namespace)s, %(name)s, %(version)s, %(revision)s
 -- name: current_templates
 -- Which revisions new runs get that ask for these names and versions, in their order, and how these tell runs apart;
 -- nulls where there is none.
-select t.template_id, t.revision, t.identity_strategy
-from unnest(%(names)s::text[], %(versions)s::text[]) with ordinality as given(name, version, place)
-left join tasker.templates t on t.template_id = tasker.current_template(%(namespace)s, given.name, given.version)
-order by given.place;
+select current.template_id,
+    (select t.revision from tasker.templates t where t.template_id = current.template_id) as revision,
+    (select t.identity_strategy from tasker.templates t where t.template_id = current.template_id) as identity_strategy
+from (
+    select given.place, tasker.current_template(%(namespace)s, given.name, given.version) as template_id
+    from unnest(%(names)s::text[], %(versions)s::text[]) with ordinality as given(name, version, place) offset 0
+) as current
+order by current.place;
+
+-- name: input_rules
+-- What revisions ask of the contexts of their runs.
+select revision, spec -> 'input_schema' as input_schema, spec ->> 'schema_enforcement' as enforcement
+from tasker.templates where template_id = any (%(template_ids)s);
 
 -- name: template_counts
 -- How many runs of a template are in which kind of state.
