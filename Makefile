@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 BIN := .venv/bin
 READY := .venv/.ready
-LOCK := .tasker/uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make locks' -q
+LOCK := .tasker/uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make locks' --override requirements-overrides.txt -q
 # Modules in random order, each with its tests in random order; the largest are not put first.
 RANDOM_ORDER := --dist loadscope --no-loadscope-reorder $(if $(SEED),--randomly-seed=$(SEED))
 

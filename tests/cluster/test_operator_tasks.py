@@ -137,6 +137,11 @@ def test_an_invalid_template_says_where_and_why_and_recovers_when_it_is_fixed(
             template("t", step("a"), environments={"test": {"a": {"timeoutSeconds": 0}}}),
             "spec.environments.test.a.timeoutSeconds in body should be greater than or equal to 1",
         ),
+        (
+            template("t", step("a"), lifecycle={"maxBlockedSeconds": 60}),
+            "spec: Invalid value: {}: lifecycle.maxBlockedSeconds needs onFailure: block",
+        ),
+        (template("t", step("a"), onFailure="wait"), 'spec.onFailure: Unsupported value: "wait"'),
         (template("t", step("a", when="")), "spec.steps[0].when in body should be at least 1 chars long"),
         (task("t", "x", context=[1]), "spec.context in body must be of type object"),
         (task("t", "x", priority=101), "spec.priority in body should be less than or equal to 100"),

@@ -38,6 +38,8 @@ TABLES = {
     "timers": "timer_id",
     "step_batches": "(task_id, first_place)",
     "step_failures": "failure_id",
+    "dead_letters": "entry_id",
+    "dead_letter_changes": "change_id",
     "task_log": "log_id",
     "step_log": "log_id",
 }

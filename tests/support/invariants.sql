@@ -2,11 +2,11 @@
 -- `violation`, one row for everything that is wrong, nothing when all is well. All are read in one snapshot.
 
 -- name: I1_an_open_run_has_something_to_wait_for
--- A step in the queue, in somebody's hands or waiting for the time of its retry; or the run is suspended, or waits for a
--- place among those of its template.
+-- A step in the queue, in somebody's hands or waiting for the time of its retry; or the run is suspended, blocked until a
+-- person acts, or waits for a place among those of its template.
 select format('task %s is %s and waits for nothing', t.task_id, t.state) as violation
 from tasker.tasks t
-where t.completed_at is null and not t.suspended
+where t.completed_at is null and not t.suspended and t.state <> 'blocked_by_failures'
     and not (t.state = 'pending' and exists (
         select from tasker.concurrency_limits l where l.namespace = t.namespace and l.template_name = t.limited_as))
     and not exists (select from tasker.ready_steps r where tasker.task_of_step(r.step_id) = t.task_id)
@@ -57,8 +57,41 @@ where (t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.fai
     or t.state = 'steps_in_process' and c.active = 0
     or t.state = 'waiting_for_retry' and (c.active > 0 or c.retrying = 0)
     or t.state = 'pending' and (c.active > 0 or c.retrying > 0 or c.failed > 0 or t.started_at is not null)
-    or t.state in ('initializing', 'enqueuing_steps', 'evaluating_results', 'blocked_by_failures')
+    or t.state in ('initializing', 'enqueuing_steps', 'evaluating_results')
+    or t.state = 'blocked_by_failures' and (not t.blocks_on_failure or c.active + c.retrying > 0 or c.failed = 0)
     or t.state = 'error' and c.failed = 0 and c.cancelled = 0;
+
+-- name: I1_every_failed_step_has_a_dead_letter
+-- Nobody has put it back; a batch that goes on without its worker makes none. And one that nobody has dealt with is of a step that has failed, unless somebody wanted it.
+select format('step %s failed and has no dead letter; its task is %s', s.step_id, t.state) as violation
+from tasker.steps s
+join tasker.tasks t on t.task_id = tasker.task_of_step(s.step_id)
+join tasker.definitions d using (definition_id)
+where s.state = 'error'
+    and not (tasker.is_tolerated(s.definition_id, s.step_id) and d.failure_strategy = 'continue_on_failure')
+    and not exists (
+    select from tasker.dead_letters e where e.step_id = s.step_id and e.state <> 'put_back')
+union all
+select format('dead letter %s (%s) is %s and its step %s is %s', e.entry_id, e.reason, e.state, e.step_id, s.state)
+from tasker.dead_letters e join tasker.steps s on s.step_id = e.step_id
+where e.state in ('open', 'investigating') and e.reason <> 'manual' and s.state <> 'error'
+union all
+select format('dead letter %s is %s and its history ends in %s', e.entry_id, e.state, coalesce(last.state::text, 'nothing'))
+from tasker.dead_letters e
+left join lateral (
+    select c.state from tasker.dead_letter_changes c where c.entry_id = e.entry_id order by c.change_id desc limit 1
+) as last on true
+where last.state is distinct from e.state;
+
+-- name: I1_a_limited_state_is_timed
+-- Exactly while its template limits the state that the run is in, a run has one timer for that.
+select format('task %s is %s, for at most %s s, and has %s timers of it', t.task_id, t.state,
+    tasker.state_limit(template, t.state), count(x.timer_id)) as violation
+from tasker.tasks t
+join tasker.templates template using (template_id)
+left join tasker.timers x on x.task_id = t.task_id and x.kind = 'state_limit'
+group by t.task_id, template.template_id
+having count(x.timer_id) <> (tasker.state_limit(template, t.state) is not null and t.completed_at is null)::integer;
 
 -- name: I1_a_step_waits_for_as_many_as_are_not_done
 -- The count on a pending step is that of its parents that are not done, and only such a step is pending; but in a run that
@@ -82,17 +115,21 @@ having s.state not in ('cancelled', 'skipped')
         select from tasker.tasks t where t.task_id = tasker.task_of_step(s.step_id) and t.state = 'pending')));
 
 -- name: I8_no_run_was_admitted_beyond_the_places_of_its_template
--- At each admission, counted from when the runs of the template began and ended, as many were under way as were allowed
--- then. Runs that somebody took up again, and those from before there was a limit, count and were not admitted.
+-- At each admission, as many of those that had been admitted before were under way as were allowed then. Not
+-- asked of are runs from before there was a limit, and those that somebody took up again after their end.
 select format('task %s was admitted with %s runs of %s under way; %s were allowed', t.task_id, under_way.runs, t.limited_as,
     admission.metadata ->> 'max_tasks') as violation
 from tasker.task_log admission
 join tasker.tasks t on t.task_id = admission.task_id
 cross join lateral (
     select count(*) as runs from tasker.tasks other
-    where other.namespace = t.namespace and other.limited_as = t.limited_as and other.started_at <= admission.at
+    where other.namespace = t.namespace and other.limited_as = t.limited_as
         and (other.completed_at is null or other.completed_at > admission.at)
-        and exists (select from tasker.task_log x where x.task_id = other.task_id and x.passage = 'admitted')
+        and exists (
+            select from tasker.task_log x
+            where x.task_id = other.task_id and x.passage = 'admitted' and x.log_id <= admission.log_id)
+        and not exists (
+            select from tasker.task_log x where x.task_id = other.task_id and x.passage in ('taken_up', 'run_again'))
 ) as under_way
 where admission.passage = 'admitted' and under_way.runs > (admission.metadata ->> 'max_tasks')::integer;
 
@@ -187,7 +224,8 @@ select format('step %s is %s with %s completions, %s failed attempts and failure
 from tasker.steps s
 cross join lateral (
     select count(*) filter (where x.event = 'complete') as completions,
-        count(*) filter (where x.event in ('submit_error', 'lease_expired')) as failures
+        count(*) filter (where x.event in ('submit_error', 'lease_expired')) as failures,
+        count(*) filter (where x.from_state = 'error') as taken_up
     from tasker.step_transitions x where x.step_id = s.step_id
 ) as done
 cross join lateral (
@@ -197,7 +235,7 @@ cross join lateral (
 ) as failed
 where done.completions <> (s.state = 'complete')::integer
     or failed.attempts <> array(select generate_series(1, done.failures)::integer)
-    or failed.final <> (s.state = 'error')::integer;
+    or failed.final <> (s.state = 'error')::integer + done.taken_up;
 
 -- name: I3_no_step_starts_before_its_dependencies_allow
 -- Every start comes after the completion of every parent.

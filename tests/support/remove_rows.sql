@@ -11,6 +11,7 @@ delete from tasker.step_log where tasker.task_of_step(step_id) in (select task_i
 alter table tasker.task_log enable trigger user;
 alter table tasker.step_log enable trigger user;
 
+delete from tasker.dead_letters where starts_with(namespace, %(prefix)s);
 delete from tasker.step_failures where task_id in (select task_id from going);
 delete from tasker.timers where task_id in (select task_id from going);
 delete from tasker.leases where tasker.task_of_step(step_id) in (select task_id from going);

@@ -11,7 +11,8 @@ TaskerError
 ├── NotFound
 │   ├── TemplateNotFound
 │   ├── TaskNotFound
-│   └── QueueNotFound
+│   ├── QueueNotFound
+│   └── DeadLetterNotFound
 ├── DuplicateTask             another run holds the place of the one that was submitted
 ├── Busy                      not now: enough of the kind is under way for this namespace
 ├── IllegalTransition         the database refused a move that the state machine does not have
@@ -91,6 +92,10 @@ class TaskNotFound(NotFound):
 
 class QueueNotFound(NotFound):
     """No such queue of messages in this namespace."""
+
+
+class DeadLetterNotFound(NotFound):
+    """No such dead letter."""
 
 
 class DuplicateTask(TaskerError):

@@ -31,11 +31,13 @@ async def busy_database(lab: Lab) -> None:
     await lab.engine.actions.cancel(cancelled, actor="ann", reason="x")
     await lab.submit(suspended=True)
     await lab.template(
-        step("a"), step("b", "a"), name="limited", identity={"strategy": "strict"}, concurrency={"maxTasks": 1}
+        step("a"), step("b", "a"), name="narrow", identity={"strategy": "strict"}, concurrency={"maxTasks": 1}
     )
     for number in range(2):
-        await lab.submit("limited", context={"number": number})
+        await lab.submit("narrow", context={"number": number})
     await lab.submit()
+    await lab.template(step("a"), name="limited", lifecycle={"maxStepsInProcessSeconds": 3600})
+    await lab.submit("limited")
     assert await lab.state(done) == "complete" and await lab.state(failed) == "error"
 
 
@@ -65,6 +67,17 @@ PICK = {
         ),
         ("update tasker.tasks set active_steps = active_steps - 1 where task_id = {open}", "I1_the_counts_of_a_run"),
         ("update tasker.tasks set cancelled_steps = 1 where task_id = {ended}", "I1_the_counts_of_a_run"),
+        ("update tasker.tasks set state = 'blocked_by_failures' where task_id = {open}", "I1_the_counts_of_a_run"),
+        ("delete from tasker.dead_letters where step_id = {failed}", "I1_every_failed_step"),
+        ("update tasker.dead_letters set state = 'put_back' where step_id = {failed}", "I1_every_failed_step"),
+        ("update tasker.dead_letters set step_id = {done}", "I1_every_failed_step"),
+        ("delete from tasker.dead_letter_changes", "I1_every_failed_step"),
+        ("delete from tasker.timers where kind = 'state_limit'", "I1_a_limited_state"),
+        (
+            "insert into tasker.timers (due_at, kind, task_id) select now(), 'state_limit', task_id"
+            " from tasker.timers where kind = 'state_limit'",
+            "I1_a_limited_state",
+        ),
         ("update tasker.steps set open_edges = 1 where step_id = {pending}", "I1_a_step_waits_for"),
         (STEP_PASSAGE + "({done}, 'completed', 1, now())", "I2_an_attempt"),
         (STEP_PASSAGE + "({done}, 'completed', 1, now())", "I2_a_result_is_recorded"),

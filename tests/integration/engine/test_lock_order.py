@@ -12,12 +12,13 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime
 from itertools import combinations_with_replacement
 from typing import Any
 
+import psycopg
 from psycopg.types.json import Json
 
 from support.engine import (
@@ -41,6 +42,13 @@ STEPS = [
     step("last", *(f"middle-{n}" for n in range(6))),
 ]
 OPEN_RUNS = 5
+LIFE = {
+    "maxBlockedSeconds": 20,
+    "maxWaitingForWorkerSeconds": 8,
+    "maxWaitingForRetrySeconds": 5,
+    "maxStepsInProcessSeconds": 10,
+}
+"""Of the runs of every other version of the template, which wait for a person when they have failed."""
 
 DAWDLE = """
 create function tasker.dawdle() returns trigger language plpgsql as $$
@@ -61,8 +69,20 @@ TABLES = [
     "leases",
     "timers",
     "settings",
+    "dead_letters",
+    "dead_letter_changes",
 ]
 LIMITED: dict[str, Any] = {"name": "limited", "identity": {"strategy": "callerProvided", "windowSeconds": 5}}
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """What an operation may be told that comes too late, or too early: the move does not exist."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate != "TK002":
+            raise
 
 
 class Runner:
@@ -187,12 +207,32 @@ class Runner:
         await self.call("select * from tasker.submit_tasks(%s, %s)", NAMESPACE, Json(requests))
 
     async def register_template(self) -> None:
-        version = f"1.0.{self.random.randint(0, 3)}"
+        version = self.random.randint(0, 3)
+        life: dict[str, Any] = {"onFailure": "block", "lifecycle": LIFE} if version % 2 else {}
         if self.random.random() < 0.5:
-            await self.lab.template(*STEPS, version=version)
-        else:
             limit = self.random.choice([{}, {"maxTasks": 1}, {"maxTasks": 3}])
-            await self.lab.template(*STEPS, version=version, concurrency=limit, **LIMITED)
+            life |= {"concurrency": limit, **LIMITED}
+        await self.lab.template(*STEPS, version=f"1.0.{version}", **life)
+
+    async def some_entry(self) -> Any:
+        entries = await self.call("select entry_uuid from tasker.dead_letters order by random() limit 1")
+        return entries[0]["entry_uuid"] if entries else None
+
+    async def investigate(self) -> None:
+        state = self.random.choice(["investigating", "open", "discarded", None])
+        await self.call(
+            "select tasker.change_dead_letter(%s, %s::tasker.dead_letter_state, 'me', 'x')",
+            await self.some_entry(),
+            state,
+        )
+
+    async def put_back(self) -> None:
+        with refused():
+            await self.call("select tasker.put_back_dead_letter(%s, 'me', 'x')", await self.some_entry())
+
+    async def add_dead_letter(self) -> None:
+        step_name = self.random.choice(["root-0", "last", None])
+        await self.call("select tasker.add_dead_letter(%s, %s, 'me', 'x')", self.some_task(), step_name)
 
     async def read(self) -> None:
         await self.lab.engine.changes.read(None)
@@ -217,6 +257,9 @@ OPERATIONS: dict[str, Callable[[Runner], Awaitable[None]]] = {
         Runner.expire,
         Runner.submit,
         Runner.register_template,
+        Runner.investigate,
+        Runner.put_back,
+        Runner.add_dead_letter,
         Runner.read,
     )
 }
@@ -272,7 +315,9 @@ async def test_no_pair_of_operations_deadlocks(own_lab: Lab) -> None:
     assert await check_invariants(lab.connection) == []
     # It would prove little if all of it had stood still.
     events = {row["event"] for row in await lab.rows("select distinct event::text from tasker.step_transitions")}
-    assert {"released", "lease_expired", "retry", "complete", "cancel", "submit_error"} <= events
+    assert {"released", "lease_expired", "retry", "complete", "cancel", "submit_error", "reset_for_retry"} <= events
+    states = {row["state"] for row in await lab.rows("select distinct state::text from tasker.dead_letters")}
+    assert {"open", "put_back"} <= states
     admitted = await lab.rows(
         "select distinct a.name from tasker.task_log l join tasker.actors a using (actor_id)"
         " where l.passage = 'admitted'"

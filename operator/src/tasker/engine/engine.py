@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tasker.engine.actions import Actions
 from tasker.engine.changes import ChangeLog
+from tasker.engine.dead_letters import DeadLetters
 from tasker.engine.installation import Installation
 from tasker.engine.pool import Database
 from tasker.engine.tasks import Tasks
@@ -23,6 +24,7 @@ class Engine:
         self.templates = Templates(database)
         self.tasks = Tasks(database)
         self.actions = Actions(database)
+        self.dead_letters = DeadLetters(database)
         self.workers = Workers(database)
         self.changes = ChangeLog(database)
         self.installation = Installation(database)

@@ -177,6 +177,7 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
         leaf_results_truncated=state is TaskState.COMPLETE and row["leaf_results"] is None,
         error=row["error"],
         waiting_for_place=None if row["waiting_for_place"] is None else WaitingForPlace(**row["waiting_for_place"]),
+        stale=row["stale"],
         waiting_for_worker=tuple(
             UnofferedCallable(
                 namespace=row["namespace"],

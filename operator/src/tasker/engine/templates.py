@@ -35,6 +35,7 @@ class Templates:
                 "edges": Json(
                     [[parent, child] for child, parents in enumerate(spec.dependency_positions) for parent in parents]
                 ),
+                "lifecycle": Json({"on_failure": spec.on_failure.value, **spec.lifecycle.model_dump(mode="json")}),
             },
         )
         return RegisteredTemplate(revision=spec.revision, **row)
@@ -52,6 +53,7 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
     dependencies = spec.dependency_positions
     has_dependents = {parent for parents in dependencies for parent in parents}
     ancestors = bounded_ancestors(dependencies, limits.DELIVERED_ANCESTORS)
+    worker_seconds = spec.lifecycle.max_waiting_for_worker_seconds
     # A worker enforces every schema that it is given: it cannot only warn.
     schemas_hold = spec.schema_enforcement is SchemaEnforcement.ENFORCE
     results = [
@@ -77,6 +79,7 @@ def step_rows(spec: TemplateSpec) -> list[dict[str, Any]]:
             "jitter": step.retry.jitter,
             "timeout_ms": step.timeout_seconds * 1000,
             "schedule_timeout_ms": step.schedule_timeout_seconds and step.schedule_timeout_seconds * 1000,
+            "worker_timeout_ms": worker_seconds and worker_seconds * 1000,
             "result_schema": step.result_schema if schemas_hold else None,
         }
         for position, step in enumerate(spec.steps)

@@ -29,12 +29,11 @@ _TOKEN = re.compile(
 
 def condition_fault(text: str) -> str | None:
     """Why `text` cannot be a step's condition, on one line; None when it can."""
-    # A step with a condition is the exception, and the library takes a fifth of a second: it imports what it needs
-    # for its own command line.
-    import cel
+    # A step with a condition is the exception: the library is loaded for the first.
+    from tasker_worker.cel_evaluation import load_library
 
     try:
-        read = frozenset(cel.compile(text).variables())
+        read = frozenset(load_library().compile(text).variables())
     except ValueError as error:
         return f"is not CEL: {_first_reason(str(error), text)}"
     known = _TYPES.union(CONDITION_VARIABLES)

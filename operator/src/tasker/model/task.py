@@ -181,6 +181,8 @@ class TaskSummary:
     """Of a run that is pending."""
     waiting_for_worker: tuple[UnofferedCallable, ...] = ()
     """Callables that its ready steps wait for and no live worker offers, oldest first, at most 20."""
+    stale: str | None = None
+    """In one line, for how long nothing has happened, when that is longer than its template allows."""
 
     @property
     def suspended(self) -> bool:

@@ -107,6 +107,40 @@ class EnvironmentsSpec(RootModel[dict[str, dict[str, OverrideSpec]]]):
     model_config = ConfigDict(frozen=True, strict=True, json_schema_extra={"maxProperties": len(ENVIRONMENTS)})
 
 
+class FailureRule(StrEnum):
+    """What becomes of a run that only a person can help: steps failed for good, and nothing else can go on."""
+
+    FAIL = "fail"
+    BLOCK = "block"
+    """It waits for a person."""
+
+
+class StalenessAction(StrEnum):
+    """What happens when nothing has happened in a run for too long."""
+
+    DLQ = "dlq"
+    """It has a dead letter, and goes on."""
+    ERROR = "error"
+    """It ends in error."""
+    NONE = "none"
+    """Its status and history tell."""
+
+
+LimitSeconds = Annotated[int, Field(ge=1, le=limits.DEADLINE_SECONDS)]
+
+
+class LifecycleSpec(_Spec):
+    """How long runs may take and wait; None is for ever."""
+
+    max_duration_seconds: LimitSeconds | None = None
+    max_blocked_seconds: LimitSeconds | None = None
+    max_waiting_for_worker_seconds: LimitSeconds | None = None
+    max_waiting_for_dependencies_seconds: LimitSeconds | None = None
+    max_waiting_for_retry_seconds: LimitSeconds | None = None
+    max_steps_in_process_seconds: LimitSeconds | None = None
+    staleness_action: Annotated[StalenessAction, Field(strict=False)] = StalenessAction.DLQ
+
+
 class StepType(StrEnum):
     """How a step stands to branches: whether it chooses between them, and whether it runs when some were skipped."""
 
@@ -179,6 +213,8 @@ class TemplateSpec(_Spec):
     version: VersionText = "1.0.0"
     description: Description = ""
     steps: tuple[StepSpec, ...] = Field(min_length=1, max_length=limits.STEPS_PER_TASK, strict=False)
+    on_failure: Annotated[FailureRule, Field(strict=False)] = FailureRule.FAIL
+    lifecycle: LifecycleSpec = LifecycleSpec()
     ttl_seconds_after_finished: TtlSeconds | None = None
     identity: IdentitySpec = IdentitySpec()
     concurrency: ConcurrencySpec = ConcurrencySpec()
@@ -230,6 +266,7 @@ def parse_template_spec(spec: Mapping[str, Any], *, environment: str | None = No
     template = _validated(TemplateSpec, _with_defaults(written), "spec")
     _check_version(template)
     _check_identity(template.identity)
+    _check_lifecycle(template)
     _check_steps(template)
     _check_schemas(template)
     chosen = template
@@ -333,6 +370,11 @@ def _check_version(template: TemplateSpec) -> None:
 def _check_identity(identity: IdentitySpec) -> None:
     if identity.window_seconds is not None and identity.strategy is IdentityStrategy.ALWAYS_UNIQUE:
         raise InvalidTemplate("spec.identity.windowSeconds", "needs a strategy other than alwaysUnique")
+
+
+def _check_lifecycle(template: TemplateSpec) -> None:
+    if template.lifecycle.max_blocked_seconds is not None and template.on_failure is not FailureRule.BLOCK:
+        raise InvalidTemplate("spec.lifecycle.maxBlockedSeconds", "needs onFailure: block, else no run is ever blocked")
 
 
 def _check_schemas(template: TemplateSpec) -> None:

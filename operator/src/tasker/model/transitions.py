@@ -58,7 +58,7 @@ PASSING_TASK_STATES = frozenset(
         TaskState.INITIALIZING,
         TaskState.ENQUEUING_STEPS,
         TaskState.EVALUATING_RESULTS,
-        TaskState.BLOCKED_BY_FAILURES,  # passed at once when the template grants no grace
+        TaskState.BLOCKED_BY_FAILURES,  # passed at once unless the template says onFailure: block
     }
 )
 PASSING_STEP_STATES = frozenset(
@@ -207,6 +207,7 @@ TASK_PASSAGES: tuple[Passage, ...] = (
     _path("completed", "steps_in_process", _SETTLED, ("all_steps_successful", "complete")),
     _path("left_to_retries", "steps_in_process", _SETTLED, ("retry_pending", "waiting_for_retry")),
     _path("left_waiting", "steps_in_process", _SETTLED, ("no_dependencies_ready", "waiting_for_dependencies")),
+    _path("blocked", "steps_in_process", _SETTLED, ("permanent_failure", "blocked_by_failures")),
     _path("failed", "steps_in_process", _SETTLED, *_GIVEN_UP),
     _path("retried", "waiting_for_retry", ("retry_ready", "enqueuing_steps"), ("steps_enqueued", "steps_in_process")),
     _path(
@@ -226,6 +227,7 @@ TASK_PASSAGES: tuple[Passage, ...] = (
     *_each_alone("resolved", TASK_TRANSITIONS, "manual_resolution"),
     Passage("held", ()),
     Passage("let_go", ()),
+    Passage("found_stale", ()),
 )
 
 STEP_BEGINNINGS: tuple[Passage, ...] = (

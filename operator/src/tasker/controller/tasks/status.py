@@ -65,7 +65,9 @@ def build_status(summary: TaskSummary, *, previous: TaskStatus, generation: int,
     if summary.waiting_for_place is not None and not summary.suspended:
         status["waitingFor"] = shorten(_place_message(summary, summary.waiting_for_place), WAITING_FOR_LIMIT)
     unoffered = () if summary.finished else summary.waiting_for_worker
-    if unoffered:
+    if phase == "Blocked":
+        status["waitingFor"] = shorten(_blocked_message(summary), WAITING_FOR_LIMIT)
+    elif unoffered:
         status["waitingFor"] = shorten(describe_unoffered(unoffered), WAITING_FOR_LIMIT)
     conditions = [*_conditions(summary, phase), *unoffered_conditions(unoffered, previous=previous.conditions)]
     status["conditions"] = _render(conditions, previous, generation, now)
@@ -169,9 +171,19 @@ def _conditions(summary: TaskSummary, phase: str) -> list[Condition]:
                 Condition(type="Stalled", status="False", reason="ConcurrencyLimit", message=message),
                 Condition(type="Succeeded", status="Unknown", reason="ConcurrencyLimit", message=message),
             ]
+        case "Blocked":
+            reason, message = "BlockedByFailures", _blocked_message(summary)
+            return [
+                accepted,
+                Condition(type="Reconciling", status="False", reason=reason, message=message),
+                Condition(type="Stalled", status="True", reason=reason, message=message),
+                Condition(type="Succeeded", status="Unknown", reason=reason, message=message),
+            ]
         case _:
-            reason = "Suspended" if summary.suspended else phase
+            reason = "Suspended" if summary.suspended else "Stale" if summary.stale else phase
             message = f"{summary.counts.done} of {summary.counts.total} steps are done."
+            if summary.stale:
+                message = f"{message} Stale: {summary.stale}."
             return [
                 accepted,
                 Condition(type="Reconciling", status="True", reason=reason, message=message),
@@ -204,6 +216,11 @@ def _error_message(summary: TaskSummary) -> str | None:
     if "step" in error:
         return f"Step {error['step']} failed: {error.get('error_type', 'error')}: {message}"
     return str(message)
+
+
+def _blocked_message(summary: TaskSummary) -> str:
+    failure = _error_message(summary) or _newest_failure(summary.failures) or "Steps have failed."
+    return f"A person, to deal with what failed. {failure}"
 
 
 def _newest_failure(failures: Sequence[StepFailure]) -> str | None:

@@ -70,20 +70,35 @@ create type tasker.edge_kind as enum ('plain', 'choice', 'batch', 'without_batch
 
 create type tasker.hold as enum ('resource', 'person');
 
+-- What becomes of a run that only a person can help.
+create type tasker.failure_rule as enum ('fail', 'block');
+
+-- What happens when a run is in one state for too long.
+create type tasker.staleness_action as enum ('dlq', 'error', 'none');
+
+create type tasker.dead_letter_reason as enum (
+    'staleness_timeout', 'max_retries_exceeded', 'permanent_failure', 'worker_crash_loop', 'worker_unavailable', 'manual',
+    'dependency_cycle_detected'
+);
+
+-- open and investigating: somebody is to look at it, or does; the others: it has been dealt with.
+create type tasker.dead_letter_state as enum ('open', 'investigating', 'resolved', 'discarded', 'put_back');
+
 create type tasker.backoff as enum ('none', 'linear', 'exponential', 'fibonacci');
 
 -- What one transaction makes of a row: a named path of moves. `tasker.model.transitions` says of which; the view
 -- tasker.task_hops or tasker.step_hops shows them, and no other can be written into a log.
 
 create type tasker.task_passage as enum (
-    'submitted', 'submitted_empty', 'submitted_waiting', 'submitted_pending', 'admitted', 'moved_on', 'kept_running', 'completed', 'left_to_retries',
-    'left_waiting', 'failed', 'retried', 'failed_pending', 'failed_retrying', 'failed_waiting', 'failed_blocked', 'freed',
-    'taken_up', 'run_again', 'cancelled_blocked_by_failures', 'cancelled_enqueuing_steps', 'cancelled_evaluating_results',
+    'submitted', 'submitted_empty', 'submitted_waiting', 'submitted_pending', 'admitted', 'moved_on', 'kept_running',
+    'completed', 'left_to_retries', 'left_waiting', 'blocked', 'failed', 'retried', 'failed_pending', 'failed_retrying',
+    'failed_waiting', 'failed_blocked', 'freed', 'taken_up',
+    'run_again', 'cancelled_blocked_by_failures', 'cancelled_enqueuing_steps', 'cancelled_evaluating_results',
     'cancelled_initializing', 'cancelled_pending', 'cancelled_steps_in_process',
     'cancelled_waiting_for_dependencies', 'cancelled_waiting_for_retry', 'resolved_blocked_by_failures',
     'resolved_enqueuing_steps', 'resolved_error', 'resolved_evaluating_results', 'resolved_initializing',
     'resolved_pending', 'resolved_steps_in_process', 'resolved_waiting_for_dependencies',
-    'resolved_waiting_for_retry', 'held', 'let_go'
+    'resolved_waiting_for_retry', 'held', 'let_go', 'found_stale'
 );
 
 create type tasker.step_passage as enum (
@@ -153,6 +168,20 @@ begin
         new.state using errcode = 'TK002', hint = 'The legal moves are in the state tables of the documentation.';
 end $$;
 
+-- Limits of states are timed by triggers, since many functions move runs; runs without limits pay for the look at a flag.
+
+create function tasker.forget_stale() returns trigger language plpgsql as $$
+begin
+    new.stale := null;
+    return new;
+end $$;
+
+create function tasker.time_state() returns trigger language plpgsql as $$
+begin
+    perform tasker.arm_state_limit(new.task_id, new.template_id, new.state);
+    return null;
+end $$;
+
 create table tasker.settings (
     key text primary key,
     value jsonb not null
@@ -178,6 +207,16 @@ create table tasker.templates (
     -- Of nodes, and of those among them that have no step of their own.
     step_count integer not null check (step_count > 0),
     batch_worker_count integer not null default 0 check (batch_worker_count >= 0),
+    on_failure tasker.failure_rule not null default 'fail',
+    -- How long a run may take, and be in a state; null is for ever.
+    max_duration_seconds integer check (max_duration_seconds > 0),
+    max_blocked_seconds integer check (max_blocked_seconds > 0),
+    max_waiting_for_dependencies_seconds integer check (max_waiting_for_dependencies_seconds > 0),
+    max_waiting_for_retry_seconds integer check (max_waiting_for_retry_seconds > 0),
+    max_steps_in_process_seconds integer check (max_steps_in_process_seconds > 0),
+    staleness_action tasker.staleness_action not null default 'dlq',
+    limits_states boolean not null generated always as (num_nonnulls(max_blocked_seconds,
+        max_waiting_for_dependencies_seconds, max_waiting_for_retry_seconds, max_steps_in_process_seconds) > 0) stored,
     -- What tells two runs apart. A revision with a key is given one with every request.
     identity_strategy text not null default 'alwaysUnique'
         check (identity_strategy in ('strict', 'callerProvided', 'alwaysUnique')),
@@ -231,6 +270,8 @@ create table tasker.definitions (
     jitter double precision not null check (jitter between 0 and 1),
     timeout_ms integer not null check (timeout_ms > 0),
     schedule_timeout_ms integer check (schedule_timeout_ms > 0),
+    -- How long it may be ready while no worker offers its callable.
+    worker_timeout_ms bigint check (worker_timeout_ms > 0),
     unique (template_id, name),
     constraint definitions_tell_their_template
         check (definition_id = tasker.first_definition_id(template_id) + position)
@@ -260,6 +301,11 @@ create table tasker.tasks (
     holds tasker.hold[] not null default '{}',
     suspended boolean not null generated always as (cardinality(holds) > 0) stored,
     priority smallint not null default 0 check (priority between -100 and 100),
+    -- Of its template: whether a run that has failed waits for a person, and whether its time in states is limited.
+    blocks_on_failure boolean not null default false,
+    limits_states boolean not null default false,
+    -- What the sweep found when it was in one state for too long; gone with the next change of the row.
+    stale jsonb,
     -- Counts of steps; pending = remaining - active - retrying - failed.
     total_steps integer not null check (total_steps > 0),
     remaining_steps integer not null,
@@ -320,6 +366,14 @@ create trigger tasks_refuse_move after update on tasker.tasks for each row
 create trigger tasks_refuse_start after insert on tasker.tasks for each row
     when (new.state <> 'pending' and not tasker.task_jump_is_legal('pending', new.state))
     execute function tasker.refuse_move('a task');
+
+create trigger tasks_forget_stale before update on tasker.tasks for each row
+    when (old.stale is not null and new.stale is not distinct from old.stale)
+    execute function tasker.forget_stale();
+create trigger tasks_time_first_state after insert on tasker.tasks for each row
+    when (new.limits_states) execute function tasker.time_state();
+create trigger tasks_time_state after update on tasker.tasks for each row
+    when (new.limits_states and old.state <> new.state) execute function tasker.time_state();
 
 create table tasker.concurrency_limits (
     namespace text not null,
@@ -528,7 +582,8 @@ comment on table tasker.pool_callables is
 create table tasker.timers (
     timer_id bigint generated always as identity primary key,
     due_at timestamptz not null,
-    kind text not null check (kind in ('retry', 'deadline', 'schedule_timeout')),
+    kind text not null check (kind in (
+        'retry', 'deadline', 'schedule_timeout', 'state_limit', 'worker_missing', 'worker_still_missing')),
     task_id bigint not null,
     step_id bigint
 );
@@ -558,6 +613,7 @@ create table tasker.step_failures (
     at timestamptz not null
 );
 create index step_failures_by_task on tasker.step_failures (task_id, failure_id desc);
+create index step_failures_by_step on tasker.step_failures (step_id, failure_id desc);
 comment on table tasker.step_failures is 'Every failed attempt, for people: newest first in a task''s status.';
 
 -- Who did something: a worker, the sweep, a person. Kept for the history, which holds the number.
@@ -566,6 +622,50 @@ create table tasker.actors (
     name text not null unique check (length(name) <= 512)
 );
 insert into tasker.actors (name) values ('submit'), ('sweep'), ('admission');
+
+create table tasker.dead_letters (
+    entry_id bigint generated always as identity primary key,
+    entry_uuid uuid not null unique default gen_random_uuid(),
+    namespace text not null,
+    task_id bigint not null,
+    -- Null for one of the run itself.
+    step_id bigint,
+    reason tasker.dead_letter_reason not null,
+    state tasker.dead_letter_state not null default 'open',
+    -- What the run and the step were like when it was made, or failed again while it was open.
+    snapshot json not null,
+    created_at timestamptz not null,
+    updated_at timestamptz not null
+);
+create unique index dead_letters_once_open on tasker.dead_letters (task_id, step_id) nulls not distinct
+    where state in ('open', 'investigating');
+create index dead_letters_by_task on tasker.dead_letters (task_id, entry_id);
+create index dead_letters_by_namespace on tasker.dead_letters (namespace, entry_id);
+create index dead_letters_by_state on tasker.dead_letters (state, reason, namespace, entry_id);
+comment on table tasker.dead_letters is
+    'What a person should look at: steps that failed for good, and runs that went wrong without one.';
+
+create table tasker.dead_letter_changes (
+    change_id bigint generated always as identity primary key,
+    entry_id bigint not null references tasker.dead_letters on delete cascade,
+    at timestamptz not null,
+    state tasker.dead_letter_state not null,
+    actor_id integer not null,
+    notes text
+);
+create index dead_letter_changes_by_entry on tasker.dead_letter_changes (entry_id, change_id);
+comment on table tasker.dead_letter_changes is 'The history of each dead letter: who found, did or noted what.';
+
+-- Whoever makes something else of a failed step has dealt with its dead letter. Looked at when the transaction ends, since
+-- only its end tells who did it.
+create function tasker.leave_error() returns trigger language plpgsql as $$
+begin
+    perform tasker.close_dead_letter(new.step_id);
+    return null;
+end $$;
+create constraint trigger steps_leave_error after update on tasker.steps deferrable initially deferred for each row
+    when (old.state = 'error' and new.state <> 'error')
+    execute function tasker.leave_error();
 
 -- History: one row a passage; the views task_transitions and step_transitions unfold each into its moves. No primary key:
 -- it would have to hold the time, and nothing looks a row up by one. A log's order is log_id; transaction_id lets a

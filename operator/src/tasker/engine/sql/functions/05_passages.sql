@@ -26,6 +26,8 @@ create or replace view tasker.task_hops as select * from (values
     ('left_to_retries', 2, 'evaluating_results', 'retry_pending', 'waiting_for_retry'),
     ('left_waiting', 1, 'steps_in_process', 'step_settled', 'evaluating_results'),
     ('left_waiting', 2, 'evaluating_results', 'no_dependencies_ready', 'waiting_for_dependencies'),
+    ('blocked', 1, 'steps_in_process', 'step_settled', 'evaluating_results'),
+    ('blocked', 2, 'evaluating_results', 'permanent_failure', 'blocked_by_failures'),
     ('failed', 1, 'steps_in_process', 'step_settled', 'evaluating_results'),
     ('failed', 2, 'evaluating_results', 'permanent_failure', 'blocked_by_failures'),
     ('failed', 3, 'blocked_by_failures', 'give_up', 'error'),

@@ -10,20 +10,23 @@ create or replace function tasker.order_at(p_task tasker.tasks) returns timestam
 $$;
 
 -- Makes steps ready: queue rows for those given (their state is enqueued already), unless their task is suspended,
--- and a timer for those that may not wait for ever.
+-- and timers for those that may not wait for ever, be it for a place or for a worker.
 create or replace function tasker.queue_steps(p_step_ids bigint[], p_now timestamptz) returns void language plpgsql as $$
 begin
     with ready as materialized (
         select s.step_id, t.task_id, t.namespace, t.suspended, tasker.order_at(t) as order_at, d.callable,
-            d.schedule_timeout_ms
+            d.schedule_timeout_ms, d.worker_timeout_ms
         from unnest(p_step_ids) as given(step_id)
         join tasker.steps s on s.step_id = given.step_id
         join tasker.tasks t on t.task_id = tasker.task_of_step(s.step_id)
         join tasker.definitions d on d.definition_id = s.definition_id
     ), timed as (
         insert into tasker.timers (due_at, kind, task_id, step_id)
-        select p_now + r.schedule_timeout_ms * interval '1 millisecond', 'schedule_timeout', r.task_id, r.step_id
-        from ready r where r.schedule_timeout_ms is not null
+        select p_now + timer.ms * interval '1 millisecond', timer.kind, r.task_id, r.step_id
+        from ready r
+        cross join lateral (values
+            ('schedule_timeout', r.schedule_timeout_ms), ('worker_missing', r.worker_timeout_ms / 2)) as timer(kind, ms)
+        where timer.ms is not null
     )
     insert into tasker.ready_steps (step_id, namespace, callable, ready_at, order_at)
     select r.step_id, r.namespace, r.callable, p_now, r.order_at from ready r where not r.suspended;
@@ -79,7 +82,8 @@ begin
                 when t.remaining_steps = c.done then 'complete'
                 when t.active_steps + c.active > 0 then 'steps_in_process'
                 when t.retrying_steps + c.retrying > 0 then 'waiting_for_retry'
-                when t.failed_steps + c.failed > 0 then 'error'
+                when t.failed_steps + c.failed > 0 then
+                    case when t.blocks_on_failure then 'blocked_by_failures' else 'error' end
                 else 'waiting_for_dependencies' end::tasker.task_state,
             remaining_steps = t.remaining_steps - c.done,
             active_steps = t.active_steps + c.active,
@@ -89,7 +93,8 @@ begin
             tolerated_steps = t.tolerated_steps + c.tolerated,
             cancelled_steps = t.cancelled_steps + c.cancelled,
             completed_at = case when t.remaining_steps = c.done or c.active + t.active_steps = 0
-                and t.retrying_steps + c.retrying = 0 and t.failed_steps + c.failed > 0 then p_now end,
+                and t.retrying_steps + c.retrying = 0 and t.failed_steps + c.failed > 0 and not t.blocks_on_failure
+                then p_now end,
             error = case when t.remaining_steps > c.done and c.active + t.active_steps = 0
                 and t.retrying_steps + c.retrying = 0 and t.failed_steps + c.failed > 0
                 then tasker.last_failure(t.task_id) end
@@ -106,6 +111,7 @@ begin
             when 'steps_in_process' then case when m.ready then 'moved_on' else 'kept_running' end
             when 'waiting_for_retry' then 'left_to_retries'
             when 'error' then 'failed'
+            when 'blocked_by_failures' then 'blocked'
             else 'left_waiting' end::tasker.task_passage, p_actor_id
         from moved m
     )
@@ -419,6 +425,10 @@ begin
         end if;
 
         v_finished := tasker.advance_tasks(p_actor_id, v_now, v_settled, v_ready, v_skipped, v_cancelled);
+        if v_outcomes && array['fail', 'expire'] then
+            perform tasker.bury_failed_steps(
+                p_actor_id, v_now, v_settled, p_step_ids, p_fences, v_error_types, v_retryable);
+        end if;
         -- A retry without delay (an expired lease, backoff none) need not wait for a sweep.
         if v_due is not null then
             perform tasker.retry_steps(v_due, p_actor_id, v_now);

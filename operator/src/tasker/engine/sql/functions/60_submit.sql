@@ -3,7 +3,8 @@
 -- Stores a template revision and makes it the one that new tasks get. The same revision again only activates it.
 -- p_steps is an array of the nodes in order of position; p_edges one of [from, to] pairs of positions.
 create or replace function tasker.register_template(
-    p_namespace text, p_name text, p_version text, p_revision text, p_spec json, p_steps json, p_edges json
+    p_namespace text, p_name text, p_version text, p_revision text, p_spec json, p_steps json, p_edges json,
+    p_lifecycle json default '{}'
 ) returns table (template_id bigint, created boolean) language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -15,29 +16,37 @@ begin
     select t.template_id into v_template_id from tasker.templates t
     where t.namespace = p_namespace and t.name = p_name and t.revision = p_revision;
     if not found then
-        insert into tasker.templates (namespace, name, version, revision, spec, step_count, batch_worker_count,
-            identity_strategy, identity_window_seconds, max_tasks)
-        values (p_namespace, p_name, p_version, p_revision, p_spec, json_array_length(p_steps), (
-            select count(*) from json_array_elements(p_steps) as step where step ->> 'type' = 'batch_worker'),
-            coalesce(p_spec #>> '{identity,strategy}', 'alwaysUnique'),
-            (p_spec #>> '{identity,window_seconds}')::integer, (p_spec #>> '{concurrency,max_tasks}')::integer)
+        insert into tasker.templates (namespace, name, version, revision, spec, step_count, batch_worker_count, on_failure,
+            max_duration_seconds, max_blocked_seconds, max_waiting_for_dependencies_seconds, max_waiting_for_retry_seconds,
+            max_steps_in_process_seconds, staleness_action, identity_strategy, identity_window_seconds, max_tasks)
+        select p_namespace, p_name, p_version, p_revision, p_spec, json_array_length(p_steps), (
+                select count(*) from json_array_elements(p_steps) as step where step ->> 'type' = 'batch_worker'),
+            coalesce(l.on_failure, 'fail'), l.max_duration_seconds, l.max_blocked_seconds,
+            l.max_waiting_for_dependencies_seconds, l.max_waiting_for_retry_seconds, l.max_steps_in_process_seconds,
+            coalesce(l.staleness_action, 'dlq'), coalesce(p_spec #>> '{identity,strategy}', 'alwaysUnique'),
+            (p_spec #>> '{identity,window_seconds}')::integer, (p_spec #>> '{concurrency,max_tasks}')::integer
+        from json_to_record(p_lifecycle) as l(
+            on_failure tasker.failure_rule, max_duration_seconds integer, max_blocked_seconds integer,
+            max_waiting_for_dependencies_seconds integer, max_waiting_for_retry_seconds integer,
+            max_steps_in_process_seconds integer, staleness_action tasker.staleness_action)
         returning templates.template_id into v_template_id;
         insert into tasker.definitions (definition_id, template_id, position, name, type, callable, method, resolver,
             configuration, condition, result_schema, dependency_count, is_leaf, result_positions, batch_positions, batch,
             worker_position, parallelism, failure_strategy, max_attempts, backoff, base_ms, max_ms, jitter, timeout_ms,
-            schedule_timeout_ms)
+            schedule_timeout_ms, worker_timeout_ms)
         select tasker.first_definition_id(v_template_id) + step.place - 1, v_template_id, step.place - 1, s.name,
             coalesce(s.type, 'standard'), s.callable, s.method, s.resolver, s.configuration, s.condition, s.result_schema,
             s.dependency_count, s.is_leaf, s.result_positions, s.batch_positions, s.batch, s.worker_position,
             s.parallelism, s.failure_strategy, s.max_attempts, s.backoff, s.base_ms, s.max_ms, s.jitter, s.timeout_ms,
-            s.schedule_timeout_ms
+            s.schedule_timeout_ms, s.worker_timeout_ms
         from json_array_elements(p_steps) with ordinality as step(value, place)
         cross join lateral json_to_record(step.value) as s(
             name text, type tasker.step_type, callable text, method text, resolver text, configuration json,
             condition text, result_schema json, dependency_count integer, is_leaf boolean, result_positions integer[],
             batch_positions integer[], batch json, worker_position integer, parallelism integer,
             failure_strategy tasker.failure_strategy, max_attempts integer, backoff tasker.backoff, base_ms integer,
-            max_ms integer, jitter double precision, timeout_ms integer, schedule_timeout_ms integer);
+            max_ms integer, jitter double precision, timeout_ms integer, schedule_timeout_ms integer,
+            worker_timeout_ms bigint);
         with edge as (
             select d.definition_id, d.type, tasker.first_definition_id(v_template_id) + d.worker_position as worker_id,
                 tasker.first_definition_id(v_template_id) + (given ->> 1)::integer as to_definition_id
@@ -152,7 +161,7 @@ begin
     ), fresh as (
         insert into tasker.tasks (task_id, task_uuid, namespace, template_id, limited_as, state, holds, priority, next_place,
             total_steps, remaining_steps, active_steps, context, correlation_id, parent_correlation_id, initiator, source_system,
-            reason, tags, origin_uid, origin_name, deadline, created_at, started_at)
+            reason, tags, origin_uid, origin_name, blocks_on_failure, limits_states, deadline, created_at, started_at)
         select v_new_ids[r.place], v_new_uuids[r.place], p_namespace, template.template_id, limit_.name,
             case when limit_.name is null then 'steps_in_process' else 'pending' end::tasker.task_state,
             case when r.suspended
@@ -164,7 +173,9 @@ begin
                 where d.template_id = template.template_id and d.dependency_count = 0) else 0 end,
             coalesce(r.context, '{}'), coalesce(r.correlation_id, gen_random_uuid()::text), r.parent_correlation_id,
             r.initiator, r.source_system, r.reason, coalesce(r.tags, '{}'), r.origin_uid, r.origin_name,
-            v_now + r.deadline_seconds * interval '1 second', v_now, case when limit_.name is null then v_now end
+            template.on_failure = 'block', template.limits_states,
+            v_now + least(r.deadline_seconds, template.max_duration_seconds) * interval '1 second', v_now,
+            case when limit_.name is null then v_now end
         from request r
         join tasker.templates template on template.template_id = v_template_ids[r.place]
         left join unnest(v_limited) as limit_(name) on limit_.name = template.name

@@ -43,10 +43,11 @@ begin
     return cardinality(v_due);
 end $$;
 
--- Fails steps that waited in the queue longer than their template allows, without running them; the caller holds their
--- tasks' rows. The log shows the attempt that was never given to a worker as started and failed in one moment.
-create or replace function tasker.expire_queued_steps(p_step_ids bigint[], p_actor text, p_now timestamptz)
-returns integer language plpgsql as $$
+-- Fails steps that waited in the queue longer than their template allows, without running them, with an error type and
+-- message that say for what; the caller holds their tasks' rows. The log shows the attempt that was never given to a worker as started and failed in one moment.
+create or replace function tasker.expire_queued_steps(
+    p_step_ids bigint[], p_actor text, p_now timestamptz, p_error_type text, p_message text
+) returns integer language plpgsql as $$
 declare
     v_nobody tasker.workers;
     v_taken bigint[];
@@ -66,9 +67,8 @@ begin
     from tasker.leases where step_id = any (v_taken);
     perform from tasker.apply_outcomes(v_nobody.actor_id, v_taken, v_fences,
         array_fill('fail'::text, array[cardinality(v_taken)]),
-        p_error_types => array_fill('schedule_timeout'::text, array[cardinality(v_taken)]),
-        p_messages => array_fill(
-            'no worker took the step within its scheduleTimeoutSeconds'::text, array[cardinality(v_taken)]),
+        p_error_types => array_fill(p_error_type, array[cardinality(v_taken)]),
+        p_messages => array_fill(p_message, array[cardinality(v_taken)]),
         p_retryable => array_fill(false, array[cardinality(v_taken)]));
     return cardinality(v_taken);
 end $$;
@@ -285,7 +285,8 @@ begin
     join tasker.steps s on s.step_id = r.step_id
     join tasker.definitions d on d.definition_id = s.definition_id
     where r.ready_at + d.schedule_timeout_ms * interval '1 millisecond' <= due.due_at;
-    return tasker.expire_queued_steps(v_step_ids, p_actor, tasker.now());
+    return tasker.expire_queued_steps(v_step_ids, p_actor, tasker.now(), 'schedule_timeout',
+        'no worker took the step within its scheduleTimeoutSeconds');
 end $$;
 
 create or replace function tasker.due_deadlines_passed(p_limit integer, p_now timestamptz) returns bigint[]
@@ -299,7 +300,7 @@ declare
     v_late integer;
 begin
     select count(*) into v_late from unnest(v_tasks) as late(task_id)
-    where tasker.fail_task(task_id, p_actor, 'deadline_exceeded', 'the task passed its deadline');
+    where tasker.fail_late_task(task_id, p_actor);
     return v_late;
 end $$;
 
@@ -379,7 +380,8 @@ begin
     perform tasker.note_sweep(v_now);
 
     foreach v_repair in array array['leases_expired', 'workers_expired', 'attempts_timed_out', 'retries_due',
-        'schedule_timeouts', 'deadlines_passed', 'admissions', 'lost_steps_requeued', 'identities_expired']
+        'schedule_timeouts', 'workers_awaited', 'deadlines_passed', 'state_limits_passed', 'admissions',
+        'lost_steps_requeued', 'identities_expired']
     loop
         v_repaired := 0;
         v_ids := null;

@@ -47,6 +47,7 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
         select jsonb_build_object('max_tasks', l.max_tasks, 'taken', tasker.admitted_runs(l.namespace, l.template_name))
         from tasker.concurrency_limits l where l.namespace = t.namespace and l.template_name = t.limited_as
     ) end as waiting_for_place,
+    case when t.completed_at is null then t.stale ->> 'message' end as stale,
     coalesce((
         select jsonb_agg(jsonb_build_object('callable', missing.callable, 'steps', missing.steps, 'since', missing.since))
         from (

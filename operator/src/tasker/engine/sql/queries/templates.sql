@@ -1,7 +1,8 @@
 -- name: register_template
 -- Stores a template revision, or activates it again.
 select template_id, created
-from tasker.register_template(%(namespace)s, %(name)s, %(version)s, %(revision)s, %(spec)s, %(steps)s, %(edges)s);
+from tasker.register_template(%(namespace)s, %(name)s, %(version)s, %(revision)s, %(spec)s, %(steps)s, %(edges)s,
+    %(lifecycle)s);
 
 -- name: current_templates
 -- Which revisions new runs get that ask for these names and versions, in their order, and how these tell runs apart;
