@@ -206,6 +206,22 @@ async def test_a_run_that_waits_can_be_cancelled_and_its_deadline_ends_it(lab: L
     assert await sound(lab)
 
 
+async def test_a_run_that_is_taken_up_again_does_not_wait_and_counts(lab: Lab) -> None:
+    await limited(lab, 1, step("a", retry={"retryable": False}))
+    first, second, third = [await lab.submit() for _ in range(3)]
+    worker = await lab.worker()
+    await worker.settle(failure(await worker.claim_one(), retryable=False))
+    assert await states(lab, first, second, third) == ["error", "steps_in_process", "pending"]
+    await lab.rows("select tasker.put_back_dead_letter(entry_uuid, 'ann', 'x') from tasker.dead_letters")
+    assert await states(lab, first, second, third) == ["steps_in_process", "steps_in_process", "pending"]
+    assert (await lab.engine.tasks.read(third)).waiting_for_place == WaitingForPlace(max_tasks=1, taken=2)
+    await lab.engine.actions.cancel(second, actor="ann", reason="x")
+    assert await lab.state(third) == "pending"
+    await worker.settle(success(await worker.claim_one()))
+    assert await states(lab, first, third) == ["complete", "steps_in_process"]
+    assert await sound(lab)
+
+
 async def test_a_changed_limit_holds_for_those_that_wait(lab: Lab) -> None:
     await limited(lab, 1)
     tasks = [await lab.submit() for _ in range(6)]
