@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.cluster import Namespace
-from support.examples import NAMES, folder_of, load_manifests, load_template
+from support.examples import NAMES, folder_of, load_manifests, load_templates
 from support.waiting import eventually
 
 EXPECTED_STATE = "tasker.dev/expected-state"
@@ -31,7 +31,8 @@ def test_an_example_ends_as_it_says_and_leaves_no_worker(namespace: Namespace, n
     eventually(ended, timeout=60, interval=0.2)
     for task, state in expected.items():
         namespace.wait(f"condition=Succeeded={state == 'complete'}", f"task/{task}")
-    assert namespace.condition("tasktemplate", load_template(name)["metadata"]["name"], "Ready")[0] == "True"
+    for template in load_templates(name):
+        assert namespace.condition("tasktemplate", template["metadata"]["name"], "Ready")[0] == "True"
 
     def empty() -> bool:
         status = namespace.status("workerpool", pool["metadata"]["name"])

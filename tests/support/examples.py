@@ -34,6 +34,11 @@ def load_manifests(name: str, file: str) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(text) if document]
 
 
+def load_templates(name: str) -> list[dict[str, Any]]:
+    """The example's TaskTemplates: one in most."""
+    return load_manifests(name, "template.yaml")
+
+
 def load_template(name: str) -> dict[str, Any]:
-    (template,) = load_manifests(name, "template.yaml")
+    (template,) = load_templates(name)
     return template

@@ -13,6 +13,17 @@ where t.completed_at is null and not t.suspended and t.state <> 'blocked_by_fail
     and not exists (select from tasker.leases l where tasker.task_of_step(l.step_id) = t.task_id)
     and not exists (select from tasker.timers x where x.task_id = t.task_id and x.kind = 'retry');
 
+-- name: I1_an_open_run_with_a_deadline_has_its_timer
+-- One, for that time.
+select format('task %s has the deadline %s and timers for %s', t.task_id, coalesce(t.deadline::text, 'never'), timed.due_at)
+    as violation
+from tasker.tasks t
+cross join lateral (
+    select coalesce(array_agg(x.due_at), '{}') as due_at from tasker.timers x
+    where x.task_id = t.task_id and x.kind = 'deadline'
+) as timed
+where timed.due_at <> case when t.completed_at is null and t.deadline is not null then array[t.deadline] else '{}' end;
+
 -- name: I1_a_step_is_where_its_state_says
 -- In the queue exactly when enqueued in a run that is not suspended; held exactly when in progress; a timer for a retry.
 select format('step %s is %s with %s rows of ready_steps, %s leases and %s retry timers; its task is %s', s.step_id,
@@ -94,25 +105,42 @@ group by t.task_id, template.template_id
 having count(x.timer_id) <> (tasker.state_limit(template, t.state) is not null and t.completed_at is null)::integer;
 
 -- name: I1_a_step_waits_for_as_many_as_are_not_done
--- The count on a pending step is that of its parents that are not done, and only such a step is pending; but in a run that
--- waits for its place, every step is.
-select format('step %s is %s with %s unmet dependencies; %s of its parents are not done', s.step_id, s.state,
-    s.open_edges, count(p.step_id)) as violation
+-- The counts on a step are those of its parents that are not done and of those that do not want it, and only a step with
+-- the first is pending, or one of a run that waits for its place. One that was ended by hand may have been so before its
+-- parents.
+select format('step %s is %s with %s unmet dependencies, %s void; %s of its parents are not done, %s are void', s.step_id,
+    s.state, s.open_edges, s.void_edges, parents.open, parents.void) as violation
 from tasker.steps s
-left join tasker.definition_edges e on e.to_definition_id = s.definition_id and e.kind in ('plain', 'choice')
-left join tasker.definitions d on d.definition_id = e.from_definition_id
-left join tasker.definition_edges b on b.to_definition_id = e.from_definition_id and b.kind = 'batch'
-left join tasker.steps p
-    on p.step_id = tasker.first_step_id(tasker.task_of_step(s.step_id))
-        + tasker.place_of(case when d.type = 'batch_worker' then b.from_definition_id else e.from_definition_id end)
-    and (p.state not in ('complete', 'resolved_manually', 'skipped') or d.type = 'batch_worker' and exists (
-        select from tasker.step_batches x
-        where x.task_id = tasker.task_of_step(s.step_id) and x.definition_id = d.definition_id and x.open > 0))
-where not tasker.is_of_batch(s.definition_id, s.step_id)
-group by s.step_id
-having s.state not in ('cancelled', 'skipped')
-    and (s.open_edges <> count(p.step_id) or (s.state = 'pending') <> (count(p.step_id) > 0 or exists (
-        select from tasker.tasks t where t.task_id = tasker.task_of_step(s.step_id) and t.state = 'pending')));
+cross join lateral (
+    select count(*) filter (where arrow.is_open) as open, count(*) filter (where arrow.is_void and not arrow.is_open) as void
+    from (
+        select p.state not in ('complete', 'resolved_manually', 'skipped') or d.type = 'batch_worker' and batches.open > 0
+                as is_open,
+            p.state = 'skipped' or d.type = 'batch_worker' and batches.every = 0 or e.kind = 'choice'
+                and tasker.place_of(s.step_id) <> all (coalesce(p.chosen, '{}')) as is_void
+        from tasker.definition_edges e
+        join tasker.definitions d on d.definition_id = e.from_definition_id
+        left join tasker.definition_edges b on b.to_definition_id = e.from_definition_id and b.kind = 'batch'
+        join tasker.steps p on p.step_id = tasker.first_step_id(tasker.task_of_step(s.step_id))
+            + tasker.place_of(case when d.type = 'batch_worker' then b.from_definition_id else e.from_definition_id end)
+        cross join lateral (
+            select count(*) as every, coalesce(sum(x.open), 0) as open from tasker.step_batches x
+            where x.task_id = tasker.task_of_step(s.step_id) and x.definition_id = d.definition_id
+        ) as batches
+        where e.to_definition_id = s.definition_id and e.kind in ('plain', 'choice')
+    ) as arrow
+) as parents
+cross join lateral (
+    select coalesce((
+        select x.metadata ->> 'action' in ('resolve', 'complete', 'skip') from tasker.step_log x
+        where x.step_id = s.step_id order by x.log_id desc limit 1
+    ), false) as by_hand
+) as last
+where s.state <> 'cancelled' and not tasker.is_of_batch(s.definition_id, s.step_id) and case
+    when last.by_hand and s.state in ('complete', 'resolved_manually', 'skipped') then s.open_edges <> 0
+    else s.open_edges <> parents.open or s.void_edges <> parents.void
+        or (s.state = 'pending') <> (parents.open > 0 or exists (
+            select from tasker.tasks t where t.task_id = tasker.task_of_step(s.step_id) and t.state = 'pending')) end;
 
 -- name: I8_no_run_was_admitted_beyond_the_places_of_its_template
 -- At each admission, as many of those that had been admitted before were under way as were allowed then. Not
@@ -129,21 +157,22 @@ cross join lateral (
             select from tasker.task_log x
             where x.task_id = other.task_id and x.passage = 'admitted' and x.log_id <= admission.log_id)
         and not exists (
-            select from tasker.task_log x where x.task_id = other.task_id and x.passage in ('taken_up', 'run_again'))
+            select from tasker.task_log x where x.task_id = other.task_id and (
+                x.passage = 'taken_up' or x.passage::text like 'run_again%'))
 ) as under_way
 where admission.passage = 'admitted' and under_way.runs > (admission.metadata ->> 'max_tasks')::integer;
 
 -- name: I8_a_run_of_a_limited_template_was_admitted_before_it_began
--- Or it was there before the limit was.
-select format('task %s is %s, was admitted %s times and began at %s', t.task_id, t.state, log.admissions, t.started_at)
+-- Once; or it was there before the limit was, or was cancelled while it waited and then run again.
+select format('task %s is %s, was admitted %s times and began at %s', t.task_id, t.state, log.beginnings, t.started_at)
     as violation
 from tasker.tasks t
 cross join lateral (
-    select count(*) filter (where x.passage = 'admitted') as admissions,
-        count(*) filter (where x.passage = 'submitted') as submissions
+    select count(*) filter (where x.passage in ('admitted', 'submitted')) as beginnings,
+        count(*) filter (where x.passage = 'run_again_cancelled') as runs_again
     from tasker.task_log x where x.task_id = t.task_id
 ) as log
-where log.admissions + log.submissions <> (t.started_at is not null)::integer;
+where log.beginnings > 1 or (log.beginnings + log.runs_again > 0) <> (t.started_at is not null);
 
 -- name: I8_the_runs_of_limited_templates_are_noted_beside
 -- Exactly those that are open, as admitted when they are not pending.
@@ -188,7 +217,7 @@ where c.size <> b.size or t.completed_at is null and (
 
 -- name: I3_a_step_runs_or_is_skipped_as_its_arrows_say
 -- Once all it depends on has ended: a standard step runs when no arrow is void, a deferred convergence when one is
--- satisfied; one that was skipped while it waited was not to run.
+-- satisfied; one that was skipped while it waited was not to run. People may end a step as they like.
 select format('step %s, %s, is %s with %s of %s arrows void', s.step_id, d.type, s.state, s.void_edges, d.dependency_count)
     as violation
 from tasker.steps s join tasker.definitions d
@@ -196,36 +225,47 @@ from tasker.steps s join tasker.definitions d
 cross join lateral (
     select s.void_edges = 0 or d.type = 'deferred_convergence' and s.void_edges < d.dependency_count as runs
 ) as rule
+left join lateral (
+    select x.passage, coalesce(x.metadata ->> 'action' in ('resolve', 'complete', 'skip'), false) as by_hand
+    from tasker.step_log x where x.step_id = s.step_id order by x.log_id desc limit 1
+) as last on true
 where s.void_edges > d.dependency_count
-    or s.attempts > 0 and not rule.runs
-    or s.state in ('enqueued', 'in_progress', 'waiting_for_retry', 'error', 'complete') and not rule.runs
-    or exists (
-        select from tasker.step_log x where x.step_id = s.step_id and x.passage = 'skipped_pending'
-    ) <> (s.state = 'skipped' and not rule.runs);
+    or s.attempts > 0 and not rule.runs and not exists (
+        select from tasker.step_transitions x where x.step_id = s.step_id and x.event in ('rerun', 'revive'))
+    or s.state in ('enqueued', 'in_progress', 'waiting_for_retry', 'error') and not rule.runs
+    or not coalesce(last.by_hand, false) and (
+        s.state = 'complete' and not rule.runs
+        or coalesce(last.passage = 'skipped_pending', false) <> (s.state = 'skipped' and not rule.runs));
 
 -- name: I2_an_attempt_has_one_outcome
--- Between two starts of a step exactly one thing ends the attempt; the last may be open or ended by the end of the run.
+-- Between two starts of a step exactly one thing ends the attempt; the last may be open. After a result that was recorded
+-- there is another only when people wanted it.
 select format('step %s: after %s at %s comes %s', step_id, event, transition_id, next_event) as violation
 from (
     select step_id, event, transition_id,
-        lead(event) over (partition by step_id order by transition_id) as next_event
+        lead(event) over w as next_event, lead(transition_id) over w as next_id
     from tasker.step_transitions
-    where event in ('start', 'submit_result', 'submit_error', 'lease_expired', 'released')
-        or event = 'skip' and from_state = 'in_progress'
+    where event = 'start' or from_state = 'in_progress'
+    window w as (partition by step_id order by transition_id)
 ) as hops
 where (event = 'start') = (next_event = 'start')
-    or event <> 'start' and next_event is not null and next_event <> 'start'
-    or event = 'submit_result' and next_event is not null;
+    or event = 'submit_result' and next_event is not null and not exists (
+        select from tasker.step_transitions x
+        where x.step_id = hops.step_id and x.event in ('rerun', 'reset_for_retry')
+            and x.transition_id between hops.transition_id and hops.next_id);
 
 -- name: I2_a_result_is_recorded_once_and_a_failure_once_an_attempt
--- One hop to complete for a complete step, none for others; one row of step_failures for each failed attempt.
-select format('step %s is %s with %s completions, %s failed attempts and failures of attempts %s', s.step_id, s.state,
-    done.completions, done.failures, failed.attempts) as violation
+-- A step is complete, or failed for good, as often as it left that again, and once more when it is so now; one row of
+-- step_failures for each failed attempt, all of them from the first on unless it ran again for another reason.
+select format('step %s is %s with %s completions, %s failed attempts, %s of them final, and failures of attempts %s, %s of '
+    'them final', s.step_id, s.state, done.completions, done.failures, done.finals, failed.attempts, failed.final) as violation
 from tasker.steps s
 cross join lateral (
-    select count(*) filter (where x.event = 'complete') as completions,
+    select count(*) filter (where x.to_state = 'complete') - count(*) filter (where x.from_state = 'complete') as completions,
+        count(*) filter (where x.to_state = 'error') - count(*) filter (where x.from_state = 'error') as errors,
         count(*) filter (where x.event in ('submit_error', 'lease_expired')) as failures,
-        count(*) filter (where x.from_state = 'error') as taken_up
+        count(*) filter (where x.to_state = 'error') as finals,
+        coalesce(bool_or(x.event in ('rerun', 'revive')), false) as sent_back
     from tasker.step_transitions x where x.step_id = s.step_id
 ) as done
 cross join lateral (
@@ -234,35 +274,42 @@ cross join lateral (
     from tasker.step_failures f where f.step_id = s.step_id
 ) as failed
 where done.completions <> (s.state = 'complete')::integer
-    or failed.attempts <> array(select generate_series(1, done.failures)::integer)
-    or failed.final <> (s.state = 'error')::integer + done.taken_up;
+    or done.errors <> (s.state = 'error')::integer
+    or failed.final <> done.finals
+    or cardinality(failed.attempts) <> done.failures
+    or failed.attempts <> case
+        when done.sent_back then array(select distinct a from unnest(failed.attempts) as each(a) order by a)
+        else array(select generate_series(1, done.failures)::integer) end;
 
 -- name: I3_no_step_starts_before_its_dependencies_allow
--- Every start comes after the completion of every parent.
-select format('step %s started at %s, its parent %s ended at %s', starts.step_id, starts.first_start,
-    tasker.first_step_id(t.task_id) + tasker.place_of(e.from_definition_id), ends.completed) as violation
-from (
-    select step_id, min(transition_id) as first_start from tasker.step_transitions
-    where event in ('enqueue', 'start') group by step_id
-) as starts
+-- Whenever a step starts, every parent is done.
+with hops as materialized (
+    select step_id, transition_id, event, to_state, lead(transition_id) over (
+        partition by step_id order by transition_id) as until
+    from tasker.step_transitions
+)
+select format('step %s has %s at %s, its parent %s is %s then', starts.step_id, starts.event, starts.transition_id,
+    tasker.first_step_id(t.task_id) + tasker.place_of(e.from_definition_id), coalesce(parent.to_state, 'pending')) as violation
+from hops starts
 join tasker.tasks t on t.task_id = tasker.task_of_step(starts.step_id)
 join tasker.definition_edges e on e.to_definition_id = tasker.first_definition_id(t.template_id)
     + tasker.place_of(starts.step_id) and e.kind in ('plain', 'choice')
 join tasker.definitions d on d.definition_id = e.from_definition_id and d.type <> 'batch_worker'
-left join (
-    select step_id, max(transition_id) as completed from tasker.step_transitions
-    where to_state in ('complete', 'resolved_manually', 'skipped') group by step_id
-) as ends on ends.step_id = tasker.first_step_id(t.task_id) + tasker.place_of(e.from_definition_id)
-where ends.completed is null or ends.completed > starts.first_start;
+left join hops parent on parent.step_id = tasker.first_step_id(t.task_id) + tasker.place_of(e.from_definition_id)
+    and parent.transition_id < starts.transition_id
+    and (parent.until is null or starts.transition_id < parent.until)
+where starts.event in ('enqueue', 'start')
+    and coalesce(parent.to_state, 'pending') not in ('complete', 'resolved_manually', 'skipped');
 
 -- name: I4_attempts_are_starts_less_releases_and_never_over_the_maximum
--- One that was skipped in a worker's hands counts like one that was released.
+-- One that its worker skipped counts like one that was released; one that people skipped meanwhile may have done something.
 select format('step %s counts %s attempts of at most %s; its log %s starts and %s releases', s.step_id, s.attempts,
     s.attempts_allowed, coalesce(log.starts, 0), coalesce(log.releases, 0)) as violation
 from tasker.steps s
 left join lateral (
     select count(*) filter (where x.event = 'start') as starts,
-        count(*) filter (where x.event = 'released' or x.event = 'skip' and x.from_state = 'in_progress') as releases
+        count(*) filter (where x.event = 'released'
+            or x.event = 'skip' and x.from_state = 'in_progress' and x.metadata is null) as releases
     from tasker.step_transitions x where x.step_id = s.step_id
 ) as log on true
 where s.attempts <> log.starts - log.releases or s.attempts > s.attempts_allowed;

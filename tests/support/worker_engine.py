@@ -19,6 +19,7 @@ from tasker_worker.execution import Executor
 from tasker_worker.fetching import ResultFetcher
 from tasker_worker.gateway import Locked, Offer, Renewal
 from tasker_worker.metrics import WorkerMetrics
+from tasker_worker.services import WorkerServices
 
 _fences = itertools.count(1)
 
@@ -61,6 +62,8 @@ def told(outcome: Outcome | None) -> dict[str, Any]:
     for name in ("result", "metadata"):
         if fields[name] is not None:
             fields[name] = json.loads(fields[name])
+    batches = fields.pop("batches")
+    assert (batches is not None) is (outcome.kind is OutcomeKind.DIVIDE)
     has = {"kind"} | {name for name in ("metadata", "branches") if getattr(outcome, name) is not None}
     if outcome.succeeded:
         has.add("result")
@@ -84,6 +87,10 @@ class MemoryEngine:
         self.results: dict[str, str] = {}  # JSON texts by step name, for claims that name them as left out
         self.read_faults: deque[Exception] = deque()
         self.reads: list[tuple[int, str]] = []  # fence, step name
+        self.divided: list[int] = []  # fences of calls of create_batches
+        self.checkpoint_faults: deque[Exception] = deque()
+        self.checkpoints: list[tuple[int, str]] = []  # fence, JSON text
+        self.batch_results: dict[str, list[tuple[int, str, str]]] = {}  # rows by node
         self.closed = 0
         self.locked: set[int] = set()  # fences of claims whose run somebody holds
         self.locked_after: set[int] = set()  # those whose run is held from the next late fault on
@@ -99,6 +106,7 @@ class MemoryEngine:
         """Have the same data as another one, as two connections of one database do."""
         self.queue, self.settled, self.lost = other.queue, other.settled, other.lost
         self.refused, self.locked = other.refused, other.locked
+        self.divided, self.checkpoints, self.batch_results = other.divided, other.checkpoints, other.batch_results
 
     async def claim(self, worker: str, limit: int) -> list[Claim]:
         await self._enter("claim", 0, limit, self.claim_faults)
@@ -124,6 +132,24 @@ class MemoryEngine:
             self.locked |= self.locked_after
             raise self.late_settle_faults.popleft()
         return Answer(frozenset(stale), self._take(claim_limit), 0, 0)
+
+    async def create_batches(self, worker: str, settlement: Settlement, claim_limit: int) -> Answer:
+        self.divided.append(settlement.fence)
+        return await self.settle(worker, [settlement], claim_limit)
+
+    async def save_checkpoint(self, worker: str, step_id: int, fence: int, checkpoint: str) -> bool:
+        await self._enter("checkpoint", 0, 0, self.checkpoint_faults)
+        if fence in self.lost or fence in self.settled:
+            return False
+        self.checkpoints.append((fence, checkpoint))
+        return True
+
+    async def read_batch_results(
+        self, worker: str, step_id: int, fence: int, node: str, after: int, limit: int
+    ) -> list[tuple[int, str, str]]:
+        await self._enter("page", 0, limit, self.read_faults)
+        rows = self.batch_results.get(node, ())
+        return [] if fence in self.lost else [row for row in rows if row[0] > after][:limit]
 
     async def read_result(self, worker: str, step_id: int, fence: int, name: str) -> str | None:
         self.reads.append((fence, name))
@@ -235,6 +261,8 @@ class Rig:
         self.engine_for_locked.share(self.engine)
         self.engine_for_results = MemoryEngine()
         self.engine_for_results.share(self.engine)
+        self.engine_for_handlers = MemoryEngine()
+        self.engine_for_handlers.share(self.engine)
         self.metrics = WorkerMetrics()
         self.hints = Hints()
         self.exchange = Exchange(
@@ -248,11 +276,13 @@ class Rig:
             hinter=self.hints,
         )
         self._settled = asyncio.Condition()
+        self.services = WorkerServices(self.engine_for_handlers, worker="worker")
         self.executor = Executor(
             registry,
             slots=slots,
             metrics=self.metrics,
             fetcher=ResultFetcher(self.engine_for_results, worker="worker"),
+            services=self.services,
             on_finished=self.exchange.finished,
             on_threads_back=self.exchange.hint,
         )
@@ -271,6 +301,7 @@ class Rig:
         self.exchange.stop(give_up_at=0)
         await asyncio.wait([self.task], timeout=10 * PATIENCE)
         await self.executor.close()
+        self.services.close()
         if self.task.done():
             self.task.result()
 

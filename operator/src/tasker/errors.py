@@ -6,14 +6,17 @@ TaskerError
 │   ├── InvalidTemplate
 │   ├── InvalidTask
 │   │   └── InvalidContext    its context does not meet the inputSchema of the template
+│   ├── InvalidAction
 │   ├── InvalidResource       an object of the cluster that this release cannot read
 │   └── InvalidMessage
 ├── NotFound
 │   ├── TemplateNotFound
 │   ├── TaskNotFound
+│   ├── StepNotFound
 │   ├── QueueNotFound
 │   └── DeadLetterNotFound
 ├── DuplicateTask             another run holds the place of the one that was submitted
+├── ActionRefused             a run or step is not in a state in which people may do this to it
 ├── Busy                      not now: enough of the kind is under way for this namespace
 ├── IllegalTransition         the database refused a move that the state machine does not have
 └── StoreError                the database could not do what was asked
@@ -70,6 +73,10 @@ class InvalidContext(InvalidTask):
         super().__init__(f"spec.context{pointer}", reason)
 
 
+class InvalidAction(InvalidInput):
+    """What somebody wants done to a run cannot be accepted."""
+
+
 class InvalidResource(InvalidInput):
     """An object of the cluster is not one that this release can read."""
 
@@ -117,6 +124,14 @@ class Busy(TaskerError):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         super().__init__(f"enough contexts of this namespace are being checked already: try again in {seconds:g} s")
+
+
+class StepNotFound(NotFound):
+    """The task has no such step."""
+
+
+class ActionRefused(TaskerError):
+    """The task or step is not in a state in which this can be done to it."""
 
 
 class IllegalTransition(TaskerError):

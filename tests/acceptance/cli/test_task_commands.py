@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import psycopg
 
-from support.engine import Lab, open_lab, step, success
+from support.engine import Lab, failure, open_lab, step, success
 
 
-def tasker_task(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def tasker_task(url: str, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tasker", "task", *arguments],
         env={**os.environ, "DATABASE_URL": url, "LOGNAME": "ann"},
+        input=given,
         capture_output=True,
         text=True,
         timeout=60,
@@ -83,3 +85,98 @@ async def history(lab: Lab) -> list[tuple[str, str, str]]:
             " where l.metadata is not null order by l.log_id"
         )
         return [(str(passage), str(actor), str(reason)) for passage, actor, reason in await rows.fetchall()]
+
+
+def repaired(url: str, command: str, task: UUID, name: str, *more: str) -> list[str]:
+    """What a command on a step that succeeds says, without the names."""
+    ran = tasker_task(url, command, str(task), name, "--reason", "a wrong price", *more)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return [line.replace(f"step {name} of task {task} ", "") for line in ran.stdout.splitlines()]
+
+
+async def test_a_run_is_repaired_by_hand_step_by_step(database_url: str, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    result.write_text('{"price": 24.5}', encoding="utf-8")
+    async with open_lab(database_url) as lab:
+        task = await lab.run(
+            step("fetch"), step("route", "fetch", type="decision"), step("ask", "route"), step("pay", "route")
+        )
+        worker = await lab.worker()
+        await worker.settle(failure(await worker.claim_one(), retryable=False))
+        assert repaired(database_url, "reset-step", task, "fetch") == [
+            "is reset",
+            "the task is steps_in_process, 0/4 steps done",
+        ]
+        assert repaired(database_url, "reset-step", task, "fetch")[0] == "is in the queue or runs already"
+        assert repaired(database_url, "complete-step", task, "fetch", "--result", f"@{result}") == [
+            "is complete",
+            "the task is steps_in_process, 1/4 steps done",
+        ]
+        (claim,) = await worker.claim()
+        assert claim.row["dependency_results"] == {"fetch": {"price": 24.5}}
+        chosen = repaired(database_url, "complete-step", task, "route", "--result", "null", "--branches", " ask, pay")
+        assert chosen[0] == "is complete"
+        assert (await worker.renew(claim)).lost_fences == [claim.fence]
+        assert repaired(database_url, "resolve-step", task, "ask")[0] == "is resolved"
+        assert repaired(database_url, "resolve-step", task, "ask")[0] == "was resolved already"
+        assert repaired(database_url, "skip-step", task, "pay") == [
+            "is skipped",
+            "the task is complete, 4/4 steps done",
+        ]
+        assert repaired(database_url, "rerun", task, "route", "--deadline", "60", "--actor", "ben") == [
+            "runs again, with 2 more",
+            "the task is steps_in_process, 1/4 steps done",
+        ]
+        assert repaired(database_url, "rerun", task, "ask")[0] == "has not begun, nor has what depends on it"
+        assert said(database_url, "suspend", task) == "is suspended"
+        left_out = repaired(database_url, "complete-step", task, "route", "--result", "1", "--branches", "")
+        assert left_out == ["is complete", "the task is complete, 4/4 steps done"]
+        assert repaired(database_url, "rerun", task, "route") == [
+            "runs again, with 2 more",
+            "the task is steps_in_process but suspended: nothing starts until it is resumed, 1/4 steps done",
+        ]
+        assert ("run_again_complete", "ben", "a wrong price") in await history(lab)
+
+
+async def test_what_cannot_be_done_to_a_step_is_said(database_url: str) -> None:
+    async with open_lab(database_url) as lab:
+        task = await lab.run(step("a"), step("b", "a"), origin_uid="uid-1")
+        await (await lab.worker()).run_all()
+
+        def refused(command: str, name: str, *more: str) -> str:
+            ran = tasker_task(database_url, command, str(task), name, "--reason", "x", *more)
+            assert (ran.returncode, ran.stdout) == (1, "")
+            return ran.stderr
+
+        assert refused("reset-step", "z") == f"error: task {task} has no step z\n"
+        assert refused("reset-step", "a") == (
+            f"error: step a of task {task} is complete: only one that failed or waits for its retry is reset\n"
+        )
+        for command in ("resolve-step", "skip-step"):
+            assert refused(command, "a") == (
+                f"error: step a of task {task} is complete: the task can only be run again from it\n"
+            )
+        assert refused("rerun", "a", "--deadline", "0").startswith("error: deadline: must be more than 0 and at most ")
+        assert repaired(database_url, "rerun", task, "b")[0] == "runs again"
+        await lab.engine.actions.cancel(task, actor="operator", reason="spec.cancel was set")
+        assert refused("rerun", "b") == (
+            f"error: the resource of task {task} says spec.cancel, which is final: create a new one\n"
+        )
+
+
+def test_a_result_that_is_none_is_wrong_usage(database_url: str) -> None:
+    for given, told in (
+        ("{", "this is no JSON: "),
+        ('{"a": 1, "a": 2}', "this is no JSON: 'a' is there twice"),
+        ("[" * 100_000, "this is no JSON: "),
+        ("@/nowhere", "/nowhere cannot be read: "),
+    ):
+        arguments = ("complete-step", str(uuid4()), "a", "--reason", "x", "--result")
+        ran = (
+            tasker_task(database_url, *arguments, "@-", given=given)
+            if len(given) > 1000
+            else tasker_task(database_url, *arguments, given)
+        )
+        assert ran.returncode == 2 and f"Invalid value for --result: {told}" in ran.stderr
+    ran = tasker_task(database_url, "complete-step", str(uuid4()), "a", "--reason", "x")
+    assert ran.returncode == 2 and "Missing option '--result'" in ran.stderr

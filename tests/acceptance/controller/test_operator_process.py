@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -20,6 +21,7 @@ import pytest
 from support.apiserver import REPOSITORY, Kubectl, RunningApiServer, api_server
 from support.cluster import pool, step, task, template
 from support.cut_proxy import cut_proxy
+from support.engine import open_lab
 from support.operator_process import OperatorProcess, running_operator
 from support.python_path import python_path
 from support.waiting import eventually, eventually_async
@@ -289,6 +291,38 @@ def test_every_status_becomes_right_although_the_api_server_fails_often(
     server.api.request("DELETE", "/debug/faults")
     for found in kubectl.get("tasks")["items"]:
         assert found["status"]["progress"] == "2/2"
+
+
+async def test_a_run_that_goes_on_after_its_end_is_shown_again_also_when_no_operator_saw_it(
+    kubectl: Kubectl, start_operator: StartOperator, database_url: str
+) -> None:
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = kubectl.get("task", "one")["status"]
+        return found
+
+    def shows(result: int) -> Callable[[], bool]:
+        return lambda: status().get("result") == {"b": result} and status()["phase"] == "Succeeded"
+
+    operator = start_operator()
+    operator.await_ready()
+    kubectl.apply(template("two", step("a"), step("b", after=["a"])))
+    kubectl.apply(task("one", "two"))
+    kubectl("wait", "--for=condition=Accepted", "task/one", "--timeout=15s")
+    uuid = UUID(status()["taskUuid"])
+    async with open_lab(database_url) as lab:
+        worker = await lab.worker(namespace="default", callables=["succeed"])
+        assert await worker.run_all(1) == ["a", "b"]
+        eventually(shows(1))
+        assert await lab.engine.actions.rerun(uuid, "b", actor="ann", reason="a wrong price") == 1
+        eventually(lambda: status()["phase"] == "Running")
+        assert not {"result", "completionTime"} & status().keys()
+        assert await worker.run_all(2) == ["b"]
+        eventually(shows(2))
+        assert operator.end() == 0
+        await lab.engine.actions.rerun(uuid, "b", actor="ann", reason="a wrong price")
+        assert await worker.run_all(3) == ["b"]
+        start_operator()
+        eventually(shows(3), timeout=20.0)
 
 
 def test_a_silent_watch_is_restarted_and_counted(

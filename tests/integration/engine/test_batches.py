@@ -389,6 +389,11 @@ async def test_results_of_many_workers_are_read_in_pages(lab: Lab) -> None:
     assert read == [f"work_{n:03}" for n in range(1, 251) if n != 7]
     stale = "select * from tasker.read_batch_results('shop', 'worker-1', %s, %s, 'work', 0, 90)"
     assert await lab.rows(stale, end.step_id, end.fence + 1) == []
+    unknown = stale.replace("'work'", "'divide'")
+    assert await lab.rows(unknown, end.step_id, end.fence + 1) == []
+    with pytest.raises(psycopg.Error, match="there is no batch_worker divide before this step") as refused:
+        await lab.rows(unknown, end.step_id, end.fence)
+    assert refused.value.sqlstate == "TK005"
 
 
 async def test_ten_thousand_workers_are_numbered_and_made_in_one_call(lab: Lab) -> None:

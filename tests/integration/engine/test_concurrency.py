@@ -11,6 +11,7 @@ import pytest
 
 from support.engine import NAMESPACE, NO_DELAY, SOON, Lab, SimulatedWorker, connect, failure, step, success
 from support.invariants import check_invariants
+from tasker.errors import ActionRefused
 from tasker.model.task import StepCounts, TaskRequest, WaitingForPlace
 
 TWO_STEPS = [step("a", retry=SOON), step("b", "a")]
@@ -220,6 +221,20 @@ async def test_a_run_that_is_taken_up_again_does_not_wait_and_counts(lab: Lab) -
     await worker.settle(success(await worker.claim_one()))
     assert await states(lab, first, third) == ["complete", "steps_in_process"]
     assert await sound(lab)
+
+
+async def test_nothing_is_done_to_the_steps_of_a_run_that_waits_but_one_that_was_cancelled_may_be_run_again(
+    lab: Lab,
+) -> None:
+    await limited(lab, 1)
+    first, waiting = await lab.submit(), await lab.submit()
+    with pytest.raises(ActionRefused, match="is pending"):
+        await lab.engine.actions.resolve_step(waiting, "a", actor="ann", reason="x")
+    assert await lab.step_states(waiting) == {"a": "pending", "b": "pending"}
+    await lab.engine.actions.cancel(waiting, actor="ann", reason="x")
+    await lab.engine.actions.rerun(waiting, "a", actor="ann", reason="x")
+    assert await states(lab, first, waiting) == ["steps_in_process", "steps_in_process"]
+    assert await check_invariants(lab.connection) == []
 
 
 async def test_a_changed_limit_holds_for_those_that_wait(lab: Lab) -> None:

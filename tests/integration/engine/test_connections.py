@@ -320,7 +320,9 @@ async def test_a_step_that_left_the_queue_is_not_failed_for_want_of_a_worker(lab
     step_ids = [row["step_id"] for row in (await lab.steps(task)).values()]
     await (await lab.worker()).claim_one()
     before = await lab.dump()
-    assert await lab.value("select tasker.expire_queued_steps(%s, 'me', tasker.now())", step_ids) == 0
+    assert (
+        await lab.value("select tasker.expire_queued_steps(%s::bigint[], 'me', tasker.now(), 'x', 'y')", step_ids) == 0
+    )
     assert await lab.dump() == before
 
 

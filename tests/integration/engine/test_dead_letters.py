@@ -9,7 +9,7 @@ import pytest
 
 from support.engine import NO_DELAY, SOON, Lab, SimulatedWorker, connect, decision, failure, step, success
 from support.invariants import check_invariants
-from tasker.errors import DeadLetterNotFound, IllegalTransition, InvalidInput, TaskNotFound
+from tasker.errors import ActionRefused, DeadLetterNotFound, InvalidInput, TaskNotFound
 from tasker.model.dead_letters import DeadLetter, DeadLetterDetails, DeadLetterReason, DeadLetterState
 
 
@@ -148,7 +148,7 @@ async def test_a_batch_that_fails_with_a_worker_makes_one_of_that(lab: Lab) -> N
     found = await details(lab)
     assert (found.entry.step, found.snapshot["step"]["name"]) == ("work_002", "work_002")
     assert found.snapshot["failures"][0]["step"] == "work_002"
-    with pytest.raises(IllegalTransition, match="step work_002 is a worker of a batch, which does not run again by it"):
+    with pytest.raises(ActionRefused, match="step work_002 is a worker of a batch, which does not run again by it"):
         await lab.engine.dead_letters.put_back(found.entry.entry_uuid, actor="ann")
     assert await check_invariants(lab.connection) == []
 
@@ -220,7 +220,7 @@ async def test_what_fails_again_under_an_open_one_is_told_in_it(lab: Lab) -> Non
     async with await connect(lab.url) as connection, connection.transaction():
         # Made to run again and failed within one transaction: nothing has dealt with it in between.
         await connection.execute(
-            "select tasker.run_failed_step_again(task_id, 'a', 'ann', 'x') from tasker.tasks where task_uuid = %s",
+            "select tasker.reset_step(task_id, 'a', 'ann', 'x') from tasker.tasks where task_uuid = %s",
             (task,),
         )
         other = SimulatedWorker(connection, worker.name)
@@ -279,15 +279,15 @@ async def test_what_cannot_run_again_is_not_put_back(lab: Lab) -> None:
     of_other = await letters.add(task, step="b", actor="ann")
     for refused, told in (
         (of_run, "the entry is of the whole run, which has no step to put back"),
-        (of_other, "the step has not failed"),
+        (of_other, "step b is in the queue or runs already"),
     ):
-        with pytest.raises(IllegalTransition, match=told):
+        with pytest.raises(ActionRefused, match=told):
             await letters.put_back(refused, actor="ann")
     await lab.clock.advance(60)
-    with pytest.raises(IllegalTransition, match="the run is past its deadline"):
+    with pytest.raises(ActionRefused, match=r"the deadline of task .* it needs a new one"):
         await letters.put_back(entry, actor="ann")
     await lab.engine.workers.sweep()
-    with pytest.raises(IllegalTransition, match="steps of the run were cancelled"):
+    with pytest.raises(ActionRefused, match=r"the deadline of task .* it needs a new one"):
         await letters.put_back(entry, actor="ann")
     assert await lab.state(task) == "error"
     cancelled = await lab.run(step("c"), step("d"))
@@ -295,7 +295,7 @@ async def test_what_cannot_run_again_is_not_put_back(lab: Lab) -> None:
     await worker.settle(failure(claims["c"], retryable=False))
     await lab.engine.actions.cancel(cancelled, actor="ann", reason="x")
     (entry_of_cancelled,) = (await letters.read_page(task_uuid=cancelled)).items
-    with pytest.raises(IllegalTransition, match="the run is cancelled: none of its steps runs again"):
+    with pytest.raises(ActionRefused, match="is cancelled: it can only be run again from one of its steps"):
         await letters.put_back(entry_of_cancelled.entry_uuid, actor="ann")
     assert await check_invariants(lab.connection) == []
 

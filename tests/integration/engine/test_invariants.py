@@ -35,6 +35,9 @@ async def busy_database(lab: Lab) -> None:
     )
     for number in range(2):
         await lab.submit("narrow", context={"number": number})
+    repaired = await lab.submit()
+    await lab.engine.actions.resolve_step(repaired, "c", actor="ann", reason="x")
+    await lab.submit(deadline_seconds=3600)
     await lab.submit()
     await lab.template(step("a"), name="limited", lifecycle={"maxStepsInProcessSeconds": 3600})
     await lab.submit("limited")
@@ -79,6 +82,10 @@ PICK = {
             "I1_a_limited_state",
         ),
         ("update tasker.steps set open_edges = 1 where step_id = {pending}", "I1_a_step_waits_for"),
+        ("update tasker.steps set void_edges = 1 where step_id = {pending}", "I1_a_step_waits_for"),
+        ("update tasker.steps set open_edges = 1 where state = 'resolved_manually'", "I1_a_step_waits_for"),
+        ("delete from tasker.timers where kind = 'deadline'", "I1_an_open_run_with_a_deadline"),
+        ("update tasker.timers set due_at = now() where kind = 'deadline'", "I1_an_open_run_with_a_deadline"),
         (STEP_PASSAGE + "({done}, 'completed', 1, now())", "I2_an_attempt"),
         (STEP_PASSAGE + "({done}, 'completed', 1, now())", "I2_a_result_is_recorded"),
         ("delete from tasker.step_failures where step_id = {failed}", "I2_a_result_is_recorded"),

@@ -63,6 +63,7 @@ async def populate(lab: Lab) -> None:
         "delete from tasker.ready_steps where tasker.task_of_step(step_id) % 2 = 0",
     )
     await lab.execute("delete from tasker.timers where task_id % 2 = 0")
+    await lab.execute("delete from tasker.open_tasks where task_id % 2 = 0")
     await lab.execute(
         "update tasker.steps set state = 'complete', open_edges = 0, completed_at = now(), result = '1',"
         " attempts = 1 where tasker.task_of_step(step_id) % 2 = 0"
@@ -332,6 +333,21 @@ async def test_cancelling_and_resuming(large: Lab) -> None:
             (row,) = await (await connection.execute(f"select tasker.{action} as done".encode())).fetchall()
             assert row["done"]
     account.assert_modest(150)
+
+
+async def test_repairing_a_run(large: Lab) -> None:
+    """An open one and one that has ended."""
+    async with accounting(large) as (connection, account):
+        for action in (
+            "complete_step(3, 's0', '1', null, 'me', 'x')",
+            "skip_step(3, 's1', 'me', 'x')",
+            "rerun_from(3, 's0', 'me', 'x')",
+            "resolve_step(3, 's0', 'me', 'x')",
+            "rerun_from(4, 's2', 'me', 'x')",
+        ):
+            (row,) = await (await connection.execute(f"select tasker.{action} as done".encode())).fetchall()
+            assert row["done"]
+    account.assert_modest(400)
 
 
 async def test_a_large_template_is_not_read_from_end_to_end_when_the_statistics_only_know_small_ones(

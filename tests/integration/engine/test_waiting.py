@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
+import psycopg
 import pytest
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-from support.engine import Lab, SimulatedWorker, connect, step, success
+from support.engine import Lab, Outcome, SimulatedWorker, connect, failure, step, success
+from support.invariants import check_invariants
 from support.waiting import eventually_async
 
 
@@ -115,3 +118,59 @@ async def test_workers_of_a_pool_that_register_at_once_never_wait_in_a_circle(ow
         await holder.execute("rollback")
         await asyncio.gather(*registering)
     assert await lab.rows("select callable from tasker.pool_callables") == [{"callable": "x"}]
+
+
+REPAIRS = {
+    "resolve_step(%s, 'a', 'ann', 'x')": "resolved_manually",
+    "complete_step(%s, 'a', '7', null, 'ann', 'x')": "complete",
+    "skip_step(%s, 'a', 'ann', 'x')": "skipped",
+    "rerun_from(%s, 'a', 'ann', 'x')": "enqueued",
+}
+
+
+@pytest.mark.parametrize("action", REPAIRS)
+async def test_who_repairs_a_step_waits_for_the_claim_that_is_just_made_of_it_and_voids_it(
+    lab: Lab, action: str
+) -> None:
+    """Else the worker would work on what is not in its hands any more, and nobody would tell it."""
+    await lab.clock.freeze()
+    task = await lab.run(step("a"), step("other"))
+    task_id = await lab.value("select task_id from tasker.tasks")
+    worker = await lab.worker()
+    async with await connect(lab.url) as claiming, await connect(lab.url) as repairing:
+        await claiming.execute("begin")
+        claims = {claim.step: claim for claim in await SimulatedWorker(claiming, "worker-1").claim()}
+        done = asyncio.ensure_future(repairing.execute(f"select tasker.{action} as done".encode(), (task_id,)))
+        await eventually_async(partial(waits, lab, repairing))
+        await claiming.execute("commit")
+        await done
+    assert (await lab.step_states(task))["a"] == REPAIRS[action]
+    assert (await worker.renew(*claims.values())).lost_fences == [claims["a"].fence]
+    assert (await worker.settle(success(claims["a"]))).stale == [claims["a"].step_id]
+    assert await check_invariants(lab.connection) == []
+
+
+@pytest.mark.parametrize("outcome", [success, failure])
+async def test_who_resets_a_step_sees_first_what_is_just_being_settled(
+    lab: Lab, outcome: Callable[..., Outcome]
+) -> None:
+    await lab.clock.freeze()
+    task = await lab.run(step("a", retry={"retryable": False}), step("other"))
+    task_id = await lab.value("select task_id from tasker.tasks")
+    worker = await lab.worker()
+    claims = {claim.step: claim for claim in await worker.claim()}
+    async with await connect(lab.url) as settling, await connect(lab.url) as repairing:
+        await settling.execute("begin")
+        await SimulatedWorker(settling, "worker-1").settle(outcome(claims["a"]))
+        done = asyncio.ensure_future(
+            repairing.execute("select tasker.reset_step(%s, 'a', 'ann', 'x') as done", (task_id,))
+        )
+        await eventually_async(partial(waits, lab, repairing))
+        await settling.execute("commit")
+        if outcome is success:
+            with pytest.raises(psycopg.Error, match="is complete"):
+                await done
+        else:
+            assert await (await done).fetchone() == {"done": True}
+    assert (await lab.step_states(task))["a"] == ("complete" if outcome is success else "enqueued")
+    assert await check_invariants(lab.connection) == []

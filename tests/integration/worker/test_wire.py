@@ -22,7 +22,7 @@ ROW = """kind text, step_id bigint, fence bigint, task_uuid uuid, step_uuid uuid
     template_version text, step_name text, step_type text, callable text, method text, resolver text, attempt integer,
     max_attempts integer, timeout_ms bigint, deadline timestamptz, correlation_id text, ready_at timestamptz,
     configuration json, inputs json, context json, dependency_results json, results_left text[], condition text,
-    result_schema json, dependents text[], ready_left integer, tasks_finished integer"""
+    result_schema json, dependents text[], batch json, checkpoint json, ready_left integer, tasks_finished integer"""
 
 FUNCTIONS = f"""
 create schema tasker;
@@ -35,11 +35,12 @@ create function tasker.claim_steps(p_namespace text, p_worker text, p_limit inte
     select 'claim', 7, 70, '11111111-1111-1111-1111-111111111111'::uuid, '22222222-2222-2222-2222-222222222222'::uuid,
         p_namespace, 'order', '1.0.0', 'route', 'decision', 'route', 'call', null, 1, 3, 5000, null::timestamptz, 'c',
         null::timestamptz, '{{}}'::json, '{{}}'::json, '{{"a":1e2}}'::json, '{{}}'::json, array['big', 'o,dd'],
-        'context.a > 1', '{{"type":"object"}}'::json, array['left', 'right'], null::integer, null::integer
+        'context.a > 1', '{{"type":"object"}}'::json, array['left', 'right'], null::json, '{{"cursor":5}}'::json,
+        null::integer, null::integer
     union all
     select 'claim', 8, 80, '11111111-1111-1111-1111-111111111111'::uuid, '33333333-3333-3333-3333-333333333333'::uuid,
         p_namespace, 'order', '1.0.0', 'pay', 'standard', 'pay', 'call', null, 1, 3, 5000, null, 'c', null, '{{}}',
-        '{{}}', '{{}}', '{{}}', null, null, null, null, null, null
+        '{{}}', '{{}}', '{{}}', null, null, null, null, null, null, null, null
     $$;
 create function tasker.settle_steps(
     p_namespace text, p_worker text, p_step_ids bigint[], p_fences bigint[], p_outcomes text[], p_results json[],
@@ -97,6 +98,7 @@ async def test_a_claim_brings_every_column(gateway: Gateway) -> None:
         "context.a > 1",
     )
     assert (decision.result_schema, decision.dependents) == ('{"type":"object"}', ["left", "right"])
+    assert (decision.batch, decision.checkpoint) == (None, '{"cursor":5}')
     assert (decision.context, decision.ready_left) == ('{"a":1e2}', None)
     assert (standard.step_type, standard.step_name) == ("standard", "pay")
     assert {standard.results_left, standard.condition, standard.result_schema, standard.dependents} == {None}

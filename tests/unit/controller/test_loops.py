@@ -30,6 +30,7 @@ class FakeChangeLog:
 
     def __init__(self) -> None:
         self.moved: list[frozenset[str]] = []
+        self.taken_up = frozenset[str]()
         self.read_from: list[str | None] = []
         self.away = False
         self.place_lost = False
@@ -38,7 +39,7 @@ class FakeChangeLog:
         if self.away:
             raise StoreUnavailable("away")
         self.read_from.append(None if cursor is None else cursor.snapshot)
-        moved = frozenset[str]() if cursor is None or not self.moved else self.moved.pop(0)
+        moved = self.taken_up if cursor is None else self.moved.pop(0) if self.moved else frozenset[str]()
         after = ChangeCursor(snapshot=f"t{len(self.read_from)}", timeline=1, at=NOW)
         return Changes(origin_uids=moved, cursor=after, place_lost=self.place_lost)
 
@@ -189,3 +190,18 @@ async def test_what_a_sweep_repairs_is_counted_by_kind() -> None:
     sample = metrics.registry.get_sample_value
     assert sample("tasker_operator_sweep_repairs_total", {"repair": "expired_leases"}) == 6
     assert sample("tasker_operator_sweep_repairs_total", {"repair": "due_retries"}) == 0
+
+
+async def test_a_task_whose_run_moved_is_compared_with_it_even_when_it_shows_its_end() -> None:
+    reading = Reading()
+    moved, gone_on = reading.know("one", "order"), "not listed yet"
+    reading.log.taken_up = frozenset({gone_on})
+    reading.log.moved = [frozenset({moved})]
+    await reading.reader.start()
+    await reading.read()
+    tasks = reading.kit.caches.tasks
+    assert [tasks.take_moved(uid) for uid in (moved, gone_on)] == [True, True]
+    assert [tasks.take_moved(uid) for uid in (moved, gone_on)] == [False, False], "asked once"
+    tasks.note_moved(moved)
+    tasks.remove(reading.kit.live(task("one")))
+    assert not tasks.take_moved(moved)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support.controller_fakes import ControllerKit, task, template
+from support.fake_cluster import Fault
 from tasker.controller.kube.client import ClusterError, Manifest
 from tasker.controller.kube.conditions import find
 from tasker.controller.kube.keys import ObjectKey, key_of
@@ -501,6 +502,91 @@ async def test_a_run_that_has_ended_is_not_steered_any_more(setting: Setting) ->
     await setting.reconcile(made)
     assert setting.kit.engine.acted == []
     assert setting.condition(made, "Succeeded")[:2] == ("True", "Completed")
+
+
+# Runs that go on after their end.
+
+
+async def finished(setting: Setting, **spec: Any) -> tuple[Manifest, str]:
+    """A Task that shows the end of its run, and its uid."""
+    await setting.with_template()
+    made = setting.kit.give(task(**spec))
+    await setting.start(made)
+    uid, runs = setting.run_of(made), setting.kit.engine.runs
+    failed = StepFailure(step="a", attempt=1, error_type="E", message="no", final=False, at="2026-01-01T00:00:00Z")
+    runs[uid] = replace(
+        runs[uid],
+        state=TaskState.COMPLETE,
+        completed_at=setting.kit.now(),
+        leaf_results={"a": 1},
+        failures=(failed,),
+    )
+    await setting.reconcile(made)
+    assert setting.kit.live(made)["status"]["result"] == {"a": 1}
+    return made, uid
+
+
+async def test_a_run_that_goes_on_after_its_end_is_shown_again_and_so_is_its_next_end(setting: Setting) -> None:
+    made, uid = await finished(setting)
+    runs, first = setting.kit.engine.runs, setting.kit.live(made)["status"]["completionTime"]
+    runs[uid] = replace(runs[uid], state=TaskState.STEPS_IN_PROCESS, completed_at=None, leaf_results=None, failures=())
+    reads = setting.kit.engine.reads
+    await setting.reconcile(made)
+    assert setting.kit.engine.reads == reads, "nobody has said that it moved"
+    setting.kit.caches.tasks.note_moved(uid)
+    await setting.reconcile(made)
+    shown = setting.kit.live(made)["status"]
+    assert shown["phase"] == "Running"
+    assert not {"completionTime", "result", "failures"} & shown.keys(), "also what the cache had left out"
+    assert setting.condition(made, "Succeeded")[:2] == ("Unknown", "Running")
+    assert setting.condition(made, "Reconciling")[:2] == ("True", "Running")
+    setting.clock += 60
+    setting.kit.pass_time(60)
+    runs[uid] = replace(runs[uid], state=TaskState.ERROR, completed_at=setting.kit.now())
+    await setting.reconcile(made)
+    shown = setting.kit.live(made)["status"]
+    assert shown["phase"] == "Failed" and shown["completionTime"] > first
+    assert setting.condition(made, "Stalled")[0] == "True"
+
+
+async def test_that_it_goes_on_and_each_of_its_ends_is_an_event(setting: Setting) -> None:
+    made, uid = await finished(setting)
+    names = [setting.kit.take_event_names()]
+    runs = setting.kit.engine.runs
+    complete = runs[uid]
+    runs[uid] = replace(complete, state=TaskState.STEPS_IN_PROCESS, completed_at=None, leaf_results=None)
+    setting.kit.caches.tasks.note_moved(uid)
+    await setting.reconcile(made)
+    told = ("Task", "t", "TaskTakenUp", "The run goes on, after it had ended in phase Succeeded.")
+    assert setting.kit.take_events()[-1] == told
+    setting.clock += 60
+    setting.kit.pass_time(60)
+    runs[uid] = replace(complete, completed_at=setting.kit.now())
+    await setting.reconcile(made)
+    names.append(setting.kit.take_event_names())
+    assert names[0]["TaskSucceeded"] != names[1]["TaskSucceeded"], "the API server does not take it for the first"
+
+
+async def test_a_run_that_went_on_and_could_not_be_shown_is_read_again(setting: Setting) -> None:
+    made, uid = await finished(setting)
+    runs = setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], state=TaskState.STEPS_IN_PROCESS, completed_at=None)
+    setting.kit.caches.tasks.note_moved(uid)
+    setting.kit.cluster.faults.append(Fault(verb="get", kind="Task", code=500, reason="InternalError", count=1))
+    with pytest.raises(ClusterError):
+        await setting.reconcile(made)
+    await setting.reconcile(made)
+    assert setting.kit.live(made)["status"]["phase"] == "Running"
+
+
+async def test_a_task_whose_run_goes_on_is_not_deleted_when_its_time_has_come(setting: Setting) -> None:
+    made, uid = await finished(setting, ttlSecondsAfterFinished=10)
+    runs = setting.kit.engine.runs
+    runs[uid] = replace(runs[uid], state=TaskState.STEPS_IN_PROCESS, completed_at=None)
+    setting.kit.pass_time(11)
+    setting.clock += 11
+    await setting.reconcile(made)
+    assert setting.kit.live(made)["status"]["phase"] == "Running"
 
 
 async def test_the_status_after_a_change_of_the_spec_shows_what_it_did(setting: Setting) -> None:

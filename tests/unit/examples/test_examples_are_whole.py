@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.examples import NAMES, folder_of, load_handlers, load_manifests, load_template
+from support.examples import NAMES, folder_of, load_handlers, load_manifests, load_templates
 from tasker.model.template import parse_template_spec
 from tasker_dev.example import read_example
 from tasker_worker import HandlerRegistry
@@ -25,18 +25,17 @@ def test_the_pool_takes_its_handlers_from_that_config_map(name: str) -> None:
     assert pool["spec"]["handlersFrom"] == {"configMapRef": {"name": config_map["metadata"]["name"]}}
 
 
-def test_the_template_is_valid_and_every_callable_has_a_handler(name: str) -> None:
-    template = load_template(name)
-    spec = parse_template_spec(template["spec"])
+def test_every_template_is_valid_and_every_callable_has_a_handler(name: str) -> None:
+    specs = [parse_template_spec(template["spec"]) for template in load_templates(name)]
     registry = HandlerRegistry()
     registry.discover(load_handlers(name))
-    assert {step.handler.callable for step in spec.steps} == set(registry.list_handlers())
+    assert {step.handler.callable for spec in specs for step in spec.steps} == set(registry.list_handlers())
 
 
-def test_every_task_names_the_template_and_says_how_it_should_end(name: str) -> None:
-    template = load_template(name)["metadata"]["name"]
+def test_every_task_names_a_template_and_says_how_it_should_end(name: str) -> None:
+    templates = {template["metadata"]["name"] for template in load_templates(name)}
     tasks = load_manifests(name, "task.yaml")
-    assert {task["spec"]["templateRef"]["name"] for task in tasks} == {template}
+    assert {task["spec"]["templateRef"]["name"] for task in tasks} == templates
     assert all("tasker.dev/expected-state" in task["metadata"]["annotations"] for task in tasks)
     assert [task.name for task in read_example(folder_of(name)).tasks] == [task["metadata"]["name"] for task in tasks]
 

@@ -25,13 +25,21 @@ def test_there_are_twelve_states_of_tasks_and_eleven_of_steps() -> None:
     assert (len(FINAL_TASK_STATES), len(FINAL_STEP_STATES)) == (4, 4)
 
 
-def test_no_step_leaves_a_final_state() -> None:
-    assert not {move for move in STEP_TRANSITIONS if move.source in FINAL_STEP_STATES}
+def test_a_step_leaves_a_final_state_only_to_where_it_began_when_somebody_has_the_run_go_again() -> None:
+    leaving = {(move.event, move.target) for move in STEP_TRANSITIONS if move.source in FINAL_STEP_STATES}
+    assert leaving == {("rerun", "pending"), ("revive", "pending")}
+    assert {move.source for move in STEP_TRANSITIONS if move.event == "revive"} == {"cancelled"}
 
 
-def test_a_task_leaves_a_final_state_only_when_somebody_takes_up_an_error() -> None:
+def test_a_task_leaves_a_final_state_only_when_somebody_takes_it_up() -> None:
     leaving = {(move.source, move.event) for move in TASK_TRANSITIONS if move.source in FINAL_TASK_STATES}
-    assert leaving == {("error", "rerun"), ("error", "step_resolved"), ("error", "manual_resolution")}
+    assert leaving == {
+        ("error", "rerun"),
+        ("error", "step_resolved"),
+        ("error", "manual_resolution"),
+        ("complete", "rerun"),
+        ("cancelled", "rerun"),
+    }
 
 
 @pytest.mark.parametrize(("moves", "states"), [(TASK_TRANSITIONS, TaskState), (STEP_TRANSITIONS, StepState)])
@@ -69,9 +77,10 @@ def test_jumps_that_runs_make_are_legal_and_others_are_not() -> None:
         ("waiting_for_retry", "cancelled"),
     } <= TASK_JUMPS
     assert {("in_progress", "complete"), ("in_progress", "waiting_for_retry"), ("pending", "in_progress")} <= STEP_JUMPS
-    assert ("complete", "error") not in TASK_JUMPS and ("cancelled", "steps_in_process") not in TASK_JUMPS
+    assert not {target for start, target in TASK_JUMPS if start == "resolved_manually"}
+    assert ("complete", "pending") not in TASK_JUMPS and ("cancelled", "initializing") not in TASK_JUMPS
     assert ("pending", "waiting_for_retry") not in STEP_JUMPS and ("complete", "in_progress") not in STEP_JUMPS
-    assert not {start for start, _ in STEP_JUMPS if start in FINAL_STEP_STATES}
+    assert {target for start, target in STEP_JUMPS if start in FINAL_STEP_STATES} == {"pending"}
 
 
 def test_what_is_passed_is_not_final() -> None:

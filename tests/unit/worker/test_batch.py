@@ -42,12 +42,12 @@ from tasker_worker.batch import (
     handle_no_op_worker,
     no_batches_result,
 )
-from tasker_worker.checkpoints import CHECKPOINT_BYTES
 from tasker_worker.errors import ConfigurationError
 from tasker_worker.jsontext import encode
 from tasker_worker.logging import bound_to
 from tasker_worker.testing import make_context, run_handler, run_handler_async
 from tasker_worker.types import (
+    CHECKPOINT_BYTES,
     CreateBatchesOutcome,
     CursorConfig,
     FailureStrategy,
@@ -117,7 +117,7 @@ def worker_context(step_inputs: dict[str, Any] = INPUTS, **fields: Any) -> StepC
 
 @pytest.mark.parity(120, 123, 43)
 def test_an_analyzer_asks_for_a_worker_for_each_range() -> None:
-    result = run_handler(AnalyzeCsv, make_context(task_context={"rows": 1000}))
+    result = run_handler(AnalyzeCsv, make_context(batch={}, task_context={"rows": 1000}))
     assert result.success
     assert result.metadata == {"path": "a.csv"}
     assert result.result == {
@@ -142,7 +142,7 @@ def test_an_analyzer_asks_for_a_worker_for_each_range() -> None:
 
 @pytest.mark.parity(121, 129, 43)
 def test_an_analyzer_says_that_there_is_nothing_to_divide_and_why() -> None:
-    result = run_handler(AnalyzeCsv, make_context(task_context={"rows": 0}))
+    result = run_handler(AnalyzeCsv, make_context(batch={}, task_context={"rows": 0}))
     assert result.success
     assert result.result == {
         "batch_processing_outcome": {"type": "no_batches"},
@@ -426,11 +426,7 @@ def test_a_checkpoint_that_nothing_keeps_is_told() -> None:
     with pytest.raises(ConfigurationError, match="there is none here; give its context"):
         checkpoint(1)
     with pytest.raises(ConfigurationError, match="nothing keeps the checkpoints of step 'load'"):
-        checkpoint(1, context=object.__new__(_Forgetful))
-
-
-class _Forgetful(StepContext):
-    step_name = "load"
+        checkpoint(1, context=StepContext(make_claim(step_name="load")))
 
 
 def test_a_checkpoint_has_at_most_64_kib_of_json_in_utf_8() -> None:
@@ -501,7 +497,7 @@ async def work_async(batch: RustBatchWorkerInputs) -> StepResult:
 @pytest.mark.parametrize("handler", [divide, divide_async])
 def test_a_function_that_returns_an_outcome_is_an_analyzer(handler: Any) -> None:
     def run(rows: int) -> StepResult:
-        return run_handler(handler, make_context(task_context={"rows": rows}))
+        return run_handler(handler, make_context(batch={}, task_context={"rows": rows}))
 
     assert run(20).result == batch_success("work", create_cursor_configs(20, 2)).result
     assert run(0).result == {"batch_processing_outcome": {"type": "no_batches"}}
@@ -542,7 +538,7 @@ def test_a_worker_that_is_a_function_gets_its_batch_its_context_and_what_it_asks
 @pytest.mark.parity(124)
 @pytest.mark.parametrize("handler", [work, work_async])
 def test_a_placeholder_never_reaches_the_function(handler: Any) -> None:
-    result = run_handler(handler, worker_context(PLACEHOLDER, task_context={"rate": 3}))
+    result = run_handler(handler, worker_context(PLACEHOLDER))  # without what `@inputs` asks for
     assert result.success
     assert result.result["no_op"] is True
 
@@ -679,6 +675,7 @@ def test_the_module_holds_exactly_its_documented_names() -> None:
         *("batch_success", "no_batches_result", "create_cursor_configs", "create_cursor_ranges", "MAX_BATCHES"),
         *("handle_no_op_worker", "get_batch_worker_inputs", "batch_worker_success", "batch_worker_partial_failure"),
         *("Checkpoint", "checkpoint", "BatchAggregation", "aggregate_worker_results"),
+        *("aggregate_batch", "aggregate_batch_async"),
         *("BatchError", "batch_outcome_of", "worker_step_name"),
     }
     assert all(hasattr(batch, name) for name in batch.__all__)

@@ -9,6 +9,7 @@ import pytest
 
 from support.worker_engine import make_claim
 from tasker_worker import StepContext
+from tasker_worker.attempts import Attempt
 from tasker_worker.testing import make_context
 
 
@@ -83,12 +84,13 @@ def test_the_deadline_is_the_timeout_or_the_tasks_whichever_is_sooner() -> None:
 
 
 def test_a_heartbeat_tells_how_far_it_is_and_whether_to_go_on() -> None:
-    told: list[object] = []
-    context = StepContext(make_claim(), on_heartbeat=told.append)
-    assert context.heartbeat("half")
-    context.cancelled = True
-    assert not context.heartbeat({"rows": 10})
-    assert told == ["half", {"rows": 10}]
+    attempt = Attempt(make_claim(), 0.0)
+    assert attempt.context.heartbeat({"rows": 5})
+    assert attempt.detail == {"rows": 5}
+    attempt.context.cancelled = True
+    assert not attempt.context.heartbeat({"rows": 10})
+    assert attempt.detail == {"rows": 10}
+    assert StepContext(make_claim()).heartbeat(), "without a worker nobody is told"
 
 
 def test_a_deadline_that_has_passed_leaves_nothing_and_no_less() -> None:

@@ -25,6 +25,7 @@ from tasker_worker.fetching import ResultFetcher
 from tasker_worker.logging import current_step
 from tasker_worker.metrics import WorkerMetrics
 from tasker_worker.outcomes import from_exception, from_value, timeout
+from tasker_worker.services import WorkerServices
 
 
 class Bench:
@@ -41,6 +42,7 @@ class Bench:
             slots=slots,
             metrics=self.metrics,
             fetcher=ResultFetcher(self.engine, worker="worker"),
+            services=WorkerServices(self.engine, worker="worker"),
             on_finished=self.finished,
             on_threads_back=self.threads_back.set,
         )

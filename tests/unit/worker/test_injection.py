@@ -15,6 +15,7 @@ import pydantic
 import pytest
 
 from tasker_worker import StepContext, StepHandler, StepResult, depends_on, inputs, step_handler
+from tasker_worker.binding import answer_before
 from tasker_worker.errors import ConfigurationError
 from tasker_worker.registry import HandlerRegistry
 from tasker_worker.testing import make_context, run_handler
@@ -584,3 +585,25 @@ def test_of_a_fault_of_many_lines_the_first_is_told() -> None:
         " Set `arbitrary_types_allowed=True` in the model_config to ignore this error or implement"
         " `__get_pydantic_core_schema__` on your type to fully support it."
     )
+
+
+def test_what_is_answered_before_a_handler_spares_its_call_and_what_it_wants() -> None:
+    """Whether it is plain, asks for more, or is async."""
+
+    def plain(context: StepContext) -> str:
+        return context.step_name
+
+    @inputs("count")
+    def wants(count: int) -> int:
+        return count
+
+    @inputs("count")
+    async def wants_async(count: int) -> int:
+        return count
+
+    handlers: list[Callable[..., Any]] = [plain, wants, wants_async]
+    for handler in handlers:
+        answer_before(handler, lambda context: None if context.attempt > 1 else "answered")
+    first, second = make_context(), make_context(attempt=2, task_context={"count": 5})
+    assert [run_handler(handler, first).result for handler in handlers] == ["answered"] * 3
+    assert [run_handler(handler, second).result for handler in handlers] == ["step", 5, 5]

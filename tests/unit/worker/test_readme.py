@@ -62,7 +62,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_example_of_decisions_and_conditions_works(blocks: list[str], shop: Path) -> None:
     (shop / "approval.py").write_text(blocks[2])
-    [template] = _blocks("yaml")
+    template = _blocks("yaml")[0]
     names: dict[str, Any] = {"template": yaml.safe_load(template)}
     exec(blocks[2], names)
     exec(blocks[3], names)
@@ -73,6 +73,20 @@ def test_the_example_of_decisions_and_conditions_works(blocks: list[str], shop: 
     assert (nothing.state, list(nothing.results)) == ("complete", ["route_request"])
     choices = make_context(dependents=["auto_approve", "manager_approval", "finance_review"])
     assert run_handler(names["RouteRequest"], choices).result == run_handler(names["route_request"], choices).result
+
+
+@pytest.mark.parity(228)
+def test_the_example_of_batches_works(blocks: list[str], shop: Path) -> None:
+    (shop / "rows.py").write_text(blocks[4])
+    names: dict[str, Any] = {"template": yaml.safe_load(_blocks("yaml")[1])}
+    exec(blocks[4], names)
+    exec(blocks[5], names)
+    runner = LocalRunner(names["template"], modules=["shop.rows"])
+    runner.fail("work_on_rows_002", times=3)
+    isolated = runner.run({"rows": 1000})
+    assert (isolated.state, isolated.results["add_up_rows"]["total_processed"]) == ("complete", 750)
+    context = make_context(batch={}, task_context={"rows": 10})
+    assert run_handler(names["DivideRows"], context).result == run_handler(names["divide_rows"], context).result
 
 
 def test_the_testing_example_works(blocks: list[str], shop: Path) -> None:

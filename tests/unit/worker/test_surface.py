@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import subprocess
 import sys
 
+import pytest
+
 import tasker_worker
-from tasker_worker import decision
+from tasker_worker import batch, decision, lifecycle, types
 
 
 def test_the_top_level_holds_exactly_the_documented_names() -> None:
@@ -43,6 +46,45 @@ def test_the_submodule_for_decisions_holds_exactly_the_documented_names() -> Non
         "skip": "(reason: 'str', /, **routing_context: 'Any') -> 'Decision'",
     }
     assert {name: str(inspect.signature(getattr(decision.Decision, name))) for name in signatures} == signatures
+
+
+@pytest.mark.parity(137)
+def test_the_types_that_other_sdks_export_are_here_too() -> None:
+    """By their own names where these are clear, else as what they are here."""
+    assert dataclasses.is_dataclass(lifecycle.BootstrapConfig)
+    assert dataclasses.is_dataclass(lifecycle.WorkerStatus)
+    assert batch.BatchableResult is tasker_worker.StepResult, "as StepHandlerResult is"
+    assert inspect.isclass(tasker_worker.StepContext), "which stands for the event of a step, too"
+
+
+def test_the_submodule_of_types_holds_exactly_the_documented_names() -> None:
+    assert set(types.__all__) == {
+        *("RustCursorConfig", "CursorConfig", "Cursor", "NoBatchesOutcome", "CreateBatchesOutcome"),
+        *("BatchProcessingOutcome", "RustBatchWorkerInputs", "BatchMetadata", "FailureStrategy", "Checkpoint"),
+        *("BatchAggregationResult", "aggregate_batch_results"),
+        *("no_batches", "create_batches", "is_no_batches", "is_create_batches"),
+    }
+    assert all(hasattr(types, name) for name in types.__all__)
+
+
+def test_a_context_has_exactly_the_documented_names() -> None:
+    assert {name for name in dir(tasker_worker.StepContext) if not name.startswith("_")} == {
+        *("task_uuid", "step_uuid", "step_name", "namespace", "template_name", "template_version", "correlation_id"),
+        *(
+            "attempt",
+            "retry_count",
+            "max_retries",
+            "is_retry",
+            "is_last_retry",
+            "deadline",
+            "seconds_left",
+            "cancelled",
+        ),
+        *("task_context", "step_inputs", "step_config", "dependency_results", "batch_config", "checkpoint"),
+        *("get_input", "get_config", "get_dependency_result", "get_dependency_field", "get_all_dependency_results"),
+        *("heartbeat", "save_checkpoint", "batch_results"),
+        *("add_results", "json_texts", "begin"),  # for who runs the handler
+    }
 
 
 def test_importing_the_sdk_brings_in_nothing_of_the_server_nor_what_few_workers_need() -> None:

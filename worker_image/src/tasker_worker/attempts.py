@@ -12,9 +12,12 @@ import asyncio
 import threading
 import time
 from enum import Enum
+from typing import Protocol
 
+from .batch_pages import Row
 from .claims import RELEASE, Claim, Outcome, OutcomeKind
 from .context import StepContext
+from .errors import ConfigurationError
 from .threads import Job
 
 
@@ -48,6 +51,14 @@ _MOVES: dict[str, tuple[set[AttemptState], AttemptState]] = {
 """Each move: the states that it may follow, and what it makes of them."""
 
 
+class Services(Protocol):
+    """What a worker does for handlers while they run; `WorkerServices` is it."""
+
+    def save(self, attempt: Attempt, checkpoint: str) -> None: ...
+    async def read(self, attempt: Attempt, node: str, after: int, limit: int) -> list[Row]: ...
+    def read_from_thread(self, attempt: Attempt, node: str, after: int, limit: int) -> list[Row]: ...
+
+
 class Attempt:
     """A claim that this worker holds, from the claim to its settling. Its moves may be made from any thread."""
 
@@ -60,6 +71,7 @@ class Attempt:
         "detail",
         "job",
         "outcome",
+        "services",
         "state",
         "task",
         "timer",
@@ -68,12 +80,13 @@ class Attempt:
     def __init__(self, claim: Claim, claimed_at: float) -> None:
         self._lock = threading.Lock()
         self.claim = claim
-        self.context = StepContext(claim, on_heartbeat=self._heartbeat)
+        self.context = StepContext(claim, self)
         self.claimed_at = claimed_at  # or prepared; monotonic seconds, as is the next
         self.began_at: float | None = None  # None until its handler is called
         self.state = AttemptState.WAITING
         self.outcome: Outcome | None = None  # None while its handler runs, whatever became of the lease
         self.detail: object = None  # of the last heartbeat
+        self.services: Services | None = None  # of the executor that runs it
         # Of the loop's thread alone: what there is to end when the attempt does.
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
@@ -182,8 +195,24 @@ class Attempt:
             self.outcome = outcome
         return True
 
-    def _heartbeat(self, detail: object) -> None:
+    # what its handler asks for, from any thread
+
+    def heartbeat(self, detail: object) -> None:
         self.detail = detail
+
+    def save_checkpoint(self, checkpoint: str) -> None:
+        self._services().save(self, checkpoint)
+
+    def read_batch_results(self, node: str, after: int, limit: int) -> list[Row]:
+        return self._services().read_from_thread(self, node, after, limit)
+
+    async def read_batch_results_async(self, node: str, after: int, limit: int) -> list[Row]:
+        return await self._services().read(self, node, after, limit)
+
+    def _services(self) -> Services:
+        if self.services is None:
+            raise ConfigurationError(f"no worker runs this attempt of step {self.claim.step_name!r}")
+        return self.services
 
 
 def log_fields(attempt: Attempt) -> dict[str, object]:

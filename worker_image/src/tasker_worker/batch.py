@@ -10,6 +10,10 @@
         failures = work_on(batch.cursor.start_cursor, batch.cursor.end_cursor)
         return batch_worker_success(batch.cursor.batch_size, items_failed=len(failures), errors=failures)
 
+    @step_handler("sum_up")
+    def sum_up(context):
+        return aggregate_batch(context, "process_csv")
+
 or as classes, with the same functions as methods:
 
     class ProcessCsv(BatchableStepHandler):
@@ -35,6 +39,8 @@ For those who come from the original system, the names there:
 | `batch_worker_partial_failure` | | |
 | `checkpoint` | `checkpointYield` | `checkpoint_yield` |
 | `aggregate_worker_results` | `aggregateWorkerResults` | `aggregate_batch_worker_results` |
+| `aggregate_batch` | | |
+| `aggregate_batch_async` | | |
 """
 
 from __future__ import annotations
@@ -46,6 +52,8 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from .aggregation import BatchAggregation
 from .batch_results import (
+    aggregate_batch,
+    aggregate_batch_async,
     aggregate_worker_results,
     analysis,
     batch_outcome_of,
@@ -56,13 +64,14 @@ from .batch_results import (
     handle_no_op_worker,
     no_batches_result,
 )
-from .checkpoints import Checkpoint, checkpoint
+from .binding import answer_before
+from .checkpoints import checkpoint
 from .context import StepContext
 from .cursors import MAX_BATCHES, BatchError, create_cursor_configs, create_cursor_ranges, worker_step_name
 from .errors import ConfigurationError
 from .handler import StepHandler, step_handler
 from .result import StepResult
-from .types import CreateBatchesOutcome, NoBatchesOutcome
+from .types import Checkpoint, CreateBatchesOutcome, NoBatchesOutcome
 
 __all__ = [
     "MAX_BATCHES",
@@ -72,6 +81,8 @@ __all__ = [
     "BatchableResult",
     "BatchableStepHandler",
     "Checkpoint",
+    "aggregate_batch",
+    "aggregate_batch_async",
     "aggregate_worker_results",
     "batch_analyzer",
     "batch_outcome_of",
@@ -111,6 +122,8 @@ class BatchableMixin:
     batch_worker_partial_failure = staticmethod(batch_worker_partial_failure)
     checkpoint = staticmethod(checkpoint)
     aggregate_worker_results = staticmethod(aggregate_worker_results)
+    aggregate_batch = staticmethod(aggregate_batch)
+    aggregate_batch_async = staticmethod(aggregate_batch_async)
 
 
 class BatchableStepHandler(BatchableMixin, StepHandler):
@@ -153,10 +166,10 @@ def _as_analysis(name: str, value: Any) -> StepResult:
 def batch_worker(name: str) -> Callable[[Function], Function]:
     """Make a function the handler of a batch worker: `step_handler`, and what every worker begins with.
 
-    A placeholder is answered without calling the function; what `@inputs` and `@depends_on` ask for is read before, and
-    needs a default when a placeholder may be without it. The function gets its inputs, a RustBatchWorkerInputs, as
-    the parameter `batch`; the context as one called `context` or annotated as StepContext; and what `@inputs` and
-    `@depends_on` ask for. Inputs that are missing or wrong fail the attempt for good, as `batch_error`.
+    A placeholder is answered without calling the function, and without reading what `@inputs` and `@depends_on` ask
+    for. The function gets its inputs, a RustBatchWorkerInputs, as the parameter `batch`; the context as one called
+    `context` or annotated as StepContext; and what `@inputs` and `@depends_on` ask for. Inputs that are missing or
+    wrong fail the attempt for good, as `batch_error`.
 
     Called with a `batch`, as in a test, it is the function itself.
     """
@@ -172,38 +185,30 @@ def batch_worker(name: str) -> Callable[[Function], Function]:
                 )
         wanted = _context_parameter(parameters.values())
 
-        def prepared(values: dict[str, Any]) -> StepResult | None:
-            """Complete the arguments, unless the answer is known without them."""
-            context = values[wanted or _CONTEXT]
-            done = handle_no_op_worker(context)
-            if done is None:
-                batch = get_batch_worker_inputs(context)
-                if _BATCH in parameters:
-                    values[_BATCH] = batch
-                if wanted is None:
-                    del values[_CONTEXT]
-            return done
+        def complete(values: dict[str, Any]) -> None:
+            batch = get_batch_worker_inputs(values[wanted or _CONTEXT])
+            if _BATCH in parameters:
+                values[_BATCH] = batch
+            if wanted is None:
+                del values[_CONTEXT]
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def work(*args: Any, **kwargs: Any) -> Any:
                 if not args and _BATCH not in kwargs:
-                    done = prepared(kwargs)
-                    if done is not None:
-                        return done
+                    complete(kwargs)
                 return await function(*args, **kwargs)
         else:
 
             @functools.wraps(function)
             def work(*args: Any, **kwargs: Any) -> Any:
                 if not args and _BATCH not in kwargs:
-                    done = prepared(kwargs)
-                    if done is not None:
-                        return done
+                    complete(kwargs)
                 return function(*args, **kwargs)
 
         work.__signature__ = _by_name(signature, needs_context=wanted is None)  # type: ignore[attr-defined]
+        answer_before(work, handle_no_op_worker)
         return named(work)  # type: ignore[return-value]
 
     return decorate

@@ -187,4 +187,32 @@ def aggregate_worker_results(results: Iterable[Any], max_errors: int = MAX_ERROR
     """The sums of `aggregate_batch_results` as a plain result, and `worker_count`: all results, absent ones too."""
     aggregation = BatchAggregation(max_errors)
     aggregation.add_page(results)
+    return _summed(aggregation)
+
+
+def aggregate_batch(
+    context: StepContext, node: str, max_errors: int = MAX_ERRORS, *, page_size: int = 100
+) -> dict[str, Any]:
+    """`aggregate_worker_results` of all workers of the `batch_worker` of that name, in memory for one page of results.
+
+    For handlers in threads; those that are async await `aggregate_batch_async`. Raises what `context.batch_results` and
+    reading from it raise, and what `aggregate_worker_results` does.
+    """
+    aggregation = BatchAggregation(max_errors)
+    for page in context.batch_results(node, page_size=page_size):
+        aggregation.add_page(page.values())
+    return _summed(aggregation)
+
+
+async def aggregate_batch_async(
+    context: StepContext, node: str, max_errors: int = MAX_ERRORS, *, page_size: int = 100
+) -> dict[str, Any]:
+    """`aggregate_batch` for async handlers."""
+    aggregation = BatchAggregation(max_errors)
+    async for page in context.batch_results(node, page_size=page_size):
+        aggregation.add_page(page.values())
+    return _summed(aggregation)
+
+
+def _summed(aggregation: BatchAggregation) -> dict[str, Any]:
     return {**aggregation.result().model_dump(), "worker_count": aggregation.worker_count}

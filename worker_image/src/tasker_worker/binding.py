@@ -23,6 +23,7 @@ from .errors import ConfigurationError, ValidationError
 from .places import place_of, underlying
 
 _WANTS = "__tasker_wants__"
+_ANSWER_BEFORE = "__tasker_answer_before__"
 _CONTEXT_NAME = "context"
 _RESULTS_NAME = "dependency_results"
 
@@ -53,6 +54,15 @@ def add_wants(function: Callable[..., Any], wants: dict[str, Want]) -> None:
         if name in known:
             raise ConfigurationError(f"parameter {name!r} of {function.__qualname__} is asked for twice")
     setattr(function, _WANTS, known | wants)
+
+
+Answer = Callable[[StepContext], Any]
+"""Gives what a handler would return, or None when the handler is to be called."""
+
+
+def answer_before(function: Callable[..., Any], answer: Answer) -> None:
+    """Have `answer` asked before anything that `function` wants is read, and in its place when it has one."""
+    setattr(function, _ANSWER_BEFORE, answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +113,14 @@ class Binding:
     results: tuple[str, ...]  # parameters that get all dependency results
     arguments: tuple[_Argument, ...]
     plain: bool  # the context is the first parameter and all there is to give
+    before: Answer | None = None  # asked first; never of a plain one
 
     def call(self, function: Callable[..., Any], context: StepContext) -> Any:
+        """What the function returns, which an async one does with an awaitable; or what was answered before it."""
         if self.plain:
             return function(context)
+        if self.before is not None and (answer := self.before(context)) is not None:
+            return answer
         values: dict[str, Any] = dict.fromkeys(self.contexts, context)
         for argument in self.arguments:
             values[argument.name] = argument.read(context)
@@ -157,8 +171,10 @@ def bind(function: Callable[..., Any], name: str, *, owner: type | None = None) 
             " name it in @inputs or @depends_on, or give it a default"
         )
     first = parameters[0] if parameters else None
+    before: Answer | None = getattr(function, _ANSWER_BEFORE, None)
     plain = (
         first is not None
+        and before is None
         and first.kind is not inspect.Parameter.KEYWORD_ONLY
         and contexts == [first.name]
         and not results
@@ -167,7 +183,9 @@ def bind(function: Callable[..., Any], name: str, *, owner: type | None = None) 
     by_place_only = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
     if by_place_only and not plain:
         raise hints.refusal(f"its parameter {by_place_only[0]!r} cannot be given by name; drop the '/'")
-    return Binding(contexts=tuple(contexts), results=tuple(results), arguments=tuple(arguments), plain=plain)
+    return Binding(
+        contexts=tuple(contexts), results=tuple(results), arguments=tuple(arguments), plain=plain, before=before
+    )
 
 
 class _Hints:

@@ -42,6 +42,8 @@ class Claim(NamedTuple):
     condition: str | None = None  # the step's `when`, in CEL
     result_schema: str | None = None  # JSON text of a JSON Schema
     dependents: Sequence[str] | None = None  # the steps that a decision may choose; None for other types
+    batch: str | None = None  # JSON text: how a batchable step is to divide; None for other types
+    checkpoint: str | None = None  # JSON text: what an earlier attempt has saved
     ready_left: int | None = None  # of the summary row only, as is the next
     tasks_finished: int | None = None
 
@@ -50,12 +52,32 @@ DECISION = "decision"
 """The type of steps whose handlers choose which of their dependents run."""
 
 
+BATCHABLE = "batchable"
+"""The type of steps whose handlers divide their work among workers."""
+
+
 class OutcomeKind(StrEnum):
     COMPLETE = "complete"  # the handler returned
     DECIDE = "decide"  # the handler of a decision chose
+    DIVIDE = "divide"  # the handler of a batchable step divided its work: settled by a call of its own
     SKIP = "skip"  # the step's `when` was false: its handler was not called, the attempt is given back
     FAIL = "fail"
     RELEASE = "release"  # it goes back unrun, the attempt is given back
+
+
+class Batches(NamedTuple):
+    """The workers that a batchable step asks for. The lists are parallel, in the order of the workers."""
+
+    ids: list[str]
+    starts: list[int | None]  # of integer cursors, as is the next; None for others
+    ends: list[int | None]  # exclusive
+    inputs: list[str]  # JSON texts
+    is_no_op: bool  # there is nothing to do, and the one worker stands for that
+
+    @property
+    def characters(self) -> int:
+        """About how much of a call they take."""
+        return sum(map(len, self.inputs))
 
 
 class Outcome(NamedTuple):
@@ -70,6 +92,7 @@ class Outcome(NamedTuple):
     traceback: str | None = None
     retryable: bool | None = None
     retry_after_ms: int | None = None
+    batches: Batches | None = None  # of a batchable step that divided
 
     @property
     def characters(self) -> int:
@@ -80,7 +103,8 @@ class Outcome(NamedTuple):
     @property
     def succeeded(self) -> bool:
         """Whether a handler has come to its result."""
-        return self.kind is OutcomeKind.COMPLETE or self.kind is OutcomeKind.DECIDE
+        kind = self.kind
+        return kind is OutcomeKind.COMPLETE or kind is OutcomeKind.DECIDE or kind is OutcomeKind.DIVIDE
 
 
 class Settlement(NamedTuple):

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from pydantic import TypeAdapter
 
+from .batch_pages import BatchPages, BatchResultSource
 from .claims import Claim
+from .errors import ConfigurationError
+from .jsontext import encode
+from .types import Checkpoint
 
 Model = TypeVar("Model")
+
+
+class AttemptHost(BatchResultSource, Protocol):
+    """Who runs an attempt, as far as its handler asks for something. From any thread."""
+
+    def heartbeat(self, detail: object) -> None: ...
+    def save_checkpoint(self, checkpoint: str) -> None: ...
 
 
 class StepContext:
@@ -21,29 +32,26 @@ class StepContext:
     """
 
     __slots__ = (
+        "_checkpoint",
         "_claim",
         "_configuration",
         "_context",
         "_dependency_results",
+        "_host",
         "_inputs",
-        "_on_heartbeat",
         "_started_at",
         "cancelled",
     )
 
-    def __init__(
-        self,
-        claim: Claim,
-        *,
-        on_heartbeat: Callable[[object], None] | None = None,
-    ) -> None:
+    def __init__(self, claim: Claim, host: AttemptHost | None = None) -> None:
         self._claim = claim
+        self._host = host
+        self._checkpoint: str | Checkpoint | None = claim.checkpoint
         self._configuration = claim.configuration
         self._inputs = claim.inputs
         self._context = claim.context
         self._dependency_results = claim.dependency_results
         self._started_at: datetime | None = None
-        self._on_heartbeat = on_heartbeat
         #: True once the attempt has lost its right to settle (task cancelled, lease lost, timed out, worker leaving).
         #: What the handler returns from then on is not recorded; it should stop as soon as it can.
         self.cancelled = False
@@ -144,6 +152,13 @@ class StepContext:
         return self._configuration  # type: ignore[return-value]
 
     @property
+    def batch_config(self) -> dict[str, Any]:
+        """How the template says to divide, for a batchable step: `batch_size`, `parallelism` (None for all at once),
+        `cursor_field`, `worker_template` and `failure_strategy`; empty for other steps.
+        """
+        return json.loads(self._claim.batch) if self._claim.batch is not None else {}
+
+    @property
     def dependency_results(self) -> dict[str, Any]:
         """Results by step name: of all steps before this one when they are at most 100, else of its direct parents.
 
@@ -215,6 +230,45 @@ class StepContext:
         Returns False when the handler should stop (see `cancelled`), so that a loop may read
         ``while context.heartbeat(done): …``. The lease needs no heartbeat: the worker renews it by itself.
         """
-        if self._on_heartbeat is not None:
-            self._on_heartbeat(detail)
+        if self._host is not None:
+            self._host.heartbeat(detail)
         return not self.cancelled
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """How far the work is: the last that this attempt has saved, else an earlier one; None when none has.
+
+        Raises pydantic.ValidationError for one that a worker in another language saved in a shape of its own.
+        """
+        kept = self._checkpoint
+        if isinstance(kept, str):
+            kept = self._checkpoint = Checkpoint.model_validate_json(kept)
+        return kept
+
+    def save_checkpoint(self, checkpoint: Checkpoint, /) -> None:
+        """Keep how far the work is, for the next attempt should this one not come to its end. Returns at once.
+
+        It is written beside the handler; of several that follow quickly the newest is enough. `cancelled` tells when it
+        could not be kept since the step is not this attempt's any more. Raises ConfigurationError outside of a worker
+        and of `tasker_worker.testing`, where nothing keeps checkpoints.
+        """
+        self._asked_host(f"nothing keeps the checkpoints of step {self.step_name!r}").save_checkpoint(
+            encode(checkpoint)
+        )
+        self._checkpoint = checkpoint
+
+    def batch_results(self, node: str, *, page_size: int = 100) -> BatchPages:
+        """The results of all workers of a batch before this step, by the name of the `batch_worker` in the template.
+
+        In pages of at most `page_size` (1 to 1,000) results by step name, for a handler in a thread
+        (``for page in context.batch_results("work")``) and for an async one (``async for page in …``). Raises
+        ValueError for another `page_size`, ConfigurationError where there is nobody to ask; for reading see
+        `BatchPages`.
+        """
+        host = self._asked_host(f"there is nobody to ask for the results of {node!r}")
+        return BatchPages(host, node, page_size)
+
+    def _asked_host(self, otherwise: str) -> AttemptHost:
+        if self._host is None:
+            raise ConfigurationError(otherwise)
+        return self._host

@@ -4,8 +4,9 @@ What finishes during a call goes with the next one, so batches grow with load by
 When there is nothing to settle and a slot is free, it asks for work: at once after a hint, else at intervals that grow
 from `poll_min` to `poll_max` while nothing comes.
 
-Outcomes of runs that somebody else holds are taken out of the conversation and handed in beside it (`locked.py`). Only
-a stale fence makes a result go away, and that is logged as an error.
+Outcomes of runs that somebody else holds are taken out of the conversation and handed in beside it (`locked.py`), as
+are those that make very many workers of a batch. Only a stale fence makes a result go away, and that is logged as an
+error.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .settling import RETRY_SECONDS, SettleEngine, Settler
 
 logger = logging.getLogger("tasker_worker.exchange")
 
+_MANY_BATCHES = 500  # a step that divides into more is settled beside the conversation, which would wait for it
 _LOCKED_OUTCOMES = 1000  # so many may wait for runs that are held; above it nothing is claimed
 
 
@@ -113,7 +115,8 @@ class Exchange:
 
     def finished(self, attempt: Attempt) -> None:
         """An attempt has its outcome."""
-        if attempt.claim.task_uuid in self._locked:
+        batches = attempt.outcome.batches if attempt.outcome is not None else None
+        if attempt.claim.task_uuid in self._locked or (batches is not None and len(batches.ids) > _MANY_BATCHES):
             self._locked.add([attempt])
         else:
             self._finished.append(attempt)

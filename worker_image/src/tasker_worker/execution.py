@@ -30,6 +30,7 @@ from .fetching import ResultFetcher
 from .logging import current_step, with_fields
 from .metrics import WorkerMetrics
 from .registry import HandlerRegistry, Invocation
+from .services import WorkerServices
 from .threads import HandlerThreads
 
 logger = logging.getLogger("tasker_worker.execution")
@@ -65,6 +66,7 @@ class Executor:
         slots: int,
         metrics: WorkerMetrics,
         fetcher: ResultFetcher,
+        services: WorkerServices,
         on_finished: Callable[[Attempt], None],
         on_threads_back: Callable[[], None],
     ) -> None:
@@ -72,6 +74,7 @@ class Executor:
         self._registry = registry
         self._metrics = metrics
         self._fetcher = fetcher
+        self._services = services
         self._on_finished = on_finished
         self._on_threads_back = on_threads_back
         self._loop = asyncio.get_running_loop()
@@ -93,8 +96,8 @@ class Executor:
 
     @property
     def running(self) -> int:
-        """Attempts that have a slot."""
-        return len(self._active)
+        """Attempts that have a slot: their handlers run, or their last checkpoint is on its way."""
+        return len(self._active) + self._services.holding
 
     @property
     def stuck_threads(self) -> int:
@@ -103,6 +106,7 @@ class Executor:
     def start(self, attempts: Iterable[Attempt]) -> None:
         """Begin to run attempts. Those that cannot be run are finished at once, with the reason as their outcome."""
         for attempt in attempts:
+            attempt.services = self._services
             self._active.add(attempt)
             if _needs_preparation(attempt.claim):
                 self._start_task(attempt, self._prepare(attempt), name="preparation")
@@ -443,7 +447,7 @@ class Executor:
             metrics.skipped += 1
         else:
             metrics.released += 1
-        self._on_finished(attempt)
+        self._services.finish(attempt, self._on_finished)
 
 
 def _needs_preparation(claim: Claim) -> bool:

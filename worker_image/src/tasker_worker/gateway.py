@@ -115,7 +115,7 @@ def _settle_arguments(
 ) -> tuple[Any, ...]:
     """What `settle_steps` takes, in its order."""
     columns = zip(*[each.outcome for each in settlements], strict=True)
-    kinds, results, metadata, branches, error_types, messages, tracebacks, retryable, retry_after_ms = columns
+    kinds, results, metadata, branches, error_types, messages, tracebacks, retryable, retry_after_ms, _ = columns
     return (
         namespace,
         worker,
@@ -132,6 +132,21 @@ def _settle_arguments(
         _if_any(retry_after_ms, _array),
         claim_limit,
     )
+
+
+def _answer(rows: list[tuple[Any, ...]]) -> Answer:
+    """What `settle_steps` and `create_batches` have answered."""
+    *told, summary = rows
+    stale = set()
+    claims = []
+    for row in map(Claim._make, told):
+        match row.kind:
+            case "stale":
+                stale.add(row.fence)
+            case "claim":
+                claims.append(row)
+    *_, ready_left, tasks_finished = summary  # which is always there, and the last
+    return Answer(frozenset(stale), claims, ready_left, tasks_finished)
 
 
 def _translated(error: psycopg.Error) -> DatabaseError:
@@ -218,24 +233,46 @@ class Gateway:
 
     async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer:
         """Record outcomes, and claim up to `claim_limit` steps in the same transaction. Repeating it is harmless."""
-        *told, summary = await self._rows(
-            "settle_steps", _settle_arguments(self._namespace, worker, settlements, claim_limit)
+        return _answer(
+            await self._rows("settle_steps", _settle_arguments(self._namespace, worker, settlements, claim_limit))
         )
-        stale = set()
-        claims = []
-        for row in map(Claim._make, told):
-            match row.kind:
-                case "stale":
-                    stale.add(row.fence)
-                case "claim":
-                    claims.append(row)
-        *_, ready_left, tasks_finished = summary  # which is always there, and the last
-        return Answer(frozenset(stale), claims, ready_left, tasks_finished)
+
+    async def create_batches(self, worker: str, settlement: Settlement, claim_limit: int) -> Answer:
+        """Settle a batchable step that has divided, and claim as `settle` does. Repeating it is harmless."""
+        step_id, fence, outcome = settlement
+        batches = outcome.batches
+        assert batches is not None
+        return _answer(
+            await self._rows(
+                "create_batches",
+                (
+                    *(self._namespace, worker, step_id, fence, outcome.result, outcome.metadata),
+                    *(batches.ids, _array(batches.starts), _array(batches.ends), batches.inputs),
+                    *(batches.is_no_op, claim_limit),
+                ),
+            )
+        )
 
     async def read_result(self, worker: str, step_id: int, fence: int, name: str) -> str | None:
         """The JSON text of an earlier step's result that a claim was too small for; None when the lease is gone."""
         rows = await self._rows("read_results", (self._namespace, worker, step_id, fence, [name]))
         return next((result for step_name, result in rows if step_name == name), None)
+
+    async def read_batch_results(
+        self, worker: str, step_id: int, fence: int, node: str, after: int, limit: int
+    ) -> list[tuple[int, str, str]]:
+        """Up to `limit` results of a batch's workers: place, step name and JSON text, of places above `after`."""
+        return [
+            (place, step_name, result)
+            for place, step_name, result in await self._rows(
+                "read_batch_results", (self._namespace, worker, step_id, fence, node, after, limit)
+            )
+        ]
+
+    async def save_checkpoint(self, worker: str, step_id: int, fence: int, checkpoint: str) -> bool:
+        """Keep a checkpoint, a JSON text; False when the lease is gone."""
+        [(kept,)] = await self._rows("save_checkpoint", (self._namespace, worker, step_id, fence, checkpoint))
+        return bool(kept)
 
     async def notify(self, channel: str) -> None:
         await self._rows("notify", (channel,))

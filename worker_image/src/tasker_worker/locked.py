@@ -1,4 +1,5 @@
-"""Outcomes of runs that somebody else holds: they wait here, so that those of all other runs need not.
+"""Outcomes of runs that somebody else holds, or that take long themselves: they wait here, so that those of all other
+runs need not.
 
 A run's row may be held for long, by a session that was left open or by a large call of another worker's. The call
 that meets such a row fails after a while and has recorded nothing. All its outcomes then come here and are handed in

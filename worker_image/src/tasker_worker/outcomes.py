@@ -10,8 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .claims import DECISION, Claim, Outcome, OutcomeKind
+from .claims import BATCHABLE, DECISION, Batches, Claim, Outcome, OutcomeKind
+from .cursors import BatchError
 from .decision import MAX_BRANCHES, Decision
+from .division import divide, is_division
 from .errors import ErrorType, TaskerError, classify
 from .jsontext import NotJson, an, clean_text, encode
 from .result import StepResult
@@ -60,19 +62,26 @@ def _from_value(claim: Claim, value: Any) -> Outcome:
             retryable=False,
         )
     kind, branches = OutcomeKind.COMPLETE, None
+    batches: Batches | None = None
     if claim.step_type == DECISION or isinstance(value, Decision):
         fault = _fault_of_decision(claim, value)
         if fault is not None:
             return failure(ErrorType.PERMANENT_ERROR, fault, retryable=False)
         kind, branches = OutcomeKind.DECIDE, ",".join(value.step_names)
         value, metadata = value.as_result(), metadata or value.metadata
+    elif claim.step_type == BATCHABLE or is_division(value):
+        try:
+            value, batches = divide(claim, value)
+        except BatchError as error:
+            return failure(error.error_type, str(error), retryable=False)
+        kind = OutcomeKind.DIVIDE
     what = "result"
     try:
         text = encode(value)
         if not metadata:
-            return Outcome(kind, text, None, branches)
+            return Outcome(kind, text, None, branches, batches=batches)
         what = "metadata"
-        return Outcome(kind, text, encode(dict(metadata)), branches)
+        return Outcome(kind, text, encode(dict(metadata)), branches, batches=batches)
     except NotJson as error:
         return failure(ErrorType.PERMANENT_ERROR, f"{what} of step {claim.step_name!r} {error}", retryable=False)
 

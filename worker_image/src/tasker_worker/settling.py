@@ -33,9 +33,10 @@ RETRY_SECONDS = (0.05, 2.0)  # first and longest wait before a failed call is re
 
 
 class SettleEngine(Protocol):
-    """The engine's function that settling needs; `Gateway` has it."""
+    """The engine's functions that settling needs; `Gateway` has them."""
 
     async def settle(self, worker: str, settlements: Sequence[Settlement], claim_limit: int) -> Answer: ...
+    async def create_batches(self, worker: str, settlement: Settlement, claim_limit: int) -> Answer: ...
 
 
 class Settler:
@@ -68,17 +69,26 @@ class Settler:
         self.give_up_at = float("inf")
 
     def take_batch(self, finished: deque[Attempt]) -> list[Attempt]:
-        """As many attempts as one call takes, from the front; those whose lease is lost are discarded on the way."""
+        """As many attempts as one call takes, from the front; those whose lease is lost are discarded on the way.
+
+        One that divides its work into batches is settled by a call of its own.
+        """
         batch: list[Attempt] = []
         characters = 0
         while finished and len(batch) < _BATCH_OUTCOMES and characters < _BATCH_CHARACTERS:
-            attempt = finished.popleft()
+            attempt = finished[0]
+            outcome = attempt.outcome
+            assert outcome is not None
+            if outcome.batches is not None and batch:
+                break
+            finished.popleft()
             if not attempt.send():
                 self.discard(attempt)
                 continue
-            assert attempt.outcome is not None
-            characters += attempt.outcome.characters
             batch.append(attempt)
+            if outcome.batches is not None:
+                break
+            characters += outcome.characters
         return batch
 
     async def settle(self, batch: list[Attempt], limit: int) -> bool:
@@ -142,13 +152,18 @@ class Settler:
             if attempt.outcome is not None
         ]
         if not limit:
-            return await self._engine.settle(self._worker, settlements, 0)
+            return await self._tell(settlements, 0)
         self._held.call_begins(time.monotonic())
         try:
-            return await self._engine.settle(self._worker, settlements, limit)
+            return await self._tell(settlements, limit)
         except BaseException:
             self._held.call_fails()
             raise
+
+    async def _tell(self, settlements: list[Settlement], limit: int) -> Answer:
+        if len(settlements) == 1 and settlements[0].outcome.batches is not None:
+            return await self._engine.create_batches(self._worker, settlements[0], limit)
+        return await self._engine.settle(self._worker, settlements, limit)
 
     async def _settle_one_by_one(self, batch: list[Attempt]) -> bool:
         for index, attempt in enumerate(batch):

@@ -1,4 +1,4 @@
-"""The wire types of batches: what a batchable step answers, and what each of its workers is given.
+"""The wire types of batches: what a batchable step answers, what each of its workers is given, how far one says it is.
 
 Every shape is defined here and nowhere else; on the wire it is the JSON object that its model dumps, key for key. The
 models are strict: a number of another range, a text for a number, or a key that the shape does not have is refused
@@ -30,6 +30,7 @@ __all__ = [
     "BatchAggregationResult",
     "BatchMetadata",
     "BatchProcessingOutcome",
+    "Checkpoint",
     "CreateBatchesOutcome",
     "Cursor",
     "CursorConfig",
@@ -46,6 +47,8 @@ __all__ = [
 
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
+CHECKPOINT_BYTES = 64 * 1024
+"""Of a checkpoint's JSON in UTF-8; the engine takes no more."""
 
 U32 = Annotated[int, Field(ge=0, le=U32_MAX)]
 U64 = Annotated[int, Field(ge=0, le=U64_MAX)]
@@ -60,6 +63,8 @@ def _as_json(value: Any) -> Any:
 
 
 def _checked_cursor(value: Any) -> Any:
+    if type(value) is int and 0 <= value <= U64_MAX:  # most are, of thousands in one outcome
+        return value
     if isinstance(value, bool) or not isinstance(value, int | str | dict):
         raise ValueError(f"a cursor is an integer, a text or an object, not {type(value).__name__}")
     return _as_json(value)
@@ -193,3 +198,20 @@ class RustBatchWorkerInputs(_Wire):
     batch_metadata: BatchMetadata
     is_no_op: bool
     """A placeholder: there was nothing to divide, and this worker has nothing to do."""
+
+
+class Checkpoint(_Wire):
+    """How far an attempt came, for the next one to go on from: at most 64 KiB of JSON."""
+
+    cursor: Cursor
+    """Where to go on."""
+    items_processed: U64 = 0
+    accumulated: JsonObject | None = None
+    """What was gathered up to there."""
+
+    @model_validator(mode="after")
+    def _small_enough(self) -> Checkpoint:
+        size = len(encode(self).encode())
+        if size > CHECKPOINT_BYTES:
+            raise ValueError(f"the checkpoint is {size} bytes of JSON, the limit is {CHECKPOINT_BYTES}")
+        return self

@@ -28,6 +28,7 @@ from .loading import load_handlers
 from .logging import with_fields
 from .metrics import WorkerMetrics, exposition
 from .registry import HandlerRegistry
+from .services import WorkerServices
 from .settings import WorkerSettings, load_settings
 from .sweeping import Sweeper
 from .web import WebServer
@@ -78,6 +79,8 @@ class Worker:
         self._gateway: Gateway | None = None
         self._gateway_for_locked: Gateway | None = None
         self._gateway_for_results: Gateway | None = None
+        self._gateway_for_handlers: Gateway | None = None
+        self._services: WorkerServices | None = None
         self._executor: Executor | None = None
         self._exchange: Exchange | None = None
         self._leases: LeaseKeeper | None = None
@@ -214,11 +217,14 @@ class Worker:
             hinter=hinter,
         )
         self._gateway_for_results = self._open_gateway("results")
+        self._gateway_for_handlers = self._open_gateway("handlers")
+        self._services = WorkerServices(self._gateway_for_handlers, worker=settings.name)
         self._executor = Executor(
             self.registry,
             slots=settings.slots,
             metrics=self.metrics,
             fetcher=ResultFetcher(self._gateway_for_results, worker=settings.name),
+            services=self._services,
             on_finished=exchange.finished,
             on_threads_back=exchange.hint,
         )
@@ -334,11 +340,13 @@ class Worker:
             await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
         if self._executor is not None:
             await self._executor.close()
+        if self._services is not None:
+            self._services.close()
         if self._gateway is not None:
             if self._state == "stopping":
                 await self._sign_off(self._gateway)
             await self._gateway.close()
-        for each in (self._gateway_for_locked, self._gateway_for_results):
+        for each in (self._gateway_for_locked, self._gateway_for_results, self._gateway_for_handlers):
             if each is not None:
                 await each.close()
         if self._web is not None:

@@ -43,11 +43,16 @@ class ChangeLog:
         self._database = database
 
     async def read(self, cursor: ChangeCursor | None) -> Changes:
-        """Resources whose runs moved since `cursor` (None: from now on). No move is ever left out."""
+        """Resources whose runs moved since `cursor`, and where to go on. No move is ever left out.
+
+        None begins with now. The resources are then those of all runs that ever went on after they had ended: what is
+        shown of these may be an earlier end.
+        """
         queries = load_queries("tasks")
         if cursor is None:
             [place] = await self._database.fetch(queries["changes_place"])
-            return Changes(origin_uids=frozenset(), cursor=ChangeCursor(**place))
+            taken_up = await self._database.fetch(queries["origins_taken_up"])
+            return Changes(origin_uids=frozenset(row["origin_uid"] for row in taken_up), cursor=ChangeCursor(**place))
         [found] = await self._database.fetch(queries["changes"], {"snapshot": cursor.snapshot, "since": cursor.at})
         after = ChangeCursor(snapshot=found["snapshot"], timeline=found["timeline"], at=found["at"])
         return Changes(

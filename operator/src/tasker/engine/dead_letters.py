@@ -118,7 +118,7 @@ class DeadLetters:
     async def put_back(self, entry_uuid: UUID, *, actor: str, notes: str | None = None) -> bool:
         """The step runs again, with as many attempts more as its template gives it, and its run goes on.
 
-        Raises `DeadLetterNotFound`, and `IllegalTransition` where nothing can run again: the entry is of the run
+        Raises `DeadLetterNotFound`, and `ActionRefused` where nothing can run again: the entry is of the run
         itself, its step has not failed, or the run was cancelled or is past its deadline.
         """
         changed: bool | None = await self._database.fetch_value(

@@ -26,12 +26,15 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from tasker.errors import (
+    ActionRefused,
     ConfigurationError,
     IllegalTransition,
     InvalidTask,
     QueueNotFound,
+    StepNotFound,
     StoreError,
     StoreUnavailable,
+    TaskNotFound,
     TemplateNotFound,
 )
 from tasker.settings import ConnectionLimits, DatabaseSettings
@@ -324,6 +327,12 @@ def _translate(error: psycopg.Error) -> Exception:
             return IllegalTransition(message)
         case "TK010":
             return QueueNotFound(message)
+        case "TK020":
+            return StepNotFound(message)
+        case "TK021":
+            return ActionRefused(message)
+        case "TK022":
+            return TaskNotFound(message)
         case None if isinstance(error, psycopg.OperationalError):
             return StoreUnavailable(f"the database cannot be reached: {message}")
         case "57014":

@@ -28,6 +28,10 @@ class Hold(StrEnum):
     PERSON = "person"
 
 
+CANCELLED_BY_RESOURCE = "spec.cancel was set"
+"""Why a run was cancelled by the resource that asked for it. That is final, as the resource says."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskRequest:
     """One run to create. `origin_uid` is the uid of the resource that asks; a uid gets at most one run."""

@@ -120,8 +120,8 @@ TASK_TRANSITIONS: frozenset[Transition] = frozenset(
         Transition("waiting_for_retry", "retry_ready", "enqueuing_steps"),
         Transition("blocked_by_failures", "give_up", "error"),
         Transition("blocked_by_failures", "step_resolved", "evaluating_results"),
-        Transition("error", "rerun", "evaluating_results"),
         Transition("error", "step_resolved", "evaluating_results"),
+        *_from_each([TaskState.COMPLETE, TaskState.ERROR, TaskState.CANCELLED], "rerun", TaskState.EVALUATING_RESULTS),
         *_from_each([*_OPEN_TASK_STATES, TaskState.ERROR], "manual_resolution", TaskState.RESOLVED_MANUALLY),
         *_from_each(_OPEN_TASK_STATES, "cancel", TaskState.CANCELLED),
     ]
@@ -145,6 +145,8 @@ STEP_TRANSITIONS: frozenset[Transition] = frozenset(
         *_from_each(_OPEN_STEP_STATES, "resolve_manually", StepState.RESOLVED_MANUALLY),
         *_from_each(_OPEN_STEP_STATES, "complete_manually", StepState.COMPLETE),
         *_from_each(_SKIPPABLE_STEP_STATES, "skip", StepState.SKIPPED),
+        *_from_each([*sorted(FINAL_STEP_STATES), StepState.ERROR], "rerun", StepState.PENDING),
+        Transition("cancelled", "revive", "pending"),
     ]
 )
 
@@ -222,12 +224,17 @@ TASK_PASSAGES: tuple[Passage, ...] = (
     _path("failed_blocked", "blocked_by_failures", ("give_up", "error")),
     _path("freed", "blocked_by_failures", ("step_resolved", "evaluating_results"), *_FOUND),
     _path("taken_up", "error", ("step_resolved", "evaluating_results"), *_FOUND),
-    _path("run_again", "error", ("rerun", "evaluating_results"), *_FOUND),
+    *(
+        _path(f"run_again_{state}", state, ("rerun", "evaluating_results"), *_FOUND)
+        for state in ("cancelled", "complete", "error")
+    ),
+    _path("woken", "waiting_for_dependencies", ("dependencies_ready", "evaluating_results"), *_FOUND),
     *_each_alone("cancelled", TASK_TRANSITIONS, "cancel"),
     *_each_alone("resolved", TASK_TRANSITIONS, "manual_resolution"),
     Passage("held", ()),
     Passage("let_go", ()),
     Passage("found_stale", ()),
+    Passage("repaired", ()),
 )
 
 STEP_BEGINNINGS: tuple[Passage, ...] = (
@@ -255,6 +262,8 @@ STEP_PASSAGES: tuple[Passage, ...] = (
     *_each_alone("resolved", STEP_TRANSITIONS, "resolve_manually"),
     *_each_alone("completed_by_hand", STEP_TRANSITIONS, "complete_manually"),
     *_each_alone("skipped", STEP_TRANSITIONS, "skip"),
+    *_each_alone("rerun", STEP_TRANSITIONS, "rerun"),
+    *_each_alone("revived", STEP_TRANSITIONS, "revive"),
 )
 """Every move is in at least one passage, or in one of the beginnings. The names are stored: one that a released schema
 has is never given another meaning."""

@@ -20,7 +20,8 @@ select tasker.unhandled_callables(%s, %s)
 -- Takes ready steps when nothing is there to settle.
 select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, step_type,
     callable, method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration,
-    inputs, context, dependency_results, results_left, condition, result_schema, dependents, ready_left, tasks_finished
+    inputs, context, dependency_results, results_left, condition, result_schema, dependents, batch, checkpoint, ready_left,
+    tasks_finished
 from tasker.claim_steps(%s, %s, %s::int)
 
 -- name: settle_steps
@@ -28,13 +29,32 @@ from tasker.claim_steps(%s, %s, %s::int)
 -- of texts as they are; what no outcome of the call needs is null as a whole.
 select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, step_type,
     callable, method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration,
-    inputs, context, dependency_results, results_left, condition, result_schema, dependents, ready_left, tasks_finished
+    inputs, context, dependency_results, results_left, condition, result_schema, dependents, batch, checkpoint, ready_left,
+    tasks_finished
 from tasker.settle_steps(%s, %s, %s::bigint[], %s::bigint[], %s::text[], %b::text[]::json[], %b::text[]::json[],
     %b::text[], %b::text[], %b::text[], %b::text[], %s::boolean[], %s::bigint[], %s::int)
+
+-- name: create_batches
+-- Settles a batchable step with one worker for each of the inputs, and takes new steps.
+select kind, step_id, fence, task_uuid, step_uuid, namespace, template_name, template_version, step_name, step_type,
+    callable, method, resolver, attempt, max_attempts, timeout_ms, deadline, correlation_id, ready_at, configuration,
+    inputs, context, dependency_results, results_left, condition, result_schema, dependents, batch, checkpoint, ready_left,
+    tasks_finished
+from tasker.create_batches(%s, %s, %s::bigint, %s::bigint, %s::json, %s::json, %b::text[], %s::bigint[], %s::bigint[],
+    %b::text[]::json[], %s::boolean, %s::int)
 
 -- name: read_results
 -- Results of steps before a claimed one, which did not fit its claim; no rows when the lease is gone.
 select step_name, result from tasker.read_results(%s, %s, %s::bigint, %s::bigint, %s::text[])
+
+-- name: read_batch_results
+-- A page of the results of a batch's workers, by their places; no rows when the lease is gone.
+select place, step_name, result
+from tasker.read_batch_results(%s, %s, %s::bigint, %s::bigint, %s, %s::int, %s::int)
+
+-- name: save_checkpoint
+-- Keeps how far an attempt has come; false when the lease is gone.
+select tasker.save_checkpoint(%s, %s, %s::bigint, %s::bigint, %s::json)
 
 -- name: deregister_worker
 -- Releases what the worker still holds and forgets it.

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     TASK_SUCCEEDED = "TaskSucceeded"
     TASK_FAILED = "TaskFailed"
     TASK_CANCELLED = "TaskCancelled"
+    TASK_TAKEN_UP = "TaskTakenUp"
     SCALED_UP = "ScaledUp"
     SCALED_DOWN = "ScaledDown"
     HANDLERS_NOT_FOUND = "HandlersNotFound"

@@ -55,7 +55,10 @@ class ChangeReader:
 
     async def start(self) -> None:
         """Takes the place to begin from. The resync reconciles everything that moved before it."""
-        self._cursor = (await self._changes.read(None)).cursor
+        changes = await self._changes.read(None)
+        for uid in changes.origin_uids:
+            self._tasks.note_moved(uid)
+        self._cursor = changes.cursor
 
     async def read(self, resync: Pacer) -> None:
         """One round. `resync` is hurried when a server has taken over that may know less, or more, than was read."""
@@ -67,6 +70,7 @@ class ChangeReader:
             key = self._tasks.find_uid(uid)
             if key is None:
                 continue  # deleted, or not listed yet: its own event queues it
+            self._tasks.note_moved(uid)
             self._task_queue.add(key)
             task = self._tasks.read_valid(key)
             if task is not None:

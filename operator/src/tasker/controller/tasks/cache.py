@@ -1,4 +1,5 @@
-"""The cache of Tasks: without what is large and no longer read, with indexes by uid and by awaited template."""
+"""The cache of Tasks: without what is large and no longer read, with indexes by uid and by awaited template, and with
+what is known of runs that moved."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ class TaskCache(TypedCache[Task]):
         self._keys_by_uid: dict[str, ObjectKey] = {}
         self._waiting: dict[ObjectKey, ObjectKey] = {}
         """Tasks that have not been accepted, and their templates."""
+        self._moved: set[str] = set()
+        """Uids whose runs moved since their Tasks were last compared with them."""
 
     def remove(self, last: Manifest) -> Manifest | None:
         removed = super().remove(last)
@@ -24,7 +27,19 @@ class TaskCache(TypedCache[Task]):
             key = key_of(removed)
             self._keys_by_uid.pop(removed["metadata"]["uid"], None)
             self._waiting.pop(key, None)
+            self._moved.discard(removed["metadata"]["uid"])
         return removed
+
+    def note_moved(self, uid: str) -> None:
+        """The run of this Task moved: an end that the Task shows may be none any more."""
+        self._moved.add(uid)
+
+    def take_moved(self, uid: str) -> bool:
+        """Whether the run moved since this was last asked."""
+        if uid not in self._moved:
+            return False
+        self._moved.remove(uid)
+        return True
 
     def find_uid(self, uid: str) -> ObjectKey | None:
         """The key of the Task with this uid; None when it was deleted or has not been listed yet."""

@@ -36,7 +36,7 @@ from tasker.engine.actions import Actions
 from tasker.engine.tasks import Tasks
 from tasker.errors import Busy, DuplicateTask, InvalidInput, InvalidResource, InvalidTask, TemplateNotFound
 from tasker.model.limits import CONTEXT_BYTES_IN_RESOURCE, json_size
-from tasker.model.task import Hold, TaskRequest, TaskSummary
+from tasker.model.task import CANCELLED_BY_RESOURCE, Hold, TaskRequest, TaskSummary
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +86,16 @@ class TaskReconciler:
             return None
         if task is None:
             return None
-        if task.is_settled:
-            self._progress.forget(uid)
-            return await self._expire(task)
-        return await self._reconcile_run(task)
+        moved = self._tasks.take_moved(uid)
+        try:
+            if task.is_settled and not moved:
+                self._progress.forget(uid)
+                return await self._expire(task)
+            return await self._reconcile_run(task)
+        except Exception:
+            if moved:
+                self._tasks.note_moved(uid)
+            raise
 
     async def _reconcile_run(self, task: Task) -> float | None:
         summary = await self._summaries.load(task.metadata.uid)
@@ -171,7 +177,7 @@ class TaskReconciler:
     async def _steer(self, task: Task, summary: TaskSummary) -> TaskSummary:
         """Makes the run do what the spec says; the run as it is after that."""
         if task.spec.cancel:
-            await self._engine_actions.cancel(summary.task_uuid, actor=ACTOR, reason="spec.cancel was set")
+            await self._engine_actions.cancel(summary.task_uuid, actor=ACTOR, reason=CANCELLED_BY_RESOURCE)
         elif task.spec.suspend and Hold.RESOURCE not in summary.holds:
             await self._engine_actions.suspend(
                 summary.task_uuid, hold=Hold.RESOURCE, actor=ACTOR, reason="spec.suspend was set"
@@ -191,7 +197,14 @@ class TaskReconciler:
         if not summary.finished and wait > 0:
             return wait
         status = build_status(summary, previous=task.status, generation=task.metadata.generation, now=self._now())
-        if await self._statuses.write(TASK, task.manifest, status):
+        current = task.manifest
+        if task.status.is_finished and _shows_another_end(task, status):
+            # The run went on after its end. The cache has left out what is large in the status of that.
+            live = await self._cluster.get(TASK, task.metadata.namespace, task.metadata.name)
+            if live is None or live["metadata"]["uid"] != uid:
+                return None
+            current = live
+        if await self._statuses.write(TASK, current, status):
             self._progress.note_write(uid)
             self._record_events(task, status)
         if not summary.finished:
@@ -211,13 +224,18 @@ class TaskReconciler:
             return
         condition = find(status, "Succeeded")
         message = str(condition["message"]) if condition is not None else ""
+        end = f"end {status.get('completionTime')}"
         match status["phase"]:
             case "Succeeded":
-                self._events.record(task.manifest, Reason.TASK_SUCCEEDED, message, once_per="end")
+                self._events.record(task.manifest, Reason.TASK_SUCCEEDED, message, once_per=end)
             case "Failed":
-                self._events.record(task.manifest, Reason.TASK_FAILED, message, once_per="end")
+                self._events.record(task.manifest, Reason.TASK_FAILED, message, once_per=end)
             case "Cancelled":
-                self._events.record(task.manifest, Reason.TASK_CANCELLED, message, once_per="end")
+                self._events.record(task.manifest, Reason.TASK_CANCELLED, message, once_per=end)
+            case _ if task.status.is_finished:
+                taken_up = f"The run goes on, after it had ended in phase {task.status.phase}."
+                end = f"end {task.status.completion_time}"
+                self._events.record(task.manifest, Reason.TASK_TAKEN_UP, taken_up, once_per=end)
             case _:
                 pass
 
@@ -279,11 +297,14 @@ class TaskReconciler:
         return self._time_to_live(task, task.status.completion_time)
 
     async def _expire(self, task: Task) -> float | None:
-        """Deletes a finished Task whose time has come; else the seconds until then."""
+        """Deletes a finished Task whose time has come; else the seconds until then. One whose run goes on stays."""
         left = self._time_to_live(task, task.status.completion_time)
         if left is None or left > 0:
             return left
         metadata = task.metadata
+        summary = await self._summaries.load(metadata.uid)
+        if summary is not None and not summary.finished:
+            return await self._reconcile_run(task)
         await self._cluster.delete(TASK, metadata.namespace, metadata.name, uid=metadata.uid)
         return None
 
@@ -328,6 +349,11 @@ def task_request(task: Task) -> TaskRequest:
         origin_uid=task.metadata.uid,
         origin_name=task.metadata.name,
     )
+
+
+def _shows_another_end(task: Task, status: Mapping[str, Any]) -> bool:
+    """Whether the Task shows an end that this status does not."""
+    return (task.status.phase, task.status.completion_time) != (status["phase"], status.get("completionTime"))
 
 
 def _refusal_reason(error: InvalidInput) -> str:

@@ -56,7 +56,8 @@ create type tasker.step_state as enum (
 
 create type tasker.step_event as enum (
     'enqueue', 'start', 'submit_result', 'submit_error', 'lease_expired', 'released', 'complete', 'fail',
-    'wait_for_retry', 'retry', 'reset_for_retry', 'cancel', 'resolve_manually', 'complete_manually', 'skip'
+    'wait_for_retry', 'retry', 'reset_for_retry', 'cancel', 'resolve_manually', 'complete_manually', 'skip', 'rerun',
+    'revive'
 );
 
 create type tasker.step_type as enum ('standard', 'decision', 'deferred_convergence', 'batchable', 'batch_worker');
@@ -93,12 +94,13 @@ create type tasker.task_passage as enum (
     'submitted', 'submitted_empty', 'submitted_waiting', 'submitted_pending', 'admitted', 'moved_on', 'kept_running',
     'completed', 'left_to_retries', 'left_waiting', 'blocked', 'failed', 'retried', 'failed_pending', 'failed_retrying',
     'failed_waiting', 'failed_blocked', 'freed', 'taken_up',
-    'run_again', 'cancelled_blocked_by_failures', 'cancelled_enqueuing_steps', 'cancelled_evaluating_results',
+    'run_again_cancelled', 'run_again_complete', 'run_again_error', 'woken', 'cancelled_blocked_by_failures',
+    'cancelled_enqueuing_steps', 'cancelled_evaluating_results',
     'cancelled_initializing', 'cancelled_pending', 'cancelled_steps_in_process',
     'cancelled_waiting_for_dependencies', 'cancelled_waiting_for_retry', 'resolved_blocked_by_failures',
     'resolved_enqueuing_steps', 'resolved_error', 'resolved_evaluating_results', 'resolved_initializing',
     'resolved_pending', 'resolved_steps_in_process', 'resolved_waiting_for_dependencies',
-    'resolved_waiting_for_retry', 'held', 'let_go', 'found_stale'
+    'resolved_waiting_for_retry', 'held', 'let_go', 'found_stale', 'repaired'
 );
 
 create type tasker.step_passage as enum (
@@ -111,7 +113,8 @@ create type tasker.step_passage as enum (
     'completed_by_hand_enqueued_as_error_for_orchestration', 'completed_by_hand_enqueued_for_orchestration',
     'completed_by_hand_error', 'completed_by_hand_in_progress', 'completed_by_hand_pending',
     'completed_by_hand_waiting_for_retry', 'skipped_enqueued', 'skipped_error', 'skipped_in_progress', 'skipped_pending',
-    'skipped_waiting_for_retry'
+    'skipped_waiting_for_retry', 'rerun_cancelled', 'rerun_complete', 'rerun_error', 'rerun_resolved_manually',
+    'rerun_skipped', 'revived_cancelled'
 );
 
 -- How an attempt may begin: out of the queue, or straight from the call that made it ready.
@@ -140,6 +143,12 @@ returns boolean language sql immutable parallel safe as $$
         when 'error' then target in ('evaluating_results', 'enqueuing_steps', 'steps_in_process',
             'waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures', 'complete', 'cancelled',
             'resolved_manually')
+        when 'complete' then target in ('evaluating_results', 'enqueuing_steps', 'steps_in_process',
+            'waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures', 'error', 'cancelled',
+            'resolved_manually')
+        when 'cancelled' then target in ('evaluating_results', 'enqueuing_steps', 'steps_in_process',
+            'waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures', 'complete', 'error',
+            'resolved_manually')
         else false
     end
 $$;
@@ -157,7 +166,12 @@ returns boolean language sql immutable parallel safe as $$
             'resolved_manually')
         when 'waiting_for_retry' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually',
             'skipped')
-        when 'error' then target in ('enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually', 'skipped')
+        when 'error' then target in ('pending', 'enqueued', 'in_progress', 'complete', 'cancelled', 'resolved_manually',
+            'skipped')
+        when 'complete' then target = 'pending'
+        when 'cancelled' then target = 'pending'
+        when 'resolved_manually' then target = 'pending'
+        when 'skipped' then target = 'pending'
         else false
     end
 $$;
@@ -285,6 +299,7 @@ create table tasker.definition_edges (
     kind tasker.edge_kind not null,
     primary key (from_definition_id, to_definition_id, kind)
 );
+create index definition_edges_by_target on tasker.definition_edges (to_definition_id);
 
 create sequence tasker.task_ids;
 
@@ -333,6 +348,8 @@ create table tasker.tasks (
     created_at timestamptz not null,
     started_at timestamptz,
     completed_at timestamptz,
+    -- When it last went on after it had ended.
+    taken_up_at timestamptz,
     constraint tasks_end_with_a_time
         check ((completed_at is not null) = (state in ('complete', 'error', 'cancelled', 'resolved_manually'))),
     constraint tasks_counts_add_up
@@ -341,6 +358,7 @@ create table tasker.tasks (
     constraint tasks_go_on_once_started check (started_at is not null or state = 'pending' or completed_at is not null)
 ) with (fillfactor = 50);
 create index tasks_by_template on tasker.tasks (template_id);
+create index tasks_taken_up on tasker.tasks (task_id) where taken_up_at is not null;
 create table tasker.open_tasks (
     task_id bigint primary key,
     namespace text not null
@@ -350,7 +368,7 @@ comment on table tasker.open_tasks is
 create function tasker.note_open() returns trigger language plpgsql as $$
 begin
     if new.completed_at is null then
-        insert into tasker.open_tasks (task_id, namespace) values (new.task_id, new.namespace);
+        insert into tasker.open_tasks (task_id, namespace) values (new.task_id, new.namespace) on conflict do nothing;
     else
         delete from tasker.open_tasks where task_id = new.task_id;
     end if;
@@ -458,6 +476,8 @@ create table tasker.steps (
     -- Of the last outcome that a worker handed in: said again, it is known and not stale.
     settled_fence bigint,
     result_bytes integer,
+    -- Of a decision that is complete: the places of the steps that it chose; null is none.
+    chosen integer[],
     inputs json,
     result json,
     metadata json,

@@ -48,9 +48,18 @@ create or replace view tasker.task_hops as select * from (values
     ('taken_up', 1, 'error', 'step_resolved', 'evaluating_results'),
     ('taken_up', 2, 'evaluating_results', 'ready_steps_found', 'enqueuing_steps'),
     ('taken_up', 3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process'),
-    ('run_again', 1, 'error', 'rerun', 'evaluating_results'),
-    ('run_again', 2, 'evaluating_results', 'ready_steps_found', 'enqueuing_steps'),
-    ('run_again', 3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process'),
+    ('run_again_cancelled', 1, 'cancelled', 'rerun', 'evaluating_results'),
+    ('run_again_cancelled', 2, 'evaluating_results', 'ready_steps_found', 'enqueuing_steps'),
+    ('run_again_cancelled', 3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process'),
+    ('run_again_complete', 1, 'complete', 'rerun', 'evaluating_results'),
+    ('run_again_complete', 2, 'evaluating_results', 'ready_steps_found', 'enqueuing_steps'),
+    ('run_again_complete', 3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process'),
+    ('run_again_error', 1, 'error', 'rerun', 'evaluating_results'),
+    ('run_again_error', 2, 'evaluating_results', 'ready_steps_found', 'enqueuing_steps'),
+    ('run_again_error', 3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process'),
+    ('woken', 1, 'waiting_for_dependencies', 'dependencies_ready', 'evaluating_results'),
+    ('woken', 2, 'evaluating_results', 'ready_steps_found', 'enqueuing_steps'),
+    ('woken', 3, 'enqueuing_steps', 'steps_enqueued', 'steps_in_process'),
     ('cancelled_blocked_by_failures', 1, 'blocked_by_failures', 'cancel', 'cancelled'),
     ('cancelled_enqueuing_steps', 1, 'enqueuing_steps', 'cancel', 'cancelled'),
     ('cancelled_evaluating_results', 1, 'evaluating_results', 'cancel', 'cancelled'),
@@ -110,7 +119,13 @@ create or replace view tasker.step_hops as select * from (values
     ('skipped_error', 1, 'error', 'skip', 'skipped'),
     ('skipped_in_progress', 1, 'in_progress', 'skip', 'skipped'),
     ('skipped_pending', 1, 'pending', 'skip', 'skipped'),
-    ('skipped_waiting_for_retry', 1, 'waiting_for_retry', 'skip', 'skipped')
+    ('skipped_waiting_for_retry', 1, 'waiting_for_retry', 'skip', 'skipped'),
+    ('rerun_cancelled', 1, 'cancelled', 'rerun', 'pending'),
+    ('rerun_complete', 1, 'complete', 'rerun', 'pending'),
+    ('rerun_error', 1, 'error', 'rerun', 'pending'),
+    ('rerun_resolved_manually', 1, 'resolved_manually', 'rerun', 'pending'),
+    ('rerun_skipped', 1, 'skipped', 'rerun', 'pending'),
+    ('revived_cancelled', 1, 'cancelled', 'revive', 'pending')
 ) as hop(passage, place, from_state, event, to_state);
 
 create or replace view tasker.step_beginning_hops as select * from (values

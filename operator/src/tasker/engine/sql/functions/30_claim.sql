@@ -135,7 +135,8 @@ begin
 end $$;
 
 -- A page of the results of a batch's workers, for who holds the step by this fence: of the batch_worker node of this name
--- among the steps before it, after the given place (0 at first). Failed workers have none and are left out.
+-- among the steps before it, after the given place (0 at first). Failed workers have none and are left out. A name that is
+-- no such node's is refused: it would look like a batch of which nothing came.
 create or replace function tasker.read_batch_results(
     p_namespace text, p_worker text, p_step_id bigint, p_fence bigint, p_node text, p_after integer, p_limit integer
 ) returns table (place integer, step_name text, result json) language plpgsql
@@ -154,6 +155,18 @@ begin
     ), p_after, least(p_limit, 1000)) as one
     where l.step_id = p_step_id and l.fence = p_fence and w.namespace = p_namespace and w.name = p_worker
     order by one.place;
+    if not found and exists (
+        select from tasker.leases l
+        join tasker.workers w on w.worker_id = l.worker_id
+        join tasker.steps s on s.step_id = l.step_id
+        join tasker.definitions d on d.definition_id = s.definition_id
+        where l.step_id = p_step_id and l.fence = p_fence and w.namespace = p_namespace and w.name = p_worker
+            and not exists (
+                select from tasker.definitions node
+                where node.template_id = d.template_id and node.name = p_node and node.position = any (d.batch_positions))
+    ) then
+        raise exception 'there is no batch_worker % before this step', p_node using errcode = 'TK005';
+    end if;
 end $$;
 
 -- Keeps how far the attempt has come, for the next one: up to 64 KiB. False when the fence is not current.

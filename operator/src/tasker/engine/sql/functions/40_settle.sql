@@ -287,6 +287,7 @@ begin
             result = case when f.outcome in ('complete', 'decide', 'batch') then coalesce(f.result, 'null') end,
             result_bytes = case when f.outcome in ('complete', 'decide', 'batch')
                 then octet_length(coalesce(f.result::text, 'null')) end,
+            chosen = case when f.outcome = 'decide' then f.chosen::integer[] end,
             metadata = f.metadata,
             error = case
                 when f.outcome in ('fail', 'expire') then json_build_object('error_type', f.error_type, 'message',

@@ -199,64 +199,21 @@ begin
         return false;
     end if;
     if v_entry.step_id is null then
-        raise exception 'the entry is of the whole run, which has no step to put back' using errcode = 'TK002';
+        raise exception 'the entry is of the whole run, which has no step to put back' using errcode = 'TK021';
     end if;
     select tasker.step_name(d.name, d.definition_id, s.step_id), tasker.is_of_batch(d.definition_id, s.step_id)
         into v_step_name, v_of_batch
     from tasker.steps s join tasker.definitions d on d.definition_id = s.definition_id where s.step_id = v_entry.step_id;
     if v_of_batch then
         raise exception 'step % is a worker of a batch, which does not run again by itself', v_step_name
-            using errcode = 'TK002';
+            using errcode = 'TK021';
     end if;
     v_now := tasker.now();
     update tasker.dead_letters set state = 'put_back', updated_at = v_now where entry_id = v_entry.entry_id;
     insert into tasker.dead_letter_changes (entry_id, at, state, actor_id, notes)
     values (v_entry.entry_id, v_now, 'put_back', v_actor_id, p_notes);
-    -- The one line that says how a failed step is made to run again: what takes a run, a step's name, who and why.
-    perform tasker.run_failed_step_again(v_entry.task_id, v_step_name, p_actor, p_notes);
+    if not tasker.reset_step(v_entry.task_id, v_step_name, p_actor, p_notes) then
+        raise exception 'step % is in the queue or runs already', v_step_name using errcode = 'TK021';
+    end if;
     return true;
-end $$;
-
--- Puts a step that failed for good into the queue, and its run under way again.
-create or replace function tasker.run_failed_step_again(p_task_id bigint, p_step_name text, p_actor text, p_reason text)
-returns void language plpgsql as $$
-declare
-    v_actor_id integer := tasker.actor_id(p_actor);
-    v_now timestamptz;
-    v_task tasker.tasks;
-    v_step_id bigint;
-begin
-    select * into v_task from tasker.tasks where task_id = p_task_id for no key update;
-    v_now := tasker.now();
-    if v_task.state in ('complete', 'cancelled', 'resolved_manually') then
-        raise exception 'the run is %: none of its steps runs again', v_task.state using errcode = 'TK002';
-    elsif v_task.cancelled_steps > 0 then
-        raise exception 'steps of the run were cancelled: it cannot go on from one of them' using errcode = 'TK002';
-    elsif v_task.deadline <= v_now then
-        raise exception 'the run is past its deadline' using errcode = 'TK002';
-    end if;
-    update tasker.steps s set state = 'enqueued', enqueued_at = v_now,
-        attempts_allowed = s.attempts_allowed + d.max_attempts
-    from tasker.definitions d
-    where d.template_id = v_task.template_id and d.name = p_step_name
-        and s.step_id = tasker.first_step_id(p_task_id) + d.position and s.state = 'error'
-    returning s.step_id into v_step_id;
-    if not found then
-        raise exception 'the step has not failed' using errcode = 'TK002';
-    end if;
-    insert into tasker.step_log (step_id, at, passage, actor_id, metadata)
-    values (v_step_id, v_now, 'reset', v_actor_id, json_build_object('reason', p_reason));
-    update tasker.tasks set state = 'steps_in_process', active_steps = active_steps + 1, failed_steps = failed_steps - 1,
-        completed_at = null, error = null
-    where task_id = p_task_id;
-    insert into tasker.task_log (task_id, at, passage, actor_id, metadata)
-    values (p_task_id, v_now, case v_task.state
-        when 'blocked_by_failures' then 'freed'
-        when 'error' then 'taken_up'
-        when 'waiting_for_retry' then 'retried'
-        else 'moved_on' end::tasker.task_passage, v_actor_id, jsonb_build_object('reason', p_reason));
-    if v_task.completed_at is not null and v_task.deadline is not null then
-        insert into tasker.timers (due_at, kind, task_id) values (v_task.deadline, 'deadline', p_task_id);
-    end if;
-    perform tasker.queue_steps(array[v_step_id], v_now);
 end $$;

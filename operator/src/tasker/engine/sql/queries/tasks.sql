@@ -26,6 +26,40 @@ select tasker.suspend_task(%(task_id)s, %(hold)s::tasker.hold, %(actor)s, %(reas
 -- A suspended run goes on when nobody else holds it.
 select tasker.resume_task(%(task_id)s, %(hold)s::tasker.hold, %(actor)s, %(reason)s);
 
+-- name: reset_step
+-- A step that failed, or waits for its retry, runs again at once.
+select tasker.reset_step(%(task_id)s, %(step)s, %(actor)s, %(reason)s, %(deadline_seconds)s);
+
+-- name: resolve_step
+-- What depends on a step goes on without a result of it.
+select tasker.resolve_step(%(task_id)s, %(step)s, %(actor)s, %(reason)s, %(deadline_seconds)s);
+
+-- name: complete_step
+-- A step gets a result by hand.
+select tasker.complete_step(%(task_id)s, %(step)s, %(result)s, %(branches)s::text[], %(actor)s, %(reason)s,
+    %(deadline_seconds)s);
+
+-- name: skip_step
+-- A step is left out, and what only it leads to.
+select tasker.skip_step(%(task_id)s, %(step)s, %(actor)s, %(reason)s, %(deadline_seconds)s);
+
+-- name: rerun_from
+-- A run goes again from a step.
+select tasker.rerun_from(%(task_id)s, %(step)s, %(actor)s, %(reason)s, %(deadline_seconds)s);
+
+-- name: cancelled_because
+-- Whether a run of a resource was cancelled for this reason.
+select exists (
+    select from tasker.tasks
+    where task_id = %(task_id)s and state = 'cancelled' and origin_uid is not null and error ->> 'message' = %(reason)s
+);
+
+-- name: result_schema
+-- What a step's result must be, as the template of its run says.
+select d.result_schema
+from tasker.tasks t join tasker.definitions d on d.template_id = t.template_id
+where t.task_id = %(task_id)s and d.name = %(step)s;
+
 -- name: open_task_ids_of_namespace
 -- All runs of a namespace that have not ended.
 select task_id from tasker.open_tasks where namespace = %(namespace)s and tasker.is_owner(%(installation)s);
@@ -127,6 +161,10 @@ select pg_current_snapshot()::text as snapshot, tasker.server_timeline() as time
         cross join lateral (select * from tasker.tasks f where f.task_id = moved.task_id offset 0) t
         where t.origin_uid is not null
     ) as origin_uids;
+
+-- name: origins_taken_up
+-- Resources whose runs went on after they had ended, whatever became of them.
+select origin_uid from tasker.tasks where taken_up_at is not null and origin_uid is not null;
 
 -- name: origins_waiting_for_worker
 -- Resources whose runs have a ready step that no worker offers to run, those that have waited longest first.
