@@ -88,7 +88,8 @@ def passage_table(passages: Iterable[Passage]) -> str:
     rows = ["| Passage | From | Events | To |", "|---|---|---|---|"]
     for each in passages:
         if not each.moves:
-            rows.append(f"| `{each.name}` | any that is not final | | the same |")
+            state = f"`{each.state}`" if each.state else "any that is not final"
+            rows.append(f"| `{each.name}` | {state} | | the same |")
             continue
         events = ", ".join(f"`{move.event}`" for move in each.moves)
         rows.append(f"| `{each.name}` | `{each.moves[0].source}` | {events} | `{each.moves[-1].target}` |")

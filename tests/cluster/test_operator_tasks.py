@@ -150,6 +150,14 @@ def test_an_invalid_template_says_where_and_why_and_recovers_when_it_is_fixed(
         (pool(replicas=3), "replicas may be set only with scaling.mode external or manual"),
         (pool(scaling={"mode": "manual"}), "scaling.mode manual needs replicas"),
         (pool(env=[{"name": "DATABASE_URL", "value": "x"}]), "this variable is set by the operator"),
+        (
+            template("t", step("a"), identity={"windowSeconds": 60}),
+            "windowSeconds needs a strategy other than alwaysUnique",
+        ),
+        (
+            template("t", step("a"), concurrency={"maxTasks": 0}),
+            "spec.concurrency.maxTasks in body should be greater than",
+        ),
         (template("t", step("a"), surprise=1), 'unknown field "spec.surprise"'),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -169,6 +177,7 @@ def test_what_a_run_was_made_from_cannot_be_changed_and_the_rest_can(namespace: 
         ({"context": {"value": 2}}, "context is immutable; create a new Task instead"),
         ({"templateRef": {"name": "b"}}, "templateRef is immutable; create a new Task instead"),
         ({"priority": 9}, "priority is immutable"),
+        ({"idempotencyKey": "x"}, "idempotencyKey is immutable"),
         ({"tags": ["x"]}, "tags are immutable"),
     ):
         with pytest.raises(AssertionError) as caught:

@@ -32,6 +32,7 @@ from tasker.controller.tasks.summaries import SummaryReader
 from tasker.controller.templates.reconcile import TemplateReconciler
 from tasker.engine import ChangeCursor, Changes, Engine
 from tasker.errors import InvalidContext, TemplateNotFound
+from tasker.model.identity import identity_key
 from tasker.model.schemas import SchemaEnforcement, context_fault
 from tasker.model.task import (
     Hold,
@@ -76,6 +77,8 @@ class FakeEngine:
         self.registered_templates: dict[tuple[str, str], TemplateSpec] = {}
         self.runs: dict[str, TaskSummary] = {}
         self.requests: list[TaskRequest] = []
+        self.identities: dict[tuple[str, str, str], str] = {}
+        """Which Task's run holds a key of a template."""
         self.registered_workers: dict[str, WorkerInfo] = {}
         self.demand: dict[tuple[str, str], PoolDemand] = {}
         self.expired: list[tuple[str, str]] = []
@@ -162,6 +165,15 @@ class FakeTasks:
         fault = self._context_fault(spec, request)
         if created and fault is not None and spec.schema_enforcement is SchemaEnforcement.ENFORCE:
             raise fault
+        strategy = spec.identity.strategy
+        key = identity_key(strategy, request.template_name, request.context, request.idempotency_key)
+        if key is not None and created:
+            holder = self._engine.identities.setdefault((namespace, request.template_name, key), request.origin_uid)
+            if holder != request.origin_uid:
+                run = self._engine.runs[holder]
+                return [
+                    SubmittedTask(task_uuid=run.task_uuid, created=False, duplicate=True, origin_name=run.origin_name)
+                ]
         if created:
             self._engine.requests.append(request)
             self._engine.runs[request.origin_uid] = make_run(

@@ -412,6 +412,10 @@ class Lab:
     async def state(self, task_uuid: UUID) -> str:
         return str(await self.value("select state::text from tasker.tasks where task_uuid = %s", task_uuid))
 
+    async def open_runs(self) -> int:
+        """How many runs have not ended."""
+        return int(await self.value("select count(*) from tasker.tasks where completed_at is null"))
+
     async def steps(self, task_uuid: UUID) -> dict[str, dict[str, Any]]:
         """The rows of a run's steps, by name."""
         rows = await self.rows(

@@ -1,4 +1,4 @@
-"""Checks from the rows and the transition log that nothing went wrong that ever must: I1 to I5 and I12 of the design.
+"""Checks from the rows and the transition log that all went as it must: I1 to I5, I8 and I12 of the design.
 
 Called at the end of every fault run, whatever the faults were; it needs no knowledge of what was run. It may also be
 called while work goes on: all is read in one snapshot.

@@ -1,12 +1,14 @@
--- What must always hold of the rows of runs (I1 to I5 and I12 of the engine's design). Each query returns one column
+-- What must always hold of the rows of runs (I1 to I5, I8 and I12 of the engine's design). Each query returns one column
 -- `violation`, one row for everything that is wrong, nothing when all is well. All are read in one snapshot.
 
 -- name: I1_an_open_run_has_something_to_wait_for
--- A step in the queue, in somebody's hands or waiting for the time of its retry; or the run is suspended, or blocked until
--- a person acts.
+-- A step in the queue, in somebody's hands or waiting for the time of its retry; or the run is suspended, blocked until a
+-- person acts, or waits for a place among those of its template.
 select format('task %s is %s and waits for nothing', t.task_id, t.state) as violation
 from tasker.tasks t
 where t.completed_at is null and not t.suspended and t.state <> 'blocked_by_failures'
+    and not (t.state = 'pending' and exists (
+        select from tasker.concurrency_limits l where l.namespace = t.namespace and l.template_name = t.limited_as))
     and not exists (select from tasker.ready_steps r where tasker.task_of_step(r.step_id) = t.task_id)
     and not exists (select from tasker.leases l where tasker.task_of_step(l.step_id) = t.task_id)
     and not exists (select from tasker.timers x where x.task_id = t.task_id and x.kind = 'retry');
@@ -65,7 +67,8 @@ where (t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.fai
     or c.remaining = 0 and c.cancelled = 0 and t.state <> 'complete'
     or t.state = 'steps_in_process' and c.active = 0
     or t.state = 'waiting_for_retry' and (c.active > 0 or c.retrying = 0)
-    or t.state in ('pending', 'initializing', 'enqueuing_steps', 'evaluating_results')
+    or t.state = 'pending' and (c.active > 0 or c.retrying > 0 or c.failed > 0 or t.started_at is not null)
+    or t.state in ('initializing', 'enqueuing_steps', 'evaluating_results')
     or t.state = 'blocked_by_failures' and (not t.blocks_on_failure or c.active + c.retrying > 0 or c.failed = 0)
     or t.state = 'error' and c.failed = 0 and c.cancelled = 0;
 
@@ -103,7 +106,8 @@ having count(x.timer_id) <> (tasker.state_limit(template, t.state) is not null a
 
 -- name: I1_a_step_waits_for_as_many_as_are_not_done
 -- The counts on a step are those of its parents that are not done and of those that do not want it, and only a step with
--- the first is pending. One that was ended by hand may have been so before its parents.
+-- the first is pending, or one of a run that waits for its place. One that was ended by hand may have been so before its
+-- parents.
 select format('step %s is %s with %s unmet dependencies, %s void; %s of its parents are not done, %s are void', s.step_id,
     s.state, s.open_edges, s.void_edges, parents.open, parents.void) as violation
 from tasker.steps s
@@ -135,7 +139,55 @@ cross join lateral (
 where s.state <> 'cancelled' and not tasker.is_of_batch(s.definition_id, s.step_id) and case
     when last.by_hand and s.state in ('complete', 'resolved_manually', 'skipped') then s.open_edges <> 0
     else s.open_edges <> parents.open or s.void_edges <> parents.void
-        or (s.state = 'pending') <> (parents.open > 0) end;
+        or (s.state = 'pending') <> (parents.open > 0 or exists (
+            select from tasker.tasks t where t.task_id = tasker.task_of_step(s.step_id) and t.state = 'pending')) end;
+
+-- name: I8_no_run_was_admitted_beyond_the_places_of_its_template
+-- At each admission, as many of those that had been admitted before were under way as were allowed then. Not
+-- asked of are runs from before there was a limit, and those that somebody took up again after their end.
+select format('task %s was admitted with %s runs of %s under way; %s were allowed', t.task_id, under_way.runs, t.limited_as,
+    admission.metadata ->> 'max_tasks') as violation
+from tasker.task_log admission
+join tasker.tasks t on t.task_id = admission.task_id
+cross join lateral (
+    select count(*) as runs from tasker.tasks other
+    where other.namespace = t.namespace and other.limited_as = t.limited_as
+        and (other.completed_at is null or other.completed_at > admission.at)
+        and exists (
+            select from tasker.task_log x
+            where x.task_id = other.task_id and x.passage = 'admitted' and x.log_id <= admission.log_id)
+        and not exists (
+            select from tasker.task_log x where x.task_id = other.task_id and (
+                x.passage = 'taken_up' or x.passage::text like 'run_again%'))
+) as under_way
+where admission.passage = 'admitted' and under_way.runs > (admission.metadata ->> 'max_tasks')::integer;
+
+-- name: I8_a_run_of_a_limited_template_was_admitted_before_it_began
+-- Once; or it was there before the limit was, or was cancelled while it waited and then run again.
+select format('task %s is %s, was admitted %s times and began at %s', t.task_id, t.state, log.beginnings, t.started_at)
+    as violation
+from tasker.tasks t
+cross join lateral (
+    select count(*) filter (where x.passage in ('admitted', 'submitted')) as beginnings,
+        count(*) filter (where x.passage = 'run_again_cancelled') as runs_again
+    from tasker.task_log x where x.task_id = t.task_id
+) as log
+where log.beginnings > 1 or (log.beginnings + log.runs_again > 0) <> (t.started_at is not null);
+
+-- name: I8_the_runs_of_limited_templates_are_noted_beside
+-- Exactly those that are open, as admitted when they are not pending.
+select format('run %s, %s, of limited template %s is noted as admitted: %s', coalesce(t.task_id, n.task_id), t.state,
+    t.limited_as, coalesce(n.admitted::text, 'not at all')) as violation
+from (select * from tasker.tasks where limited_as is not null and completed_at is null) t
+full join tasker.limited_tasks n using (task_id)
+where (t.namespace, t.limited_as, t.state <> 'pending') is distinct from (n.namespace, n.template_name, n.admitted);
+
+-- name: I8_a_key_is_held_by_a_run
+-- One whose row is there, unless the key is held for a time.
+select format('key %s of template %s is held by run %s, which does not exist', i.key, i.template_name, i.task_uuid)
+    as violation
+from tasker.identities i left join tasker.tasks t on t.task_id = i.task_id and t.task_uuid = i.task_uuid
+where t.task_id is null and i.until is null;
 
 -- name: I1_a_batch_counts_its_workers
 -- Those queued or held, no more than its parallelism; those open; those failed; retries that wait for a place; and what was

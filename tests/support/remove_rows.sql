@@ -18,6 +18,10 @@ delete from tasker.leases where tasker.task_of_step(step_id) in (select task_id 
 delete from tasker.ready_steps where starts_with(namespace, %(prefix)s);
 delete from tasker.steps where tasker.task_of_step(step_id) in (select task_id from going);
 delete from tasker.tasks where task_id in (select task_id from going);
+delete from tasker.open_tasks where starts_with(namespace, %(prefix)s);
+delete from tasker.limited_tasks where starts_with(namespace, %(prefix)s);
+delete from tasker.identities where starts_with(namespace, %(prefix)s);
+delete from tasker.concurrency_limits where starts_with(namespace, %(prefix)s);
 delete from tasker.templates where starts_with(namespace, %(prefix)s);
 delete from tasker.workers where starts_with(namespace, %(prefix)s);
 delete from tasker.pool_callables where starts_with(namespace, %(prefix)s);

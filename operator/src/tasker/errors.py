@@ -15,6 +15,7 @@ TaskerError
 │   ├── StepNotFound
 │   ├── QueueNotFound
 │   └── DeadLetterNotFound
+├── DuplicateTask             another run holds the place of the one that was submitted
 ├── ActionRefused             a run or step is not in a state in which people may do this to it
 ├── Busy                      not now: enough of the kind is under way for this namespace
 ├── IllegalTransition         the database refused a move that the state machine does not have
@@ -25,6 +26,8 @@ TaskerError
 """
 
 from __future__ import annotations
+
+from uuid import UUID
 
 
 class TaskerError(Exception):
@@ -100,6 +103,19 @@ class QueueNotFound(NotFound):
 
 class DeadLetterNotFound(NotFound):
     """No such dead letter."""
+
+
+class DuplicateTask(TaskerError):
+    """Another run holds the place of the one that was submitted.
+
+    `task_uuid` is that run; `task_name` the resource that asked for it, when one did and it is known.
+    """
+
+    def __init__(self, task_uuid: UUID, task_name: str | None = None) -> None:
+        self.task_uuid = task_uuid
+        self.task_name = task_name
+        of_whom = "" if task_name is None else f" of Task {task_name}"
+        super().__init__(f"it is a duplicate of run {task_uuid}{of_whom}")
 
 
 class Busy(TaskerError):

@@ -17,7 +17,7 @@ from support.postgres import TestServer
 
 EMPTY = """truncate tasker.settings, tasker.templates, tasker.definitions, tasker.definition_edges, tasker.tasks,
     tasker.steps, tasker.ready_steps, tasker.leases, tasker.workers, tasker.pool_callables, tasker.timers,
-    tasker.step_batches, tasker.open_tasks,
+    tasker.step_batches, tasker.open_tasks, tasker.limited_tasks, tasker.concurrency_limits, tasker.identities,
     tasker.step_failures, tasker.dead_letters, tasker.dead_letter_changes, tasker.task_log, tasker.step_log"""
 
 

@@ -78,8 +78,8 @@ async def test_a_row_cannot_begin_in_a_state_that_nothing_leads_to(lab: Lab) -> 
     error = await refused(
         lab,
         "insert into tasker.tasks (task_id, task_uuid, namespace, template_id, state, next_place, total_steps,"
-        " remaining_steps, correlation_id, created_at) select 99, gen_random_uuid(), namespace, template_id,"
-        " 'waiting_for_retry', 1, 1, 1, 'x', now() from tasker.tasks",
+        " remaining_steps, correlation_id, created_at, started_at) select 99, gen_random_uuid(), namespace,"
+        " template_id, 'waiting_for_retry', 1, 1, 1, 'x', now(), now() from tasker.tasks",
     )
     assert error.diag.message_primary == "a task cannot go from nothing to waiting_for_retry"
     error = await refused(

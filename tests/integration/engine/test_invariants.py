@@ -30,6 +30,11 @@ async def busy_database(lab: Lab) -> None:
     await worker.claim(1)
     await lab.engine.actions.cancel(cancelled, actor="ann", reason="x")
     await lab.submit(suspended=True)
+    await lab.template(
+        step("a"), step("b", "a"), name="narrow", identity={"strategy": "strict"}, concurrency={"maxTasks": 1}
+    )
+    for number in range(2):
+        await lab.submit("narrow", context={"number": number})
     repaired = await lab.submit()
     await lab.engine.actions.resolve_step(repaired, "c", actor="ann", reason="x")
     await lab.submit(deadline_seconds=3600)
@@ -110,6 +115,27 @@ PICK = {
             " limit 1",
             "I12_every_row_belongs",
         ),
+        ("delete from tasker.concurrency_limits", "I1_an_open_run_has"),
+        ("update tasker.tasks set active_steps = 1 where state = 'pending'", "I1_the_counts_of_a_run"),
+        ("update tasker.tasks set started_at = now() where state = 'pending'", "I1_the_counts_of_a_run"),
+        (
+            "update tasker.steps set state = 'enqueued' where open_edges = 0 and tasker.task_of_step(step_id) ="
+            " (select task_id from tasker.tasks where state = 'pending')",
+            "I1_a_step_waits_for",
+        ),
+        (
+            "update tasker.task_log set metadata = '{{\"max_tasks\": 0}}' where passage = 'admitted'",
+            "I8_no_run_was_admitted_beyond",
+        ),
+        ("delete from tasker.task_log where passage = 'admitted'", "I8_a_run_of_a_limited"),
+        (
+            "insert into tasker.task_log (task_id, passage, actor_id, at) select task_id, 'admitted', 1, now()"
+            " from tasker.tasks where state = 'pending'",
+            "I8_a_run_of_a_limited",
+        ),
+        ("delete from tasker.tasks where limited_as is not null", "I8_a_key_is_held"),
+        ("update tasker.limited_tasks set admitted = not admitted", "I8_the_runs_of_limited"),
+        ("delete from tasker.limited_tasks where admitted", "I8_the_runs_of_limited"),
         (
             "update tasker.steps set void_edges = 1 where step_id = (select min(step_id) from tasker.steps"
             " where state = 'complete' and definition_id in (select to_definition_id from tasker.definition_edges))",
@@ -145,4 +171,4 @@ async def without_triggers(lab: Lab) -> None:
 
 
 def test_every_invariant_is_named_for_its_number_in_the_design() -> None:
-    assert {name.split("_")[0] for name in invariants()} == {"I1", "I2", "I3", "I4", "I5", "I12"}
+    assert {name.split("_")[0] for name in invariants()} == {"I1", "I2", "I3", "I4", "I5", "I8", "I12"}

@@ -61,6 +61,9 @@ end $$
 TABLES = [
     "workers",
     "pool_callables",
+    "concurrency_limits",
+    "identities",
+    "limited_tasks",
     "tasks",
     "ready_steps",
     "steps",
@@ -70,6 +73,7 @@ TABLES = [
     "dead_letters",
     "dead_letter_changes",
 ]
+LIMITED: dict[str, Any] = {"name": "limited", "identity": {"strategy": "callerProvided", "windowSeconds": 5}}
 
 
 @contextmanager
@@ -211,10 +215,15 @@ class Runner:
         await self.worker.register(lease_seconds=10)
 
     async def submit(self) -> None:
-        """Runs of resources that others ask for too, in any order, some with a deadline."""
+        """Runs of resources that others ask for too, in any order, some with a deadline, some with keys of others."""
         recent = int(time.monotonic() * 20)
         requests = [
-            {"template_name": "order", "origin_uid": str(uid), "deadline_seconds": self.random.choice([9, 900])}
+            {
+                "template_name": self.random.choice(["order", "limited"]),
+                "origin_uid": str(uid),
+                "identity_key": f"key:{self.random.randint(0, 3)}",
+                "deadline_seconds": self.random.choice([9, 900]),
+            }
             for uid in self.random.sample(range(recent, recent + 4), 3)
         ]
         await self.call("select * from tasker.submit_tasks(%s, %s)", NAMESPACE, Json(requests))
@@ -222,6 +231,9 @@ class Runner:
     async def register_template(self) -> None:
         version = self.random.randint(0, 3)
         life: dict[str, Any] = {"onFailure": "block", "lifecycle": LIFE} if version % 2 else {}
+        if self.random.random() < 0.5:
+            limit = self.random.choice([{}, {"maxTasks": 1}, {"maxTasks": 3}])
+            life |= {"concurrency": limit, **LIMITED}
         await self.lab.template(*STEPS, version=f"1.0.{version}", **life)
 
     async def some_entry(self) -> Any:
@@ -285,6 +297,7 @@ async def test_no_pair_of_operations_deadlocks(own_lab: Lab) -> None:
     random_ = random.Random(seed)
     await lab.clock.freeze()
     await lab.template(*STEPS)
+    await lab.template(*STEPS, concurrency={"maxTasks": 2}, **LIMITED)
     await lab.execute(DAWDLE)
     for table in TABLES:
         await lab.execute(
@@ -331,3 +344,8 @@ async def test_no_pair_of_operations_deadlocks(own_lab: Lab) -> None:
     assert {"open", "put_back"} <= states
     assert {"released", "lease_expired", "retry", "complete", "cancel", "submit_error"} <= events
     assert {"reset_for_retry", "resolve_manually", "complete_manually", "skip", "rerun"} <= events
+    admitted = await lab.rows(
+        "select distinct a.name from tasker.task_log l join tasker.actors a using (actor_id)"
+        " where l.passage = 'admitted'"
+    )
+    assert {"submit", "admission"} <= {row["name"] for row in admitted}

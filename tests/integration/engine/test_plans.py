@@ -33,6 +33,8 @@ LARGE = {
     "task_log",
     "step_log",
     "step_failures",
+    "identities",
+    "limited_tasks",
     "dead_letters",
     "dead_letter_changes",
 }
@@ -374,3 +376,29 @@ async def test_a_large_template_is_not_read_from_end_to_end_when_the_statistics_
     # Each step's own row some times, and those of its parents.
     assert account.definitions_read <= 12 * 2 * claimed, account.definitions_read
     account.assert_modest(60 * claimed)
+
+
+async def test_two_thousand_runs_that_wait_for_a_place_cost_the_others_nothing(large: Lab) -> None:
+    """Each has a key besides. What ends one, admits one, submits one or sweeps reads the few that hold a place."""
+    await large.template(
+        step("a", callable="rare"), name="limited", identity={"strategy": "callerProvided"}, concurrency={"maxTasks": 3}
+    )
+    submit = "select * from tasker.submit_tasks(%s, (select json_agg(json_build_object('template_name', 'limited',"
+    submit += " 'identity_key', 'key:' || i)) from generate_series(%s::integer, %s) i))"
+    await large.execute(submit, NAMESPACE, 1, 2_000)
+    worker = await large.worker("rare", callables=["rare"])
+    claims = await worker.claim(3)
+    async with accounting(large) as (connection, account):
+        settlement = await SimulatedWorker(connection, "rare").settle(success(claims[0]), claim_limit=1)
+        assert len(settlement.claims) == 1
+    account.assert_modest(60)
+    async with accounting(large) as (connection, account):
+        await connection.execute(submit, (NAMESPACE, 2_000, 2_001))
+    account.assert_modest(60)
+    async with accounting(large) as (connection, account):
+        await connection.execute("select * from tasker.sweep(500)")
+    account.assert_modest(1_000)
+    async with accounting(large) as (connection, account):
+        await connection.execute("select * from tasker.submit_tasks('crowd-1', '[{\"template_name\": \"order\"}]')")
+    account.assert_modest(40)
+    assert await large.value("select count(*) from tasker.tasks where state = 'pending'") == 1_997

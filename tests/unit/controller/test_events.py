@@ -21,7 +21,15 @@ ABOUT: dict[str, Any] = {
     "kind": "Task",
     "metadata": {"name": "t", "namespace": "default", "uid": "u"},
 }
-WARNINGS = {"TemplateInvalid", "TaskInvalid", "InvalidContext", "StepFailed", "TaskFailed", "HandlersNotFound"}
+WARNINGS = {
+    "TemplateInvalid",
+    "TaskInvalid",
+    "TaskDuplicate",
+    "InvalidContext",
+    "StepFailed",
+    "TaskFailed",
+    "HandlersNotFound",
+}
 
 
 def event(

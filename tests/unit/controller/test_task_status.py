@@ -23,7 +23,7 @@ from tasker.controller.tasks.status import (
     size_in_bytes,
     waiting_status,
 )
-from tasker.model.task import Hold, StepCounts, StepFailure, TaskSummary
+from tasker.model.task import Hold, StepCounts, StepFailure, TaskSummary, WaitingForPlace
 from tasker.model.transitions import FINAL_TASK_STATES, TaskState
 from tasker.model.workers import UnofferedCallable
 
@@ -449,6 +449,36 @@ def test_what_a_run_waits_for_is_one_short_line() -> None:
     missing = UnofferedCallable(namespace="default", callable="c" * 300, steps=1, since=NOW)
     waiting_for = status_of(summary(waiting_for_worker=(missing,)))["waitingFor"]
     assert waiting_for == "callable " + "c" * 246 + "…"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (WaitingForPlace(max_tasks=3, taken=3), "waits for a place: 3 of 3 runs of template order are under way"),
+        (WaitingForPlace(max_tasks=3, taken=5), "waits for a place: 5 of 3 runs of template order are under way"),
+        (WaitingForPlace(max_tasks=3, taken=2), "waits for its turn among the runs of template order"),
+        (WaitingForPlace(max_tasks=None, taken=9), "waits for its turn among the runs of template order"),
+    ],
+)
+def test_a_run_without_a_place_says_what_it_waits_for(place: WaitingForPlace, said: str) -> None:
+    run = summary(TaskState.PENDING, started_at=None, waiting_for_place=place)
+    status = status_of(run)
+    assert (status["state"], status["phase"], status["waitingFor"]) == ("pending", "Pending", said)
+    assert "startTime" not in status
+    assert truth(status, "Accepted") == ("True", "Submitted")
+    for condition, expected in {"Reconciling": "True", "Stalled": "False", "Succeeded": "Unknown"}.items():
+        assert truth(status, condition) == (expected, "ConcurrencyLimit")
+    found = find(status, "Reconciling")
+    assert found is not None and found["message"] == f"It {said}."
+
+
+def test_a_run_without_a_place_that_is_held_back_waits_for_whoever_holds_it() -> None:
+    run = summary(
+        TaskState.PENDING, holds=frozenset({Hold.PERSON}), waiting_for_place=WaitingForPlace(max_tasks=1, taken=1)
+    )
+    status = status_of(run)
+    assert truth(status, "Reconciling") == ("True", "Suspended")
+    assert "waitingFor" not in status
 
 
 def test_a_blocked_run_waits_for_a_person_whoever_else_is_missing() -> None:

@@ -424,12 +424,13 @@ async def test_a_result_is_shown_with_its_nulls_and_stays_when_the_spec_is_touch
 
 
 async def test_the_request_has_all_that_the_spec_says(setting: Setting) -> None:
-    await setting.with_template()
+    await setting.with_template(identity={"strategy": "callerProvided"})
     made = setting.kit.give(
         task(
             templateRef={"name": "order", "version": "1.0.0"},
             context={"value": 1},
             priority=-7,
+            idempotencyKey="k",
             correlationId="c",
             parentCorrelationId="p",
             initiator="i",
@@ -447,6 +448,7 @@ async def test_the_request_has_all_that_the_spec_says(setting: Setting) -> None:
             template_version="1.0.0",
             context={"value": 1},
             priority=-7,
+            idempotency_key="k",
             correlation_id="c",
             parent_correlation_id="p",
             initiator="i",
@@ -865,3 +867,53 @@ async def test_a_run_with_ready_steps_is_read_again_for_what_no_change_announces
     uid, runs = setting.run_of(made), setting.kit.engine.runs
     runs[uid] = replace(runs[uid], counts=replace(runs[uid].counts, ready=0, running=1))
     assert await setting.reconcile(made) is None
+
+
+async def test_a_duplicate_is_refused_with_the_run_that_it_is_one_of(setting: Setting) -> None:
+    await setting.with_template(identity={"strategy": "callerProvided"})
+    first, second = (setting.kit.give(task(name, idempotencyKey="order-7")) for name in ("first", "second"))
+    await setting.start(first)
+    setting.kit.take_events()
+    assert await setting.reconcile(second) is None
+    uuid = setting.kit.engine.runs[setting.run_of(first)].task_uuid
+    message = f"it is a duplicate of run {uuid} of Task first"
+    assert setting.condition(second, "Accepted") == ("False", "DuplicateTask", message)
+    assert setting.condition(second, "Stalled") == ("True", "DuplicateTask", message)
+    assert setting.condition(second, "Reconciling")[0] == "False"
+    assert setting.condition(second, "Succeeded")[0] == "Unknown"
+    assert "taskUuid" not in setting.kit.live(second)["status"]
+    assert setting.kit.take_events() == [("Task", "second", "TaskDuplicate", message)]
+    assert setting.run_of(second) not in setting.kit.engine.runs
+
+
+async def test_a_refused_duplicate_does_not_start_later_when_the_place_is_free(setting: Setting) -> None:
+    await setting.with_template(identity={"strategy": "strict"})
+    first, second = (setting.kit.give(task(name, context={"order": 7})) for name in ("first", "second"))
+    await setting.start(first)
+    await setting.reconcile(second)
+    writes, submitted = setting.writes(), len(setting.kit.engine.requests)
+    setting.kit.engine.identities.clear()
+    setting.kit.take_events()
+    for _ in range(3):
+        assert await setting.reconcile(second) is None
+    assert (setting.writes(), len(setting.kit.engine.requests)) == (writes, submitted)
+    touched = setting.kit.give(task("second", context={"order": 7}, suspend=True))
+    assert await setting.reconcile(touched) is None
+    assert setting.kit.live(touched)["status"]["observedGeneration"] == touched["metadata"]["generation"]
+    assert setting.condition(touched, "Stalled")[:2] == ("True", "DuplicateTask")
+    assert len(setting.kit.engine.requests) == submitted
+    assert setting.kit.take_events() == []
+    cancelled = setting.kit.give(task("second", context={"order": 7}, cancel=True))
+    assert await setting.reconcile(cancelled) is None
+    assert setting.kit.live(cancelled)["status"]["phase"] == "Cancelled"
+
+
+async def test_a_task_without_the_key_that_its_template_asks_for_is_refused(setting: Setting) -> None:
+    await setting.with_template(identity={"strategy": "callerProvided"})
+    made = setting.kit.give(task())
+    assert await setting.reconcile(made) is None
+    assert setting.condition(made, "Stalled") == (
+        "True",
+        "InvalidTask",
+        "spec.idempotencyKey: is required by the identity of template order",
+    )

@@ -22,6 +22,7 @@ from tasker.controller.runtime.work_queue import RECONCILE_SECONDS, STALL_SECOND
 from tasker.engine import Engine
 from tasker.errors import InvalidContext
 from tasker.model import schemas
+from tasker.model.identity import IdentityStrategy
 from tasker.model.schemas import SchemaEnforcement, context_fault
 from tasker.model.template import StepType, parse_template_spec
 from tasker.settings import OperatorSettings
@@ -98,6 +99,16 @@ def test_what_shows_branches_conditions_and_environments_is_a_template() -> None
     assert {each for each in StepType if f"`type: {each}`" not in section} == {StepType.STANDARD}
     assert any(step.when for step in spec.steps)
     assert {step.timeout_seconds for step in spec.steps} == {60}
+
+
+def test_what_shows_identity_and_limits_is_a_template() -> None:
+    section, identity = yaml_of("Duplicates")
+    _, concurrency = yaml_of("Limits on runs")
+    steps = [{"name": "a", "handler": {"callable": "do"}}]
+    spec = parse_template_spec({"steps": steps} | identity | concurrency)
+    assert (spec.identity.strategy, spec.identity.window_seconds) == (IdentityStrategy.CALLER_PROVIDED, 86400)
+    assert spec.concurrency.max_tasks == 3
+    assert {each for each in IdentityStrategy if f"| `{each}`" not in section} == set()
 
 
 def test_every_reason_of_an_event_is_documented() -> None:

@@ -34,6 +34,7 @@ class OneRow:
             "failures": [],
             "leaf_results": None,
             "error": None,
+            "waiting_for_place": None,
             "stale": None,
             "waiting_for_worker": [],
             **counts,

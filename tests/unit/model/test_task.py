@@ -39,6 +39,14 @@ def test_a_context_that_is_not_an_object_is_refused(context: Any, kind: str) -> 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
+        pytest.param(
+            {"idempotency_key": ""}, "spec.idempotencyKey: must have 1 to 255 characters", id="idempotency-key-empty"
+        ),
+        pytest.param(
+            {"idempotency_key": "k" * 256},
+            "spec.idempotencyKey: must have 1 to 255 characters",
+            id="idempotency-key-long",
+        ),
         pytest.param({"priority": 101}, "spec.priority: 101 is not between -100 and 100", id="priority-too-high"),
         pytest.param({"priority": -101}, "spec.priority: -101 is not between -100 and 100", id="priority-too-low"),
         pytest.param(
@@ -103,6 +111,7 @@ def test_requests_are_refused_with_the_place_and_the_reason(request_: dict[str, 
         {},
         {"priority": 100},
         {"priority": -100},
+        {"idempotency_key": "ü" * 255},
         {"context": nested(32)},
         {"context": {"text": "x" * (1_048_576 - 11)}},
         {"context": {"ü": "€😀", "n": None, "list": [1, 2.5, True, {"a": []}]}},

@@ -621,6 +621,8 @@ def test_the_revision_is_the_same_for_the_same_content_however_it_is_written() -
         pytest.param(parse(step("b", "a"), step("a")), id="the-order-of-the-steps"),
         pytest.param(parse(step("a", type="decision"), step("b", "a")), id="a-type"),
         pytest.param(parse(step("a"), step("b", "a", when="true")), id="a-condition"),
+        pytest.param(parse(step("a"), step("b", "a"), identity={"strategy": "strict"}), id="the-identity"),
+        pytest.param(parse(step("a"), step("b", "a"), concurrency={"maxTasks": 1}), id="the-limit"),
     ],
 )
 def test_the_revision_changes_with_what_runs(changed: TemplateSpec) -> None:
@@ -630,6 +632,26 @@ def test_the_revision_changes_with_what_runs(changed: TemplateSpec) -> None:
 def test_the_revision_does_not_change_with_what_does_not_run() -> None:
     described = parse(step("a", description="old words"), description="new words", ttlSecondsAfterFinished=60)
     assert described.revision == parse(step("a")).revision
+    silent = parse(step("a"), identity={"strategy": "alwaysUnique"}, concurrency={})
+    assert silent.revision == parse(step("a")).revision
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"identity": {"strategy": "loose"}}, "spec.identity.strategy: must be one of"),
+        ({"identity": {"windowSeconds": 60}}, "spec.identity.windowSeconds: needs a strategy other than alwaysUnique"),
+        ({"identity": {"strategy": "strict", "windowSeconds": 0}}, "spec.identity.windowSeconds: must be at least 1"),
+        ({"identity": {"key": "x"}}, "spec.identity.key: is not a known field"),
+        ({"concurrency": {"maxTasks": 0}}, "spec.concurrency.maxTasks: must be at least 1"),
+        ({"concurrency": {"maxTasks": 1.5}}, "spec.concurrency.maxTasks: must be a whole number"),
+        ({"concurrency": {"maxTask": 1}}, "spec.concurrency.maxTask: is not a known field"),
+    ],
+)
+def test_a_wrong_identity_or_limit_is_refused_with_the_place_and_the_reason(
+    written: dict[str, Any], message: str
+) -> None:
+    assert refusal({"steps": [step("a")], **written}).startswith(message)
 
 
 def test_a_template_of_10000_steps_is_parsed_in_under_a_second() -> None:

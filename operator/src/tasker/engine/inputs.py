@@ -32,6 +32,7 @@ class Revision:
 
     template_id: int
     revision: str
+    identity_strategy: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Inputs:
             fault = await self._fault(namespace, rule, request)
             await asyncio.sleep(0)  # a set may be large: others run between any two
             if fault is not None and rule.enforcement is SchemaEnforcement.ENFORCE:
-                if not await self._has_run(request):
+                if not await self.has_run(request):
                     raise fault
                 fault = None
             checked.append(CheckedInput(revision=revision, fault=fault))
@@ -138,7 +139,7 @@ class Inputs:
         finally:
             del self._turned_away[namespace]
 
-    async def _has_run(self, request: TaskRequest) -> bool:
+    async def has_run(self, request: TaskRequest) -> bool:
         """Whether nothing would be created: submitting again is harmless, whatever the template asks by now."""
         if request.origin_uid is None:
             return False

@@ -29,6 +29,7 @@ from tasker.errors import (
     ActionRefused,
     ConfigurationError,
     IllegalTransition,
+    InvalidTask,
     QueueNotFound,
     StepNotFound,
     StoreError,
@@ -320,6 +321,8 @@ def _translate(error: psycopg.Error) -> Exception:
     match error.sqlstate:
         case "TK001":
             return TemplateNotFound(message)
+        case "TK006":
+            return InvalidTask("identity_key", message)
         case "TK002":
             return IllegalTransition(message)
         case "TK010":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,12 +11,22 @@ from uuid import UUID
 
 from psycopg.types.json import Json
 
-from tasker.engine.inputs import CheckedInput, Inputs
-from tasker.engine.pool import Database, Fetch
+from tasker.engine.inputs import Inputs, Revision
+from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
 from tasker.engine.workers import hint_ready
-from tasker.errors import StoreError, StoreUnavailable, TaskNotFound
-from tasker.model.task import Hold, OpenOrigin, StepCounts, StepFailure, SubmittedTask, TaskRequest, TaskSummary
+from tasker.errors import InvalidTask, StoreError, TaskNotFound
+from tasker.model.identity import IdentityStrategy, identity_key
+from tasker.model.task import (
+    Hold,
+    OpenOrigin,
+    StepCounts,
+    StepFailure,
+    SubmittedTask,
+    TaskRequest,
+    TaskSummary,
+    WaitingForPlace,
+)
 from tasker.model.transitions import TaskState
 from tasker.model.workers import NO_WORKER_SECONDS, UnofferedCallable
 
@@ -25,15 +36,8 @@ LEAF_RESULTS_BYTES = 8192
 WAITING_AT_ONCE = 10_000
 """As many runs as an operator is made for: more of them need no more telling."""
 
-SUBMIT_TRIES = 5
-"""A template that is registered anew between check and submission takes one more; that again and again is no use."""
-
 SUMMARIES_A_QUERY = 200
 """Bounds the size of one answer; a summary is a few kilobytes at most."""
-
-
-class _RevisionChanged(Exception):
-    """A template was registered anew after contexts had been checked for it."""
 
 
 class Tasks:
@@ -46,52 +50,44 @@ class Tasks:
     async def submit(self, namespace: str, requests: Sequence[TaskRequest]) -> list[SubmittedTask]:
         """Creates runs, all or none, in one call; the answer is in the order of `requests`.
 
-        Raises `InvalidTask` for a request that cannot be accepted, `InvalidContext` for one that the template's
-        inputSchema refuses, `TemplateNotFound`, and `Busy` when checking takes long and a check of the namespace is
-        under way.
+        A duplicate of another run gets none and does not keep the others from theirs: its answer says so, and
+        `SubmittedTask.refusal` is the error. Raises `InvalidTask` for a request that cannot be accepted,
+        `InvalidContext` for one that the template's inputSchema refuses, `TemplateNotFound`, and `Busy` when checking
+        takes long and a check of the namespace is under way.
         """
         for request in requests:
             request.check()
-        for _ in range(SUBMIT_TRIES):
-            checked = await self._inputs.check(namespace, requests)
-            try:
-                submitted = await self._create(namespace, requests, checked)
-            except _RevisionChanged:
-                continue
-            # The runs are accepted whether or not the hint gets through.
-            with contextlib.suppress(StoreError):
-                await hint_ready(self._database)
-            return submitted
-        raise StoreUnavailable("the template changes again and again: submit later")
-
-    async def _create(
-        self, namespace: str, requests: Sequence[TaskRequest], checked: Sequence[CheckedInput]
-    ) -> list[SubmittedTask]:
-        """Creates the runs of the revisions that were checked. Raises `_RevisionChanged`, and then none was created."""
-        pinned = [
-            {**request.as_row(), "revision": each.revision and each.revision.revision}
-            for request, each in zip(requests, checked, strict=True)
+        checked = await self._inputs.check(namespace, requests)
+        pinned = [await self._pinned(request, each.revision) for request, each in zip(requests, checked, strict=True)]
+        rows = await self._database.fetch(
+            load_queries("tasks")["submit_tasks"], {"namespace": namespace, "requests": Json(pinned)}
+        )
+        # The runs are accepted whether or not the hint gets through.
+        with contextlib.suppress(StoreError):
+            await hint_ready(self._database)
+        return [
+            SubmittedTask(**row, context_fault=each.fault if row["created"] else None)
+            for row, each in zip(rows, checked, strict=True)
         ]
 
-        async def work(fetch: Fetch) -> list[SubmittedTask]:
-            rows = await fetch(
-                load_queries("tasks")["submit_tasks"],
-                {"namespace": namespace, "requests": Json(pinned)},
+    async def _pinned(self, request: TaskRequest, revision: Revision | None) -> dict[str, Any]:
+        """The request as the database takes it: of the revision that was checked, with the key of its identity."""
+        if revision is None:
+            # Nothing is stored under this one: the template was not there, and what comes meanwhile was not checked.
+            return {**request.as_row(), "revision": ""}
+        try:
+            key = identity_key(
+                IdentityStrategy(revision.identity_strategy),
+                request.template_name,
+                request.context,
+                request.idempotency_key,
             )
-            expected = {
-                row["task_uuid"]: each.revision and each.revision.template_id
-                for row, each in zip(rows, checked, strict=True)
-                if row["created"]
-            }
-            runs = await fetch(load_queries("tasks")["templates_of_runs"], {"task_uuids": list(expected)})
-            if {run["task_uuid"]: run["template_id"] for run in runs} != expected:
-                raise _RevisionChanged
-            return [
-                SubmittedTask(**row, context_fault=each.fault if row["created"] else None)
-                for row, each in zip(rows, checked, strict=True)
-            ]
-
-        return await self._database.in_transaction(work)
+        except InvalidTask:
+            if not await self._inputs.has_run(request):
+                raise
+            key = None
+        await asyncio.sleep(0)  # a set may be large: others run between any two
+        return {**request.as_row(), "revision": revision.revision, "identity_key": key}
 
     async def read(self, task_uuid: UUID) -> TaskSummary:
         """One run. Raises `TaskNotFound`."""
@@ -180,6 +176,7 @@ def _summary(row: dict[str, Any]) -> TaskSummary:
         leaf_results=row["leaf_results"],
         leaf_results_truncated=state is TaskState.COMPLETE and row["leaf_results"] is None,
         error=row["error"],
+        waiting_for_place=None if row["waiting_for_place"] is None else WaitingForPlace(**row["waiting_for_place"]),
         stale=row["stale"],
         waiting_for_worker=tuple(
             UnofferedCallable(

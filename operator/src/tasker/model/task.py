@@ -9,11 +9,14 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from tasker.errors import InvalidContext, InvalidTask
+from tasker.errors import DuplicateTask, InvalidContext, InvalidTask
 from tasker.model import limits
 from tasker.model.transitions import FINAL_TASK_STATES, TaskState
 from tasker.model.validation import json_type
 from tasker.model.workers import UnofferedCallable
+
+IDEMPOTENCY_KEY_LENGTH = 255
+"""Characters, as of the other words that a request carries."""
 
 
 class Hold(StrEnum):
@@ -37,6 +40,8 @@ class TaskRequest:
     template_version: str | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
+    idempotency_key: str | None = None
+    """Tells runs apart where the template's identity is callerProvided, and is refused where it is not."""
     correlation_id: str | None = None
     parent_correlation_id: str | None = None
     initiator: str | None = None
@@ -62,6 +67,8 @@ class TaskRequest:
             raise InvalidTask("spec.priority", f"{self.priority} is not between -100 and 100")
         if self.deadline_seconds is not None and not 0 < self.deadline_seconds <= limits.DEADLINE_SECONDS:
             raise InvalidTask("spec.deadlineSeconds", f"must be more than 0 and at most {limits.DEADLINE_SECONDS}")
+        if self.idempotency_key is not None and not 1 <= len(self.idempotency_key) <= IDEMPOTENCY_KEY_LENGTH:
+            raise InvalidTask("spec.idempotencyKey", f"must have 1 to {IDEMPOTENCY_KEY_LENGTH} characters")
         for name, value in self._texts():
             fault = limits.json_fault(value, f"spec.{name}")
             if fault is not None:
@@ -71,6 +78,7 @@ class TaskRequest:
         return [
             ("templateRef.name", self.template_name),
             ("templateRef.version", self.template_version),
+            ("idempotencyKey", self.idempotency_key),
             ("correlationId", self.correlation_id),
             ("parentCorrelationId", self.parent_correlation_id),
             ("initiator", self.initiator),
@@ -86,12 +94,23 @@ class TaskRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class SubmittedTask:
-    """`created` is False when the request's origin had a run already; `task_uuid` is that run's then."""
+    """`created` is False when the request's origin had a run already; `task_uuid` is that run's then.
+
+    It is False too for a `duplicate`, which got no run: `task_uuid` and `origin_name` are of the run that it is one of.
+    """
 
     task_uuid: UUID
     created: bool
     context_fault: InvalidContext | None = None
     """What the context lacks of an inputSchema whose template only warns; of a run that was created now."""
+    duplicate: bool = False
+    origin_name: str | None = None
+    """The name of the resource that asked for the run; None when none did, or the run's row is gone."""
+
+    @property
+    def refusal(self) -> DuplicateTask | None:
+        """The error to raise where a duplicate is one."""
+        return DuplicateTask(self.task_uuid, self.origin_name) if self.duplicate else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +149,14 @@ class StepFailure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WaitingForPlace:
+    """How many runs of the template may be under way (None: no longer limited), and how many are."""
+
+    max_tasks: int | None
+    taken: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskSummary:
     """A run in a bounded size, whatever its graph: what a resource's status or a list shows.
 
@@ -154,6 +181,8 @@ class TaskSummary:
     leaf_results: dict[str, Any] | None
     leaf_results_truncated: bool
     error: dict[str, Any] | None
+    waiting_for_place: WaitingForPlace | None = None
+    """Of a run that is pending."""
     waiting_for_worker: tuple[UnofferedCallable, ...] = ()
     """Callables that its ready steps wait for and no live worker offers, oldest first, at most 20."""
     stale: str | None = None

@@ -22,6 +22,7 @@ from tasker.model import batches, limits
 from tasker.model.batches import FailureStrategy
 from tasker.model.conditions import condition_fault
 from tasker.model.graph import find_cycle
+from tasker.model.identity import IdentityStrategy
 from tasker.model.retry import Backoff
 from tasker.model.schemas import SchemaEnforcement, check_schema
 from tasker.model.validation import first_fault
@@ -186,6 +187,26 @@ class StepSpec(_Spec):
     batch: BatchSpec | None = None
 
 
+class _Part(_Spec):
+    @property
+    def says_something(self) -> bool:
+        """Whether anything differs from the defaults."""
+        return self != type(self)()
+
+
+class IdentitySpec(_Part):
+    """When a second run is a duplicate of one before it: for `window_seconds`, or while that one's row is there."""
+
+    strategy: Annotated[IdentityStrategy, Field(strict=False)] = IdentityStrategy.ALWAYS_UNIQUE
+    window_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+
+
+class ConcurrencySpec(_Part):
+    """How many runs of the template, whatever their revision, are under way at one time; the others wait."""
+
+    max_tasks: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+
 class TemplateSpec(_Spec):
     """A checked template: names are unique, what steps depend on exists, there is no cycle."""
 
@@ -195,6 +216,8 @@ class TemplateSpec(_Spec):
     on_failure: Annotated[FailureRule, Field(strict=False)] = FailureRule.FAIL
     lifecycle: LifecycleSpec = LifecycleSpec()
     ttl_seconds_after_finished: TtlSeconds | None = None
+    identity: IdentitySpec = IdentitySpec()
+    concurrency: ConcurrencySpec = ConcurrencySpec()
     input_schema: dict[str, Any] | None = None
     """JSON Schema, Draft 2020-12, of the context of a run."""
     schema_enforcement: Annotated[SchemaEnforcement, Field(strict=False)] = SchemaEnforcement.ENFORCE
@@ -206,6 +229,10 @@ class TemplateSpec(_Spec):
             mode="json",
             exclude={"description": True, "ttl_seconds_after_finished": True, "steps": {"__all__": {"description"}}},
         )
+        # A part that says nothing is left out: so it could be added without making every template a new revision.
+        for name in ("identity", "concurrency"):
+            if not getattr(self, name).says_something:
+                del content[name]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -238,6 +265,7 @@ def parse_template_spec(spec: Mapping[str, Any], *, environment: str | None = No
     environments = _read_environments(written.pop("environments", None))
     template = _validated(TemplateSpec, _with_defaults(written), "spec")
     _check_version(template)
+    _check_identity(template.identity)
     _check_lifecycle(template)
     _check_steps(template)
     _check_schemas(template)
@@ -337,6 +365,11 @@ def _overridden(step: StepSpec, override: OverrideSpec) -> StepSpec:
 def _check_version(template: TemplateSpec) -> None:
     if not semver.Version.is_valid(template.version):
         raise InvalidTemplate("spec.version", f"{template.version!r} is not a semantic version like 1.0.0")
+
+
+def _check_identity(identity: IdentitySpec) -> None:
+    if identity.window_seconds is not None and identity.strategy is IdentityStrategy.ALWAYS_UNIQUE:
+        raise InvalidTemplate("spec.identity.windowSeconds", "needs a strategy other than alwaysUnique")
 
 
 def _check_lifecycle(template: TemplateSpec) -> None:

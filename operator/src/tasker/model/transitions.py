@@ -79,11 +79,12 @@ class Transition:
 class Passage:
     """A path that a row goes in one transaction: its name in the log, and its moves, each from where the last ended.
 
-    One without a move tells of something that leaves the state as it is.
+    One without a move tells of something that leaves the state as it is: any that is not final, or `state` alone.
     """
 
     name: str
     moves: tuple[Transition, ...]
+    state: str | None = None
 
 
 def _from_each(sources: Iterable[StrEnum], event: str, target: StrEnum) -> list[Transition]:
@@ -201,6 +202,8 @@ TASK_PASSAGES: tuple[Passage, ...] = (
     _path(
         "submitted_waiting", "pending", ("start", "initializing"), ("no_dependencies_ready", "waiting_for_dependencies")
     ),
+    Passage("submitted_pending", (), "pending"),  # it waits for a place among the runs of its template
+    _path("admitted", "pending", ("start", "initializing"), *_FOUND),
     _path("moved_on", "steps_in_process", _SETTLED, *_FOUND),
     _path("kept_running", "steps_in_process", _SETTLED, ("steps_running", "steps_in_process")),
     _path("completed", "steps_in_process", _SETTLED, ("all_steps_successful", "complete")),
@@ -209,6 +212,13 @@ TASK_PASSAGES: tuple[Passage, ...] = (
     _path("blocked", "steps_in_process", _SETTLED, ("permanent_failure", "blocked_by_failures")),
     _path("failed", "steps_in_process", _SETTLED, *_GIVEN_UP),
     _path("retried", "waiting_for_retry", ("retry_ready", "enqueuing_steps"), ("steps_enqueued", "steps_in_process")),
+    _path(
+        "failed_pending",
+        "pending",
+        ("start", "initializing"),
+        ("ready_steps_found", "enqueuing_steps"),
+        ("enqueue_failed", "error"),
+    ),
     _path("failed_retrying", "waiting_for_retry", ("retry_ready", "enqueuing_steps"), ("enqueue_failed", "error")),
     _path("failed_waiting", "waiting_for_dependencies", ("dependencies_ready", "evaluating_results"), *_GIVEN_UP),
     _path("failed_blocked", "blocked_by_failures", ("give_up", "error")),

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     TEMPLATE_INVALID = "TemplateInvalid"
     TASK_ACCEPTED = "TaskAccepted"
     TASK_INVALID = "TaskInvalid"
+    TASK_DUPLICATE = "TaskDuplicate"
     INVALID_CONTEXT = "InvalidContext"
     STEP_FAILED = "StepFailed"
     TASK_SUCCEEDED = "TaskSucceeded"
@@ -50,6 +51,7 @@ _WARNINGS = frozenset(
     {
         Reason.TEMPLATE_INVALID,
         Reason.TASK_INVALID,
+        Reason.TASK_DUPLICATE,
         Reason.INVALID_CONTEXT,
         Reason.STEP_FAILED,
         Reason.TASK_FAILED,

@@ -34,7 +34,7 @@ from tasker.controller.tasks.status import (
 from tasker.controller.tasks.summaries import SummaryReader
 from tasker.engine.actions import Actions
 from tasker.engine.tasks import Tasks
-from tasker.errors import Busy, InvalidInput, InvalidResource, InvalidTask, TemplateNotFound
+from tasker.errors import Busy, DuplicateTask, InvalidInput, InvalidResource, InvalidTask, TemplateNotFound
 from tasker.model.limits import CONTEXT_BYTES_IN_RESOURCE, json_size
 from tasker.model.task import CANCELLED_BY_RESOURCE, Hold, TaskRequest, TaskSummary
 
@@ -121,6 +121,11 @@ class TaskReconciler:
         if task.spec.cancel:
             await self._write_cancelled(task)
             return None
+        refused = task.status.condition("Accepted")
+        if refused is not None and refused.reason == "DuplicateTask":
+            # For good, also when the place has become free since: what is refused does not start by itself later.
+            await self._write_waiting(task, "DuplicateTask", refused.message, stalled=True)
+            return None
         obstacle = self._template_obstacle(task)
         if obstacle is not None:
             await self._write_waiting(task, *obstacle)
@@ -136,6 +141,9 @@ class TaskReconciler:
             return error.seconds
         except TemplateNotFound as error:
             await self._write_waiting(task, "TemplateNotFound", str(error))
+            return None
+        if submitted.refusal is not None:
+            await self._refuse_duplicate(task, submitted.refusal)
             return None
         if submitted.created:
             message = f"Run {submitted.task_uuid} of template {request.template_name}."
@@ -236,6 +244,10 @@ class TaskReconciler:
         # Another fault is told too: the context may have met another revision of the template.
         self._events.record(task.manifest, Reason.TASK_INVALID, str(error), once_per=str(error))
 
+    async def _refuse_duplicate(self, task: Task, error: DuplicateTask) -> None:
+        await self._write_waiting(task, "DuplicateTask", str(error), stalled=True)
+        self._events.record(task.manifest, Reason.TASK_DUPLICATE, str(error), once_per="duplicate")
+
     async def _refuse_unreadable(self, key: ObjectKey, error: InvalidResource) -> None:
         """Shows what is wrong with a Task that cannot be read. A run that it has is left alone."""
         manifest = self._tasks.get(key)
@@ -325,6 +337,7 @@ def task_request(task: Task) -> TaskRequest:
         template_version=spec.template_ref.version,
         context=spec.context,
         priority=spec.priority,
+        idempotency_key=spec.idempotency_key,
         correlation_id=spec.correlation_id,
         parent_correlation_id=spec.parent_correlation_id,
         initiator=spec.initiator,

@@ -14,7 +14,7 @@ from typing import Any
 from tasker.controller.kube.conditions import Condition, parse_timestamp, render, shorten, timestamp
 from tasker.controller.kube.resources.task import TaskStatus
 from tasker.controller.unoffered import describe_unoffered, unoffered_conditions
-from tasker.model.task import StepCounts, StepFailure, TaskSummary
+from tasker.model.task import StepCounts, StepFailure, TaskSummary, WaitingForPlace
 
 STATUS_LIMIT_BYTES = 16 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024
@@ -62,6 +62,8 @@ def build_status(summary: TaskSummary, *, previous: TaskStatus, generation: int,
         status["startTime"] = timestamp(summary.started_at)
     if summary.completed_at is not None:
         status["completionTime"] = timestamp(summary.completed_at)
+    if summary.waiting_for_place is not None and not summary.suspended:
+        status["waitingFor"] = shorten(_place_message(summary, summary.waiting_for_place), WAITING_FOR_LIMIT)
     unoffered = () if summary.finished else summary.waiting_for_worker
     if phase == "Blocked":
         status["waitingFor"] = shorten(_blocked_message(summary), WAITING_FOR_LIMIT)
@@ -161,6 +163,14 @@ def _conditions(summary: TaskSummary, phase: str) -> list[Condition]:
         case "Cancelled":
             message = _error_message(summary) or "The run was cancelled."
             return [accepted, *_settled("Cancelled", message, stalled=False, succeeded=False)]
+        case "Pending" if summary.waiting_for_place is not None and not summary.suspended:
+            message = f"It {_place_message(summary, summary.waiting_for_place)}."
+            return [
+                accepted,
+                Condition(type="Reconciling", status="True", reason="ConcurrencyLimit", message=message),
+                Condition(type="Stalled", status="False", reason="ConcurrencyLimit", message=message),
+                Condition(type="Succeeded", status="Unknown", reason="ConcurrencyLimit", message=message),
+            ]
         case "Blocked":
             reason, message = "BlockedByFailures", _blocked_message(summary)
             return [
@@ -180,6 +190,14 @@ def _conditions(summary: TaskSummary, phase: str) -> list[Condition]:
                 Condition(type="Stalled", status="False", reason=reason, message=message),
                 Condition(type="Succeeded", status="Unknown", reason=reason, message=message),
             ]
+
+
+def _place_message(summary: TaskSummary, place: WaitingForPlace) -> str:
+    if place.max_tasks is None or place.taken < place.max_tasks:
+        return f"waits for its turn among the runs of template {summary.template_name}"
+    return (
+        f"waits for a place: {place.taken} of {place.max_tasks} runs of template {summary.template_name} are under way"
+    )
 
 
 def _settled(reason: str, message: str, *, stalled: bool, succeeded: bool) -> list[Condition]:

@@ -28,6 +28,8 @@
 --
 -- Locks are taken in one order everywhere: worker, tasks by id, ready_steps, steps, leases. Whoever holds a task's row
 -- may change its steps; the one exception, a claim, holds the step's row of `ready_steps`, which nobody else then has.
+-- Before all of these come `concurrency_limits` and then `identities`, by name and key: who submits or registers waits for
+-- them and holds nothing else yet. Whoever comes to a limit or an identity later passes over one that is held.
 --
 -- What users give (context, configuration, results) is json and not jsonb: it is never searched or compared here, and
 -- comes back as it was written, to the last digit.
@@ -89,8 +91,9 @@ create type tasker.backoff as enum ('none', 'linear', 'exponential', 'fibonacci'
 -- tasker.task_hops or tasker.step_hops shows them, and no other can be written into a log.
 
 create type tasker.task_passage as enum (
-    'submitted', 'submitted_empty', 'submitted_waiting', 'moved_on', 'kept_running', 'completed', 'left_to_retries',
-    'left_waiting', 'blocked', 'failed', 'retried', 'failed_retrying', 'failed_waiting', 'failed_blocked', 'freed', 'taken_up',
+    'submitted', 'submitted_empty', 'submitted_waiting', 'submitted_pending', 'admitted', 'moved_on', 'kept_running',
+    'completed', 'left_to_retries', 'left_waiting', 'blocked', 'failed', 'retried', 'failed_pending', 'failed_retrying',
+    'failed_waiting', 'failed_blocked', 'freed', 'taken_up',
     'run_again_cancelled', 'run_again_complete', 'run_again_error', 'woken', 'cancelled_blocked_by_failures',
     'cancelled_enqueuing_steps', 'cancelled_evaluating_results',
     'cancelled_initializing', 'cancelled_pending', 'cancelled_steps_in_process',
@@ -228,6 +231,13 @@ create table tasker.templates (
     staleness_action tasker.staleness_action not null default 'dlq',
     limits_states boolean not null generated always as (num_nonnulls(max_blocked_seconds,
         max_waiting_for_dependencies_seconds, max_waiting_for_retry_seconds, max_steps_in_process_seconds) > 0) stored,
+    -- What tells two runs apart. A revision with a key is given one with every request.
+    identity_strategy text not null default 'alwaysUnique'
+        check (identity_strategy in ('strict', 'callerProvided', 'alwaysUnique')),
+    -- How long a run holds its key; null: as long as its row is there.
+    identity_window_seconds integer check (identity_window_seconds > 0),
+    -- How many runs of the name may be under way, when this is its current revision.
+    max_tasks integer check (max_tasks > 0),
     created_at timestamptz not null default clock_timestamp(),
     -- The newest activation of a name is what a new task gets; going back to an older text activates its revision anew.
     activated_at timestamptz not null default clock_timestamp(),
@@ -298,6 +308,9 @@ create table tasker.tasks (
     task_uuid uuid not null unique,
     namespace text not null,
     template_id bigint not null references tasker.templates,
+    -- The template's name when how many of its runs may be under way is limited; null when it never was. Such a run is
+    -- pending until it is admitted, which is when it starts, and then holds its place to its end.
+    limited_as text,
     state tasker.task_state not null default 'pending',
     -- Who holds the run back; it goes on when nobody does.
     holds tasker.hold[] not null default '{}',
@@ -341,7 +354,8 @@ create table tasker.tasks (
         check ((completed_at is not null) = (state in ('complete', 'error', 'cancelled', 'resolved_manually'))),
     constraint tasks_counts_add_up
         check (remaining_steps <= total_steps and active_steps + retrying_steps + failed_steps <= remaining_steps),
-    constraint tasks_complete_when_nothing_remains check (state <> 'complete' or remaining_steps = 0)
+    constraint tasks_complete_when_nothing_remains check (state <> 'complete' or remaining_steps = 0),
+    constraint tasks_go_on_once_started check (started_at is not null or state = 'pending' or completed_at is not null)
 ) with (fillfactor = 50);
 create index tasks_by_template on tasker.tasks (template_id);
 create index tasks_taken_up on tasker.tasks (task_id) where taken_up_at is not null;
@@ -378,6 +392,71 @@ create trigger tasks_time_first_state after insert on tasker.tasks for each row
     when (new.limits_states) execute function tasker.time_state();
 create trigger tasks_time_state after update on tasker.tasks for each row
     when (new.limits_states and old.state <> new.state) execute function tasker.time_state();
+
+create table tasker.concurrency_limits (
+    namespace text not null,
+    template_name text not null,
+    -- Of the revision that was activated last; null: no longer limited.
+    max_tasks integer check (max_tasks > 0),
+    primary key (namespace, template_name)
+) with (fillfactor = 50);
+comment on table tasker.concurrency_limits is
+    'Templates whose runs are limited in number, or once were. Whoever admits runs of one holds its row: so the count is exact.';
+
+create table tasker.limited_tasks (
+    task_id bigint primary key,
+    namespace text not null,
+    template_name text not null,
+    -- It holds a place; else it waits for one.
+    admitted boolean not null,
+    -- When its turn comes, as in ready_steps.
+    order_at timestamptz not null
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+create index limited_tasks_in_order on tasker.limited_tasks (namespace, template_name, admitted, order_at, task_id);
+comment on table tasker.limited_tasks is 'Runs that have not ended, of templates in concurrency_limits.';
+
+-- The place of a run that ends is taken at once, by whatever ended it. One that was taken up again holds one again, whether
+-- or not there is one.
+create function tasker.note_limited() returns trigger language plpgsql as $$
+begin
+    if new.completed_at is null then
+        insert into tasker.limited_tasks (task_id, namespace, template_name, admitted, order_at)
+        values (new.task_id, new.namespace, new.limited_as, new.started_at is not null, tasker.order_at(new));
+    else
+        delete from tasker.limited_tasks where task_id = new.task_id;
+        perform tasker.admit_at_once(new.namespace, new.limited_as, 100, 'admission');
+    end if;
+    return null;
+end $$;
+create trigger tasks_note_limited_begin after insert on tasker.tasks for each row
+    when (new.limited_as is not null and new.completed_at is null) execute function tasker.note_limited();
+create trigger tasks_note_limited_end after update on tasker.tasks for each row
+    when (new.limited_as is not null and (old.completed_at is null) <> (new.completed_at is null))
+    execute function tasker.note_limited();
+
+create table tasker.identities (
+    identity_id bigint generated always as identity unique,
+    namespace text not null,
+    template_name text not null,
+    key text not null check (length(key) <= 512),
+    -- The run that holds it.
+    task_id bigint not null,
+    task_uuid uuid not null,
+    -- Null: held as long as the run's row is there.
+    until timestamptz,
+    primary key (namespace, template_name, key)
+);
+create index identities_by_task on tasker.identities (task_id);
+create index identities_by_end on tasker.identities (until) where until is not null;
+comment on table tasker.identities is 'Which run holds which key of a template: another with the same key is a duplicate.';
+
+create function tasker.forget_identities() returns trigger language plpgsql as $$
+begin
+    delete from tasker.identities i using gone where i.task_id = gone.task_id and i.until is null;
+    return null;
+end $$;
+create trigger tasks_forget_identities after delete on tasker.tasks referencing old table as gone
+    for each statement execute function tasker.forget_identities();
 
 create table tasker.steps (
     step_id bigint primary key,
@@ -562,7 +641,7 @@ create table tasker.actors (
     actor_id integer generated always as identity primary key,
     name text not null unique check (length(name) <= 512)
 );
-insert into tasker.actors (name) values ('submit'), ('sweep');
+insert into tasker.actors (name) values ('submit'), ('sweep'), ('admission');
 
 create table tasker.dead_letters (
     entry_id bigint generated always as identity primary key,

@@ -27,6 +27,7 @@ class TaskSpec(ResourcePart):
     context: dict[str, Any] = Field(default_factory=dict)
     """Empty in the cache once the Task has been submitted."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    idempotency_key: _Word | None = None
     correlation_id: _Word | None = None
     parent_correlation_id: _Word | None = None
     initiator: _Word | None = None

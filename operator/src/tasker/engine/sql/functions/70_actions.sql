@@ -83,6 +83,7 @@ begin
     where task_id = p_task_id;
     insert into tasker.task_log (task_id, at, passage, actor_id, metadata)
     values (p_task_id, v_now, case v_task.state
+        when 'pending' then 'failed_pending'
         when 'steps_in_process' then 'failed'
         when 'waiting_for_retry' then 'failed_retrying'
         when 'waiting_for_dependencies' then 'failed_waiting'

@@ -92,7 +92,9 @@ begin
         raise exception 'the deadline of task % passed at % UTC: it needs a new one', p_task.task_uuid,
             to_char(v_deadline at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') using errcode = 'TK021';
     end if;
+    -- One that was cancelled while it waited for its place begins here.
     update tasker.tasks set state = 'steps_in_process', completed_at = null, error = null, deadline = v_deadline,
+        started_at = coalesce(started_at, p_now),
         taken_up_at = case when completed_at is null then taken_up_at else p_now end
     where task_id = p_task.task_id;
     if p_task.completed_at is not null or p_deadline_seconds is not null then

@@ -380,7 +380,8 @@ begin
     perform tasker.note_sweep(v_now);
 
     foreach v_repair in array array['leases_expired', 'workers_expired', 'attempts_timed_out', 'retries_due',
-        'schedule_timeouts', 'workers_awaited', 'deadlines_passed', 'state_limits_passed', 'lost_steps_requeued']
+        'schedule_timeouts', 'workers_awaited', 'deadlines_passed', 'state_limits_passed', 'admissions',
+        'lost_steps_requeued', 'identities_expired']
     loop
         v_repaired := 0;
         v_ids := null;

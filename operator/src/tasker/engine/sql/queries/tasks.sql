@@ -1,10 +1,6 @@
 -- name: submit_tasks
 -- Creates runs, all or none.
-select task_uuid, created from tasker.submit_tasks(%(namespace)s, %(requests)s) order by place;
-
--- name: templates_of_runs
--- Which revisions runs were created from.
-select task_uuid, template_id from tasker.tasks where task_uuid = any (%(task_uuids)s);
+select task_uuid, created, duplicate, origin_name from tasker.submit_tasks(%(namespace)s, %(requests)s) order by place;
 
 -- name: origins_with_run
 -- Which of these resources have a run.
@@ -81,6 +77,10 @@ select t.origin_uid, t.namespace, t.origin_name, t.task_uuid, template.name as t
     template.version as template_version, template.revision, t.state::text as state, t.holds::text[] as holds, t.created_at,
     t.started_at, t.completed_at, t.total_steps, t.remaining_steps, t.active_steps, t.retrying_steps, t.failed_steps,
     t.cancelled_steps, t.skipped_steps, t.tolerated_steps, t.error,
+    case when t.state = 'pending' then (
+        select jsonb_build_object('max_tasks', l.max_tasks, 'taken', tasker.admitted_runs(l.namespace, l.template_name))
+        from tasker.concurrency_limits l where l.namespace = t.namespace and l.template_name = t.limited_as
+    ) end as waiting_for_place,
     case when t.completed_at is null then t.stale ->> 'message' end as stale,
     coalesce((
         select jsonb_agg(jsonb_build_object('callable', missing.callable, 'steps', missing.steps, 'since', missing.since))

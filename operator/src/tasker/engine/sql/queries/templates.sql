@@ -5,9 +5,11 @@ from tasker.register_template(%(namespace)s, %(name)s, %(version)s, %(revision)s
     %(lifecycle)s);
 
 -- name: current_templates
--- Which revisions new runs get that ask for these names and versions, in their order; nulls where there is none.
+-- Which revisions new runs get that ask for these names and versions, in their order, and how these tell runs apart;
+-- nulls where there is none.
 select current.template_id,
-    (select t.revision from tasker.templates t where t.template_id = current.template_id) as revision
+    (select t.revision from tasker.templates t where t.template_id = current.template_id) as revision,
+    (select t.identity_strategy from tasker.templates t where t.template_id = current.template_id) as identity_strategy
 from (
     select given.place, tasker.current_template(%(namespace)s, given.name, given.version) as template_id
     from unnest(%(names)s::text[], %(versions)s::text[]) with ordinality as given(name, version, place) offset 0
@@ -22,9 +24,9 @@ from tasker.templates where template_id = any (%(template_ids)s);
 -- name: template_counts
 -- How many runs of a template are in which kind of state.
 select
-    count(*) filter (where state in ('pending', 'initializing', 'enqueuing_steps', 'steps_in_process', 'evaluating_results')
+    count(*) filter (where state in ('initializing', 'enqueuing_steps', 'steps_in_process', 'evaluating_results')
         and not suspended) as running,
-    count(*) filter (where state in ('waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures')
+    count(*) filter (where state in ('pending', 'waiting_for_dependencies', 'waiting_for_retry', 'blocked_by_failures')
         or suspended and completed_at is null) as waiting,
     count(*) filter (where state in ('complete', 'resolved_manually')) as complete,
     count(*) filter (where state in ('error', 'cancelled')) as error
