@@ -12,7 +12,7 @@ import pytest
 
 from support.worker_engine import Rig, make_claim
 from tasker_worker import HandlerRegistry, StepContext, cel_evaluation, conditions
-from tasker_worker.claims import OutcomeKind
+from tasker_worker.claims import Outcome, OutcomeKind
 from tasker_worker.conditions import is_quick, judge
 from tasker_worker.errors import ErrorType, WhenError
 from tasker_worker.testing import LocalRunner
@@ -217,7 +217,7 @@ async def test_a_handler_is_called_when_its_condition_holds_and_its_step_skipped
         skipped = make_claim(name, context='{"amount": 1000}', **more)
         await rig.work_off(runs, skipped)
         assert rig.engine.result_of(runs) == "ran"
-        assert rig.engine.settled[skipped.fence] == (OutcomeKind.SKIP, *[None] * 8)
+        assert rig.engine.settled[skipped.fence] == Outcome(OutcomeKind.SKIP)
         assert (handlers.called, rig.metrics.succeeded, rig.metrics.skipped) == ([name], 1, 1)
         assert rig.executor.running == 0
 
