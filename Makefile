@@ -20,9 +20,9 @@ demo: $(READY)      ## Run examples/03-order-fulfillment on this machine, with p
 dev: $(READY)       ## Keep the embedded cluster running for kubectl
 	@$(BIN)/tasker dev
 test: $(READY)      ## All tests but those of the images, in random order; SEED=… (printed at the start) repeats one
-	$(BIN)/pytest -n 3 $(RANDOM_ORDER) -m 'not images'
+	$(BIN)/pytest -n 4 $(RANDOM_ORDER) -m 'not images'
 test-under-load: $(READY) ## The same beside two busy processes, with threads that change places every 10 µs
-	@PYTHONPATH=tests $(BIN)/python -m support.under_load -- -n 3 $(RANDOM_ORDER) -m 'not images'
+	@PYTHONPATH=tests $(BIN)/python -m support.under_load -- -n 4 $(RANDOM_ORDER) -m 'not images'
 mutants: $(READY)   ## Plant COUNT=200 small faults of the order SEED=… and report which no test notices: about twenty minutes
 	@PYTHONPATH=tests $(BIN)/python -m mutants --count $(or $(COUNT),200) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 lint: $(READY)      ## Lint, formatting, import contracts

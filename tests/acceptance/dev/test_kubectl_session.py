@@ -76,7 +76,7 @@ def test_the_branches_of_the_diamond_run_side_by_side(dev: Dev, diamond: str) ->
             join tasker.definitions d on d.definition_id = s.definition_id
             where tasker.task_of_step(s.step_id) = (select task_id from tasker.tasks where task_uuid = %s)
               and t.to_state in ('enqueued', 'in_progress', 'complete')
-            order by t.transition_id
+            order by t.at, t.transition_id
             """,
             (uuid,),
         ).fetchall()
