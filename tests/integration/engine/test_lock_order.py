@@ -226,7 +226,12 @@ class Runner:
             }
             for uid in self.random.sample(range(recent, recent + 4), 3)
         ]
-        await self.call("select * from tasker.submit_tasks(%s, %s)", NAMESPACE, Json(requests))
+        while True:
+            try:
+                await self.call("select * from tasker.submit_tasks(%s, %s)", NAMESPACE, Json(requests))
+            except psycopg.errors.SerializationFailure:  # which the server's pool of connections calls again
+                continue
+            return
 
     async def register_template(self) -> None:
         version = self.random.randint(0, 3)
