@@ -163,13 +163,13 @@ cross join lateral (
 where admission.passage = 'admitted' and under_way.runs > (admission.metadata ->> 'max_tasks')::integer;
 
 -- name: I8_a_run_of_a_limited_template_was_admitted_before_it_began
--- Once; or it was there before the limit was, or was cancelled while it waited and then run again.
+-- Once; or it was there before the limit was, or ended while it waited, by hand or by its deadline, and was taken up again.
 select format('task %s is %s, was admitted %s times and began at %s', t.task_id, t.state, log.beginnings, t.started_at)
     as violation
 from tasker.tasks t
 cross join lateral (
     select count(*) filter (where x.passage in ('admitted', 'submitted')) as beginnings,
-        count(*) filter (where x.passage = 'run_again_cancelled') as runs_again
+        count(*) filter (where x.passage in ('run_again_cancelled', 'run_again_error', 'taken_up')) as runs_again
     from tasker.task_log x where x.task_id = t.task_id
 ) as log
 where log.beginnings > 1 or (log.beginnings + log.runs_again > 0) <> (t.started_at is not null);

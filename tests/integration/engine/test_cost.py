@@ -94,8 +94,9 @@ async def test_many_steps_in_one_call_cost_less_each(own_lab: Lab) -> None:
         measured.append(await meter.of(SETTLE, settle_arguments("worker-1", outcomes, 100)))
     each = {name: amount / 100 for name, amount in medians(measured).items()}
     print(each)
-    assert each["wal"] <= 1_260, each
-    assert each["buffers"] <= 64, each
+    # 1,146 and 59 where dead rows are pruned at once; 1,352 and 75 where another session's snapshot keeps them.
+    assert each["wal"] <= 1_400, each
+    assert each["buffers"] <= 80, each
 
 
 async def test_settling_a_step_and_taking_the_next_is_one_call_of_few_statements(own_lab: Lab) -> None:
