@@ -215,6 +215,24 @@ async def test_fail_fast_spares_what_is_not_of_the_batch(lab: Lab) -> None:
     assert await check_invariants(lab.connection) == []
 
 
+@pytest.mark.parametrize("how", ["cancelled", "past its deadline"])
+async def test_a_run_that_is_ended_counts_what_its_batch_had_cancelled_as_well(lab: Lab, how: str) -> None:
+    await lab.clock.freeze()
+    task = await lab.run(*batch_steps(failureStrategy="fail_fast"), step("beside"), deadline_seconds=60)
+    worker = await lab.worker()
+    claims = {claim.step: claim for claim in await worker.claim()}
+    workers = (await worker.create_batches(claims["divide"], 3, claim_limit=9)).claims
+    await worker.settle(failure(workers[0]))
+    if how == "cancelled":
+        await lab.engine.actions.cancel(task, actor="ann", reason="x")
+    else:
+        await lab.clock.advance(60)
+        await lab.engine.workers.sweep()
+    assert await lab.state(task) == ("cancelled" if how == "cancelled" else "error")
+    assert (await lab.engine.tasks.read(task)).counts.cancelled == 4, "two workers, the end, and that beside"
+    assert await check_invariants(lab.connection) == []
+
+
 async def test_a_released_worker_keeps_its_place(lab: Lab) -> None:
     _, worker, (first,) = await divided(lab, 2, parallelism=1)
     assert (await worker.settle(release(first))).ready_left == 1

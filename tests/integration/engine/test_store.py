@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import LiteralString
@@ -10,7 +9,7 @@ from typing import LiteralString
 import pytest
 
 from support.engine import Lab, connect, step
-from tasker.engine.pool import Database, Fetch
+from tasker.engine.pool import Database
 from tasker.engine.queries import load_queries
 from tasker.errors import IllegalTransition, StoreError, StoreUnavailable
 from tasker.factory import open_engine
@@ -52,35 +51,6 @@ async def test_a_statement_that_lost_to_another_is_run_again(database_url: str, 
         with pytest.raises(StoreError, match="not this time"):
             await database.fetch_value("select flaky(%(code)s, 100)", {"code": code})
         assert await database.fetch_value("select last_value from flaky_calls") == 9
-    finally:
-        await database.close()
-
-
-async def test_statements_in_a_transaction_count_together_and_are_run_again_together(database_url: str) -> None:
-    async with await connect(database_url) as connection:
-        await connection.execute(FLAKY)
-        await connection.execute("create table noted (number bigint)")
-    database = Database(DatabaseSettings(url=database_url))
-    await database.open()
-
-    def note(failures: int) -> Callable[[Fetch], Awaitable[int]]:
-        async def work(fetch: Fetch) -> int:
-            await fetch("insert into noted values (%(number)s) returning number", {"number": failures})
-            [row] = await fetch("select flaky('40P01', %(failures)s)", {"failures": failures})
-            number: int = row["flaky"]
-            if number > 4:
-                raise LookupError(number)
-            return number
-
-        return work
-
-    try:
-        assert await database.in_transaction(note(3)) == 4
-        with pytest.raises(LookupError):
-            await database.in_transaction(note(0))
-        with pytest.raises(StoreError, match="not this time"):
-            await database.in_transaction(note(100))
-        assert await database.fetch("select number from noted") == [{"number": 3}]
     finally:
         await database.close()
 

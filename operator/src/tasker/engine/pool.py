@@ -50,9 +50,6 @@ Connection = AsyncConnection[DictRow]
 Result = TypeVar("Result")
 Row = TypeVar("Row")
 
-Fetch = Callable[..., Awaitable[list[dict[str, Any]]]]
-"""As `Database.fetch`, within a transaction."""
-
 _SESSION_LIMITS: LiteralString = """select set_config('statement_timeout', %(statement)s, false),
     set_config('lock_timeout', %(lock)s, false)"""
 
@@ -118,27 +115,6 @@ class Database:
             async with self._connection() as connection:
                 cursor = await execute(connection, query, parameters, limits=self.settings.limits)
                 return list(await cursor.fetchall())
-
-        with self._noting_obstacles():
-            return await retried(run)
-
-    async def in_transaction(self, work: Callable[[Fetch], Awaitable[Result]]) -> Result:
-        """What `work` makes of its statements: they count together, or not at all when it raises.
-
-        As `fetch`, but `work` is done again as a whole.
-        """
-
-        async def run() -> Result:
-            async with self._connection() as connection:
-
-                async def fetch(query: LiteralString, parameters: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-                    cursor = await execute(connection, query, parameters, limits=self.settings.limits)
-                    return list(await cursor.fetchall())
-
-                await execute(connection, "begin", limits=self.settings.limits)
-                result = await work(fetch)
-                await execute(connection, "commit", limits=self.settings.limits)
-                return result
 
         with self._noting_obstacles():
             return await retried(run)

@@ -736,7 +736,6 @@ create type tasker.settlement as (
     step_id bigint,
     fence bigint,
     definition_id bigint,
-    attempt integer,
     outcome text,
     state tasker.step_state,
     retry_at timestamptz,

@@ -145,36 +145,14 @@ create or replace function tasker.cancel_batch(
 ) returns tasker.cancellation language plpgsql as $$
 declare
     v_first bigint := tasker.first_step_id(p_task_id) + p_first_place;
-    v_next bigint := tasker.first_step_id(p_task_id) + p_first_place + p_size;
     v_cancelled tasker.cancellation;
 begin
-    delete from tasker.ready_steps where step_id >= v_first and step_id < v_next;
-    delete from tasker.timers where task_id = p_task_id and step_id >= v_first and step_id < v_next;
-    with open_steps as (
-        select step_id, state from tasker.steps
-        where step_id >= v_first and step_id < v_next
-            and state in ('pending', 'enqueued', 'in_progress', 'waiting_for_retry')
-    ), stopped as (
-        update tasker.steps s set state = 'cancelled', completed_at = p_now, next_attempt_at = null
-        from open_steps o where s.step_id = o.step_id
-        returning s.step_id, o.state
-    ), ended as (
-        delete from tasker.leases where step_id >= v_first and step_id < v_next returning *
-    ), logged as (
-        insert into tasker.step_log (log_id, step_id, at, passage, actor_id, attempt, beginning, began_by, began_at, metadata)
-        select coalesce(e.log_id, nextval('tasker.step_log_ids')), s.step_id, p_now,
-            ('cancelled_' || s.state)::tasker.step_passage, p_actor_id, e.attempt, e.beginning,
-            nullif(e.actor_id, p_actor_id), e.started_at, '{"reason": "another worker of its batch failed"}'
-        from stopped s left join ended e on e.step_id = s.step_id
-    ), counted as (
-        select count(*) as every, count(*) filter (where state in ('enqueued', 'in_progress')) as active,
-            count(*) filter (where state = 'waiting_for_retry') as retrying
-        from stopped
-    ), noted as (
-        update tasker.step_batches b set at_once = 0, due = 0, next_place = b.first_place + b.size, open = b.open - c.every
-        from counted c where b.task_id = p_task_id and b.first_place = p_first_place
-    )
-    select p_task_id, every, active, retrying into v_cancelled from counted;
+    delete from tasker.timers where task_id = p_task_id and step_id >= v_first and step_id < v_first + p_size;
+    v_cancelled := tasker.cancel_steps(
+        v_first, v_first + p_size, p_actor_id, p_now, '{"reason": "another worker of its batch failed"}');
+    update tasker.step_batches b set at_once = 0, due = 0, next_place = b.first_place + b.size,
+        open = b.open - v_cancelled.every
+    where b.task_id = p_task_id and b.first_place = p_first_place;
     return v_cancelled;
 end $$;
 

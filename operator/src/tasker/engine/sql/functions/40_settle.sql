@@ -315,7 +315,7 @@ begin
             left(coalesce(r.message, ''), 8192), left(r.traceback, 16384), r.state = 'error', v_now
         from recorded r where r.state in ('error', 'waiting_for_retry')
     )
-    select array_agg(row(r.step_id, r.fence, r.definition_id, r.attempt, r.outcome, r.state, r.next_attempt_at,
+    select array_agg(row(r.step_id, r.fence, r.definition_id, r.outcome, r.state, r.next_attempt_at,
         r.state = 'error' and tasker.is_tolerated(r.definition_id, r.step_id), r.chosen::integer[])::tasker.settlement),
         bool_or(tasker.is_of_batch(r.definition_id, r.step_id))
         into v_settled, v_any_of_batch

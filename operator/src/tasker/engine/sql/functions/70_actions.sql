@@ -1,27 +1,25 @@
 -- What people (and deadlines) do to a run. Each is one function, records who and why, and takes locks in the one order.
 
--- Ends a run: what has not ended is cancelled, claims become void. The caller holds the task's row.
-create or replace function tasker.stop_steps(
-    p_task_id bigint, p_actor_id integer, p_now timestamptz, p_metadata json
-) returns integer language plpgsql as $$
+-- Cancels the steps from one to before the next, all of one run, that have not ended: claims of them become void. The caller
+-- holds the run's row, counts them there, and sees to timers. Tells how many these were, and in which states.
+create or replace function tasker.cancel_steps(
+    p_first bigint, p_next bigint, p_actor_id integer, p_now timestamptz, p_metadata json
+) returns tasker.cancellation language plpgsql as $$
 declare
-    v_first bigint := tasker.first_step_id(p_task_id);
-    v_next bigint := tasker.first_step_id(p_task_id + 1);
-    v_stopped integer;
+    v_cancelled tasker.cancellation;
 begin
-    delete from tasker.ready_steps where step_id >= v_first and step_id < v_next;
-    delete from tasker.timers where task_id = p_task_id;
+    delete from tasker.ready_steps where step_id >= p_first and step_id < p_next;
     -- The states before the change are what the log has to show, hence the self-join.
     with open_steps as (
         select step_id, state from tasker.steps
-        where step_id >= v_first and step_id < v_next
+        where step_id >= p_first and step_id < p_next
             and state in ('pending', 'enqueued', 'in_progress', 'waiting_for_retry')
     ), stopped as (
         update tasker.steps s set state = 'cancelled', completed_at = p_now, next_attempt_at = null
         from open_steps o where s.step_id = o.step_id
         returning s.step_id, o.state
     ), ended as (
-        delete from tasker.leases where step_id >= v_first and step_id < v_next returning *
+        delete from tasker.leases where step_id >= p_first and step_id < p_next returning *
     ), logged as (
         insert into tasker.step_log (log_id, step_id, at, passage, actor_id, attempt, beginning, began_by, began_at, metadata)
         select coalesce(e.log_id, nextval('tasker.step_log_ids')), s.step_id, p_now,
@@ -29,8 +27,21 @@ begin
             nullif(e.actor_id, p_actor_id), e.started_at, p_metadata
         from stopped s left join ended e on e.step_id = s.step_id
     )
-    select count(*) into v_stopped from stopped;
-    return v_stopped;
+    select tasker.task_of_step(p_first), count(*), count(*) filter (where state in ('enqueued', 'in_progress')),
+        count(*) filter (where state = 'waiting_for_retry') into v_cancelled
+    from stopped;
+    return v_cancelled;
+end $$;
+
+-- Ends a run: what has not ended is cancelled, and nothing of it is timed any more. Returns how many steps that were. The
+-- caller holds the task's row.
+create or replace function tasker.stop_steps(
+    p_task_id bigint, p_actor_id integer, p_now timestamptz, p_metadata json
+) returns integer language plpgsql as $$
+begin
+    delete from tasker.timers where task_id = p_task_id;
+    return (tasker.cancel_steps(
+        tasker.first_step_id(p_task_id), tasker.first_step_id(p_task_id + 1), p_actor_id, p_now, p_metadata)).every;
 end $$;
 
 -- Cancels a run for good. False when it had ended already.
@@ -51,7 +62,7 @@ begin
     v_now := tasker.now();
     v_stopped := tasker.stop_steps(p_task_id, v_actor_id, v_now, json_build_object('reason', p_reason));
     update tasker.tasks set state = 'cancelled', completed_at = v_now, active_steps = 0, retrying_steps = 0,
-        remaining_steps = remaining_steps - v_stopped, cancelled_steps = v_stopped,
+        remaining_steps = remaining_steps - v_stopped, cancelled_steps = cancelled_steps + v_stopped,
         error = jsonb_build_object('reason', 'cancelled', 'message', p_reason)
     where task_id = p_task_id;
     insert into tasker.task_log (task_id, at, passage, actor_id, metadata)
@@ -78,7 +89,7 @@ begin
     v_now := tasker.now();
     v_stopped := tasker.stop_steps(p_task_id, v_actor_id, v_now, json_build_object('reason', p_reason));
     update tasker.tasks set state = 'error', completed_at = v_now, active_steps = 0, retrying_steps = 0,
-        remaining_steps = remaining_steps - v_stopped, cancelled_steps = v_stopped,
+        remaining_steps = remaining_steps - v_stopped, cancelled_steps = cancelled_steps + v_stopped,
         error = jsonb_build_object('reason', p_reason, 'message', p_message)
     where task_id = p_task_id;
     insert into tasker.task_log (task_id, at, passage, actor_id, metadata)

@@ -248,7 +248,6 @@ begin
     ready := ready || p_ready;
     v_settled.step_id := p_step.step_id;
     v_settled.definition_id := p_step.definition_id;
-    v_settled.attempt := p_step.attempts;
     v_settled.outcome := 'by_hand';
     v_settled.state := p_state;
     v_settled.is_tolerated := false;
